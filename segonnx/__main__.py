@@ -1,0 +1,5 @@
+"""``python -m segonnx``."""
+
+from segonnx.cli import main
+
+main()

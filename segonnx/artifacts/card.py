@@ -1,0 +1,72 @@
+"""README.md of an artifact: the model card."""
+
+from __future__ import annotations
+
+from segonnx.artifacts.manifest import Manifest
+
+
+def render(content: Manifest) -> str:
+    """The model card in Markdown, from the manifest that it goes with."""
+    x, logits = content["inputs"][0], content["outputs"][0]
+    weights, parameters, parity = content["weights"], content["parameters"], content["parity"]
+    tolerance = parity["tolerance"]
+    published = " and ".join(f"{f['text']} ({f['source']})" for f in parameters["published_figures"]) or "nothing"
+    example = [size if isinstance(size, int) else parity["inputs"][0]["shape"][i] for i, size in enumerate(x["shape"])]
+    notice = ""
+    if weights["seed"] is not None:
+        notice = (
+            "\n> **The weights are random.** This file has the network's exact structure and cost, and predicts nothing.\n"
+        )
+    rows = "\n".join(
+        f"| {p['kind']} | {_shape(p['shape'])} | {p['max_rel_error']:.1e} | {p['rms_rel_error']:.1e} "
+        f"| {100 * p['label_agreement']:.4f} % |"
+        for p in parity["inputs"]
+    )
+    unused = "".join(f"\n- {count:,} unused: {why}" for why, count in parameters["unused_reasons"].items())
+    return f"""---
+library_name: onnx
+license: {weights["licence"]}
+tags: [image-segmentation, onnx, segonnx]
+---
+
+# {content["name"]}
+
+{content["source"]}, as ONNX (opset {content["opset"]}, standard operators only).
+{notice}
+- **Weights:** {weights["source"]}
+- **Licence of the weights:** {weights["licence"]}
+- **Input:** `{x["name"]}`, {x["dtype"]}, {_shape(x["shape"])} as (N, C, spatial...); {content["preprocessing"]["note"]}
+- **Output:** `{logits["name"]}`, {logits["dtype"]}, {_shape(logits["shape"])}: one logit per class; the largest is the label
+- **Multiply-adds of a pass:** {content["macs"]:,}
+
+## Run it
+
+```python
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+x = np.zeros({tuple(example)}, np.float32)
+labels = session.run(["{logits["name"]}"], {{"{x["name"]}": x}})[0].argmax(axis=1)
+```
+
+`segonnx verify .` checks every byte of this folder and replays `test_data_set_0`.
+
+## How it was checked
+
+Parameters: {parameters["count"]:,}; published: {published}. Each is accounted for in the file:
+
+- {parameters["used"]:,} used as they are
+- {parameters["folded"]:,} folded into others{unused}
+
+Numbers: {parity["runtime"]} against {parity["reference"]}. Errors are relative to the standard deviation of the logits.
+
+| input | shape | largest error | RMS error | same label |
+|---|---|---|---|---|
+{rows}
+| allowed | | {tolerance["max_rel_error"]:.1e} | {tolerance["rms_rel_error"]:.1e} | {100 * tolerance["label_agreement"]:.4f} % |
+"""
+
+
+def _shape(shape: list[int | str]) -> str:
+    return " x ".join(map(str, shape))

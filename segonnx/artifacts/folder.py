@@ -1,0 +1,91 @@
+"""A folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from segonnx.errors import ResourceError
+
+_LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """A new empty folder beside ``target`` for as long as the block runs; the block's content vanishes with it.
+
+    Whatever is to stay must be moved out of it with ``publish``. What killed processes left behind is cleared away.
+
+    Raises:
+        ResourceError: the folder can't be made.
+    """
+    parent = target.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _clear_abandoned(parent)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=parent))
+    except OSError as error:
+        raise ResourceError(f"can't write to {parent}: {error.strerror}") from error
+    try:
+        with (folder / _LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Rename ``folder`` to ``target`` once all its bytes are on the disk; an older ``target`` is replaced."""
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
+    if target.exists():
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".old", dir=target.parent) as aside:
+            target.rename(Path(aside) / target.name)
+            folder.rename(target)
+    else:
+        folder.rename(target)
+    _sync(target.parent)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        ResourceError: it can't be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        raise ResourceError(f"can't write {path}: {error.strerror}") from error
+
+
+def _clear_abandoned(parent: Path) -> None:
+    """Remove the staging folders whose owner is dead: its lock went with it."""
+    for folder in parent.glob(".*.partial"):
+        with contextlib.suppress(OSError), (folder / _LOCK).open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,75 @@
+"""manifest.json: all that a reader of an artifact needs to know, and the hashes that bind its files to it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.resources
+import json
+from pathlib import Path
+from typing import Any
+
+from segonnx.errors import VerifyError
+
+NAME = "manifest.json"
+SCHEMA_VERSION = 1
+MAX_BYTES = 16 * 2**20
+"""A larger manifest isn't read."""
+
+Manifest = dict[str, Any]
+
+
+def seal(content: Manifest) -> bytes:
+    """The bytes of manifest.json, with a digest of everything else in it under ``digest``."""
+    content = {key: value for key, value in content.items() if key != "digest"}
+    content["digest"] = hashlib.sha256(_dump(content)).hexdigest()
+    return _dump(content)
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of an artifact, checked against its schema and its own digest.
+
+    Raises:
+        VerifyError: there is none, or it isn't as it was written.
+    """
+    path = folder / NAME
+    if path.is_symlink() or not path.is_file():
+        raise VerifyError(f"{folder} is no artifact: it has no {NAME}")
+    if path.stat().st_size > MAX_BYTES:
+        raise VerifyError(f"{path} is larger than {MAX_BYTES:,} bytes")
+    data = path.read_bytes()
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise VerifyError(f"{path} isn't JSON: {error}") from error
+    validate(content)
+    if seal(content) != data:
+        raise VerifyError(f"{path} was changed after it was written: its digest doesn't match")
+    manifest: Manifest = content
+    return manifest
+
+
+def validate(content: object) -> None:
+    """Check a manifest against the schema.
+
+    Raises:
+        VerifyError: it doesn't fit; the message names the first place.
+    """
+    import jsonschema
+
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema()).iter_errors(content))
+    if error is not None:
+        where = "/".join(map(str, error.absolute_path)) or "its top"
+        raise VerifyError(f"{NAME} doesn't fit its schema at {where}: {error.message[:200]}")
+
+
+@functools.cache
+def schema() -> dict[str, Any]:
+    """The JSON Schema of manifest.json."""
+    text = importlib.resources.files("segonnx.artifacts").joinpath("manifest.schema.json").read_text("utf-8")
+    result: dict[str, Any] = json.loads(text)
+    return result
+
+
+def _dump(content: Manifest) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

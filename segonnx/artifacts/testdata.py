@@ -1,0 +1,44 @@
+"""Test data in the layout of the ONNX backend tests, which other people's test runners replay.
+
+``data.json`` beside the model holds the tolerances that ``onnx.backend.test`` reads.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FOLDER = "test_data_set_0"
+TOLERANCES = "data.json"
+
+
+def write(artifact: Path, x: npt.NDArray[Any], logits: npt.NDArray[Any], atol: float, rtol: float) -> None:
+    """Write one input and the logits that it must give.
+
+    Args:
+        artifact: the folder.
+        x: the model's input.
+        logits: the reference's output.
+        atol: absolute tolerance of each value.
+        rtol: relative tolerance of each value.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    (artifact / FOLDER).mkdir()
+    for name, file, array in (("input", "input_0.pb", x), ("logits", "output_0.pb", logits)):
+        onnx.save_tensor(numpy_helper.from_array(np.asarray(array), name), artifact / FOLDER / file)
+    (artifact / TOLERANCES).write_text(json.dumps({"atol": atol, "rtol": rtol}) + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> npt.NDArray[Any]:
+    """The array of a ``.pb`` file."""
+    import onnx
+    from onnx import numpy_helper
+
+    array: npt.NDArray[Any] = numpy_helper.to_array(onnx.load_tensor(path))
+    return array

@@ -1,0 +1,1 @@
+"""Timing runtimes side by side on the same inputs."""

@@ -1,0 +1,98 @@
+"""From what a user names to the models that a bench times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from segonnx import catalog, inputs, runtimes
+from segonnx.artifacts.verify import verify
+from segonnx.bench.plan import Model, Settings
+from segonnx.catalog import System
+from segonnx.errors import InputError
+from segonnx.process import Progress
+
+if TYPE_CHECKING:
+    from segonnx.exporters.pipeline import Exported
+
+
+def from_artifact(folder: Path, progress: Progress) -> Model:
+    """The model of an artifact, whose every byte is checked first.
+
+    Raises:
+        VerifyError: it isn't whole.
+        InputError: its sizes are open, so that its inputs have no shape of their own.
+    """
+    content = verify(folder, replay=False, progress=progress).manifest
+    shape = content["parity"]["inputs"][0]["shape"]
+    try:
+        system = catalog.find(content["name"])
+    except InputError:
+        system = None
+    return Model(
+        name=content["name"],
+        family=content["family"],
+        parameters=content["parameters"]["count"],
+        macs=content["macs"],
+        input_shape=tuple(shape),
+        modality=content["preprocessing"]["modality"],
+        artifact=folder,
+        system=system,
+        seed=content["weights"]["seed"],
+        weights_sha256=content["weights"]["sha256"],
+    )
+
+
+def from_system(
+    system: System, out: Path, settings: Settings, tell: Callable[[Exported], None], progress: Progress
+) -> Model:
+    """The model of a system: its artifact in ``out``, exported first if it isn't there and a runtime needs it.
+
+    Args:
+        system: what to time.
+        out: the folder of the artifacts.
+        settings: of the bench.
+        tell: called with an export that was made.
+        progress: told of each step.
+    """
+    from segonnx.exporters import pipeline
+
+    folder = out / pipeline.folder_name(system)
+    if folder.exists():
+        return from_artifact(folder, progress)
+    needed = system.reference is None or any(runtimes.get(name).needs == "artifact" for name in settings.backends)
+    if needed and runtimes.get("eager").missing() is None:
+        tell(pipeline.export(system, pipeline.Settings(out), lambda step: progress(f"{system.name}: {step}")))
+        return from_artifact(folder, progress)
+    if system.reference is None:
+        raise InputError(f"{folder} isn't there, and exporting {system.name} needs torch: pip install 'segonnx[export]'")
+    return Model(
+        name=system.name,
+        family=system.family,
+        parameters=system.reference.parameters,
+        macs=system.reference.inference_macs,
+        input_shape=system.input_shape,
+        modality=system.modality,
+        system=system,
+    )
+
+
+def read_input(path: Path, models: list[Model]) -> inputs.Array:
+    """An input from a ``.npy`` file.
+
+    Raises:
+        InputError: it isn't one, or doesn't fit every model.
+    """
+    try:
+        x = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} isn't a .npy file of numbers: {error}") from error
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+        raise InputError(f"{path} must hold one array of float32")
+    for model in models:
+        if x.shape != model.input_shape:
+            raise InputError(f"{path} has the shape {x.shape}, {model.name} takes {model.input_shape}")
+    return np.ascontiguousarray(x)

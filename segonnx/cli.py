@@ -1,0 +1,349 @@
+"""The command line: parse, call one function, print. Nothing else.
+
+Heavy libraries are imported where they are needed, so that ``segonnx --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from segonnx import __version__
+from segonnx.errors import InputError, SegonnxError
+
+if TYPE_CHECKING:
+    from segonnx.bench.plan import Model
+    from segonnx.bench.result import Row
+    from segonnx.exporters.pipeline import Exported
+    from segonnx.progress import Display
+
+BACKENDS = ("eager", "compile", "ort")
+FAMILIES = ("3d", "2d", "encoder")
+
+
+class _Group(click.Group):
+    """Prints an expected error as one line, and exits with its code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SegonnxError as error:
+            if ctx.params.get("debug"):
+                raise
+            _fail(error)
+
+
+def _fail(error: SegonnxError) -> NoReturn:
+    click.echo(f"segonnx: {error}", err=True)
+    sys.exit(error.exit_code)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """Segmentation networks as verified ONNX artifacts, and honest timings of the runtimes that run them.
+
+    \b
+    segonnx list                          the reference systems
+    segonnx export stunet-s               one of them as an ONNX artifact in artifacts/stunet-s
+    segonnx verify artifacts/stunet-s     is it whole, and does it compute what it should?
+    segonnx bench stunet-s                its time in every runtime, side by side
+
+    Exit codes: 0 done; 1 a check failed; 2 wrong use or bad input.
+    """
+
+
+@main.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of a table.")
+@click.option("--check", is_flag=True, help="Build every network without memory, count it, and compare. Needs torch.")
+def list_(as_json: bool, check: bool) -> None:
+    """Show the reference systems.
+
+    \b
+    segonnx list
+    segonnx list --json | jq '.[].name'
+    segonnx list --check
+    """
+    from segonnx import catalog
+    from segonnx.report import tables
+
+    systems = catalog.systems()
+    if as_json:
+        click.echo(json.dumps([_as_json(system) for system in systems], indent=2))
+    elif not check:
+        click.echo(tables.systems(systems))
+    if check:
+        _check_catalogue()
+
+
+def _as_json(system: Any) -> dict[str, Any]:
+    reference = system.reference
+    return {
+        "name": system.name,
+        "family": system.family,
+        "input_shape": list(system.input_shape),
+        "num_classes": system.num_classes,
+        "parameters": reference.parameters,
+        "training_parameters": reference.training_parameters,
+        "published_parameters": system.published_parameters,
+        "published": [
+            {"text": f.text, "source": f.source, "num_classes": f.num_classes or system.num_classes}
+            for f in system.published
+        ],
+        "macs": reference.macs,
+        "inference_macs": reference.inference_macs,
+        "source": system.source,
+        "published_dsc_percent": system.dsc_percent,
+    }
+
+
+def _check_catalogue() -> None:
+    _require_torch("list --check")
+    from segonnx import catalog
+    from segonnx.errors import ParityError
+    from segonnx.exporters import parameters
+
+    failed = []
+    for system in catalog.systems():
+        assert system.reference is not None
+        counted = parameters.count(system)
+        checks = parameters.check(system, counted)
+        for one in checks:
+            mark = "ok  " if one.passed else "FAIL"
+            click.echo(f"{mark} {system.name:32} {one.what}: {one.found:,} (expected {one.expected})")
+        if not all(one.passed for one in checks):
+            failed.append(system.name)
+            click.echo(parameters.mismatch_table(system.reference.modules, counted.modules))
+    if failed:
+        raise ParityError(f"{len(failed)} of {len(catalog.systems())} systems differ: {', '.join(failed)}")
+
+
+def _shape(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(int(size) for size in value.replace("x", ",").split(","))
+    except ValueError:
+        raise InputError(f"--shape takes whole numbers, for example 64,128,128 or 512,512; found {value!r}") from None
+
+
+@main.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--all", "everything", is_flag=True, help="Export all reference systems, smallest first.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("artifacts"), show_default=True, help="Folder that artifacts are made in.")
+@click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint to load: safetensors, or a torch file read without running its code.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random weights, where there is no checkpoint.")
+@click.option("--shape", callback=_shape, metavar="[D,]H,W", help="Spatial sizes of the input, instead of the system's.")
+@click.option("--dynamic", is_flag=True, help="Leave the batch and the spatial sizes open.")
+@click.option("--overwrite", is_flag=True, help="Replace artifacts that are there already.")
+@click.option("--threads", type=click.IntRange(1), help="Threads for the checks. [default: all cores]")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write what was done, with times and memory.")
+def export(
+    names: tuple[str, ...],
+    everything: bool,
+    out: Path,
+    weights: Path | None,
+    seed: int,
+    shape: tuple[int, ...] | None,
+    dynamic: bool,
+    overwrite: bool,
+    threads: int | None,
+    json_path: Path | None,
+) -> None:
+    """Convert networks to ONNX artifacts, checked before and after.
+
+    An artifact that is there already, made with the same arguments, is verified and kept.
+
+    \b
+    segonnx export stunet-s unet-resnet18
+    segonnx export --all --out artifacts
+    segonnx export stunet-b --weights base_ep4k.model
+    segonnx export totalsegmentator --shape 128,128,128
+    segonnx export smp:segformer:mit_b0 --dynamic
+    """
+    from segonnx import catalog, machine
+    from segonnx.exporters import pipeline
+    from segonnx.progress import Display
+
+    systems = _systems(names, everything)
+    _require_torch("export")
+    settings = pipeline.Settings(
+        out, weights, seed, shape, dynamic, overwrite, threads if threads is not None else machine.usable_cores()
+    )
+    for system in systems:
+        pipeline.input_shape(system, shape)
+    done: list[Exported] = []
+    failed: dict[str, SegonnxError] = {}
+    with Display() as display:
+        for number, system in enumerate(systems, 1):
+            place = f"[{number}/{len(systems)}] " if len(systems) > 1 else ""
+            try:
+                exported = pipeline.export(system, settings, lambda step, p=place, s=system: display(f"{p}{s.name}: {step}"))
+            except SegonnxError as error:
+                failed[system.name] = error
+                if len(systems) == 1:
+                    raise
+                click.echo(f"{place}{system.name}: FAILED: {error}", err=True)
+            else:
+                done.append(exported)
+                click.echo(place + _exported_line(exported))
+    if json_path is not None:
+        _write_json(json_path, [_exported_json(one) for one in done])
+    if failed:
+        message = f"{len(failed)} of {len(systems)} failed: {', '.join(failed)}"
+        if not done and all(isinstance(error, InputError) for error in failed.values()):
+            raise InputError(message)
+        click.echo(f"segonnx: {message}", err=True)
+        sys.exit(1)
+
+
+def _systems(names: tuple[str, ...], everything: bool) -> list[Any]:
+    from segonnx import catalog
+
+    if everything == bool(names):
+        raise InputError("give the names of systems, or --all (`segonnx list` shows them)")
+    if names:
+        return [catalog.find(name) for name in dict.fromkeys(names)]
+    return sorted(catalog.systems(), key=lambda system: system.reference.parameters if system.reference else 0)
+
+
+def _require_torch(what: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("torch") is None:
+        raise InputError(f"{what} needs PyTorch, which isn't installed: pip install 'segonnx[export]'")
+
+
+def _exported_line(exported: Exported) -> str:
+    content = exported.manifest
+    if exported.kept:
+        return f"{content['name']}: kept {exported.folder}, made with the same arguments and whole ({exported.seconds:.1f} s)"
+    parity = content["parity"]
+    size = sum(entry["bytes"] for name, entry in content["files"].items() if name.startswith("model.onnx"))
+    return (
+        f"{content['name']}: {content['parameters']['count']:,} parameters as referenced; ONNX against PyTorch: "
+        f"max {parity['max_rel_error']:.1e}, rms {parity['rms_rel_error']:.1e} of the spread, "
+        f"labels {100 * parity['label_agreement']:.4f} %; {size / 1e6:,.1f} MB, {exported.seconds:.1f} s, "
+        f"peak {exported.peak_rss_bytes / 1e9:.2f} GB -> {exported.folder}"
+    )
+
+
+def _exported_json(exported: Exported) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "name": exported.manifest["name"],
+        "folder": str(exported.folder),
+        "kept": exported.kept,
+        "seconds": exported.seconds,
+        "peak_rss_bytes": exported.peak_rss_bytes,
+        "stages": {name: asdict(stage) for name, stage in exported.stages.items()},
+        "parameters": exported.manifest["parameters"],
+        "parity": exported.manifest["parity"],
+    }
+
+
+def _write_json(path: Path, content: Any) -> None:
+    from segonnx.artifacts import folder
+
+    folder.write(path, json.dumps(content, indent=1) + "\n")
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--threads", type=click.IntRange(1), help="Threads of the replay. [default: the runtime's choice]")
+def verify(artifact: Path, threads: int | None) -> None:
+    """Check an artifact: schema, every byte, the graph, and a replay of its test data. Needs no torch.
+
+    \b
+    segonnx verify artifacts/stunet-s
+    """
+    from segonnx.artifacts.verify import verify as verify_artifact
+    from segonnx.progress import Display
+
+    if not artifact.is_dir():
+        raise InputError(f"{artifact} is not a folder")
+    with Display() as display:
+        verified = verify_artifact(artifact, threads=threads or 0, progress=display)
+    click.echo(
+        f"{artifact}: whole ({verified.files} files, {verified.bytes:,} bytes); replay: {verified.difference}"
+    )
+
+
+@main.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--all", "everything", is_flag=True, help="Time all reference systems, smallest first.")
+@click.option("--family", type=click.Choice(FAMILIES), multiple=True, help="Time a family of them.")
+@click.option("--artifact", "folders", type=click.Path(path_type=Path), multiple=True, help="Time this artifact.")
+@click.option("--backend", "backends", type=click.Choice(BACKENDS), multiple=True, default=BACKENDS, show_default="all", help="Runtime; give it several times to compare.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of every runtime. [default: all cores]")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Interleaved rounds.")
+@click.option("--input", "input_path", type=click.Path(path_type=Path), help="Input as a .npy file of float32, instead of noise.")
+@click.option("--autocast", type=click.Choice(["auto", "bf16", "off"]), default="off", show_default=True, help="bfloat16 in PyTorch; auto: where the processor multiplies it.")
+@click.option("--artifacts", "out", type=click.Path(path_type=Path), default=Path("artifacts"), show_default=True, help="Folder of the artifacts; what is missing there is exported first.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the result with every sample.")
+def bench(
+    names: tuple[str, ...],
+    everything: bool,
+    family: tuple[str, ...],
+    folders: tuple[Path, ...],
+    backends: tuple[str, ...],
+    threads: int | None,
+    rounds: int,
+    input_path: Path | None,
+    autocast: Any,
+    out: Path,
+    json_path: Path | None,
+) -> None:
+    """Time networks in several runtimes side by side, on the same input.
+
+    Each runtime has a process of its own; they take turns in rounds. The logits are compared, too.
+
+    \b
+    segonnx bench stunet-s
+    segonnx bench --all --backend ort
+    segonnx bench --family encoder --autocast auto --json encoders.json
+    segonnx bench --artifact artifacts/stunet-s --backend ort --threads 1
+    """
+    from segonnx import catalog, machine
+    from segonnx.bench import plan, run, subjects
+    from segonnx.progress import Display
+    from segonnx.report import tables
+
+    chosen = [system.name for system in catalog.systems() if system.family in family]
+    systems = [] if folders and not (names or everything or family) else _systems((*names, *chosen), everything)
+    settings = plan.Settings(
+        tuple(dict.fromkeys(backends)), threads if threads is not None else machine.usable_cores(), rounds, autocast
+    )
+    plan.resolve_autocast(autocast)
+    with Display() as display:
+        models: list[Model] = [subjects.from_artifact(folder, display) for folder in folders]
+        models += [
+            subjects.from_system(system, out, settings, lambda exported: click.echo(_exported_line(exported)), display)
+            for system in systems
+        ]
+        x = subjects.read_input(input_path, models) if input_path is not None else None
+        result = run.bench(models, settings, x, lambda rows: _tell(rows, display), display)
+    click.echo(f"\n{result.autocast}")
+    for key in (*FAMILIES, "smp"):
+        if result.where(lambda row, key=key: row.family == key):
+            click.echo("\n" + tables.family(result, key))
+    if found := tables.conclusions(result):
+        click.echo("\n" + tables.conclusions_table(found))
+    if json_path is not None:
+        result.write(json_path)
+    if not any(row.status == "ok" for row in result.rows):
+        raise SegonnxError("nothing could be timed")
+
+
+def _tell(rows: list[Row], display: Display) -> None:
+    from segonnx.report import tables
+
+    for row in rows:
+        time = tables.seconds(row.median_s) if row.median_s is not None else row.status
+        click.echo(f"{row.model} {row.backend}: {time}")

@@ -1,0 +1,49 @@
+"""The exceptions that segonnx raises on purpose.
+
+SegonnxError
+ ├── InputError        wrong use or bad input                          exit code 2
+ │    ├── CheckpointError   a weights file that can't be used
+ │    └── ResourceError     too little memory or disk, a folder that can't be written
+ └── CheckFailed       a check ran and its answer is no                exit code 1
+      ├── ParityError       the network or its ONNX file isn't what it should be
+      ├── VerifyError       an artifact isn't whole
+      └── StageError        a worker process ended without an answer
+"""
+
+from __future__ import annotations
+
+
+class SegonnxError(Exception):
+    """Base of every error that is printed as one line instead of a traceback."""
+
+    exit_code = 1
+
+
+class InputError(SegonnxError):
+    """Wrong use or bad input: the caller can mend it."""
+
+    exit_code = 2
+
+
+class CheckpointError(InputError):
+    """A weights file is missing, damaged, unsafe or of another network."""
+
+
+class ResourceError(InputError):
+    """The machine lacks what the work needs: memory, disk, a writable folder."""
+
+
+class CheckFailed(SegonnxError):
+    """A check ran and its answer is no."""
+
+
+class ParityError(CheckFailed):
+    """The network isn't the published one, or its ONNX file computes something else."""
+
+
+class VerifyError(CheckFailed):
+    """An artifact isn't whole."""
+
+
+class StageError(CheckFailed):
+    """A worker process ended without an answer (crashed or was killed)."""

@@ -1,0 +1,136 @@
+"""Parameter parity after conversion: every parameter is in the file, and nothing in the file is unexplained."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from segonnx.errors import ParityError
+from segonnx.exporters.provenance import Origin
+from segonnx.process import Progress
+
+FOLD_TOLERANCE = 1e-5
+"""How far a folded weight may lie from the one computed here in float64, relative to the tensor's largest."""
+
+FEW = 16
+"""A constant of more numbers than this, unless they are all the same, could hide weights."""
+
+Read = Callable[[str], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where the network's parameters went. The three counts add up to the network's parameters.
+
+    Attributes:
+        used: parameters that stand in the file as they are.
+        folded: parameters that were computed into others (BatchNorm into a convolution).
+        unused: parameters that inference doesn't use.
+        unused_reasons: parameters per reason.
+    """
+
+    used: int
+    folded: int
+    unused: int
+    unused_reasons: dict[str, int]
+
+
+def account(
+    onnx_path: Path,
+    weights_path: Path,
+    parameters: Sequence[str],
+    origins: Mapping[str, Origin],
+    unused: Mapping[str, str],
+    progress: Progress,
+) -> Account:
+    """Hold the initializers of an ONNX file against the network's tensors, one at a time.
+
+    Args:
+        onnx_path: the file, with its external data beside it.
+        weights_path: safetensors of the network in its inference form.
+        parameters: the names of the network's parameters in that file; the rest are buffers.
+        origins: what each initializer is said to be made of.
+        unused: patterns of names of parameters that may be missing, with the reason.
+        progress: told of the step.
+
+    Raises:
+        ParityError: a tensor differs from the network's, has no explanation, or is missing without a reason.
+    """
+    import onnx_ir as ir
+    from safetensors import safe_open
+
+    progress("accounting for every parameter")
+    model = ir.load(onnx_path)
+    with safe_open(weights_path, "numpy") as tensors:
+        sizes = {name: math.prod(tensors.get_slice(name).get_shape()) for name in parameters}
+        for name, value in model.graph.initializers.items():
+            assert value.const_value is not None
+            _explain(name, value.const_value.numpy(), origins.get(name), tensors.get_tensor)
+        here = {name: origins[name] for name in model.graph.initializers}
+        used = {source for origin in here.values() if origin.kind == "parameter" for source in origin.sources}
+        folded = {source for origin in here.values() for source in origin.sources} - used
+        # Tensors with the same values may be stored once.
+        missing = [name for name in parameters if name not in used | folded]
+        shared = _shared(missing, sizes, used & sizes.keys(), tensors.get_tensor)
+    reasons: dict[str, int] = {}
+    for name in missing:
+        if name in shared:
+            continue
+        reason = next((why for pattern, why in unused.items() if re.fullmatch(pattern, name)), None)
+        if reason is None:
+            raise ParityError(f"the network's parameter {name} isn't in the ONNX file, and no reason is known")
+        reasons[reason] = reasons.get(reason, 0) + sizes[name]
+    return Account(
+        used=sum(sizes[name] for name in parameters if name in used | shared),
+        folded=sum(sizes[name] for name in parameters if name in folded),
+        unused=sum(reasons.values()),
+        unused_reasons=reasons,
+    )
+
+
+def _explain(name: str, found: npt.NDArray[Any], origin: Origin | None, read: Read) -> None:
+    """Raise unless the initializer is what its origin says."""
+    if origin is None:
+        raise ParityError(f"the ONNX file holds {name}, which the network doesn't explain")
+    if origin.kind == "parameter":
+        if not np.array_equal(found, read(origin.sources[0])):
+            raise ParityError(f"{name} in the ONNX file isn't the network's, bit by bit")
+    elif origin.kind in ("batch_norm_weight", "batch_norm_bias"):
+        expected = _fold(origin, read)
+        scale = max(float(np.abs(expected).max()), np.finfo(np.float32).tiny)
+        error = float(np.abs(found - expected).max()) / scale if found.shape == expected.shape else float("inf")
+        if not error <= FOLD_TOLERANCE:
+            raise ParityError(f"{name} in the ONNX file isn't the network's layer with its BatchNorm (off by {error:.1e})")
+    elif origin.kind == "constant" and found.dtype.kind == "f" and found.size > FEW and not np.all(found == found[0]):
+        raise ParityError(f"the ONNX file holds {name} {found.shape}, whose values the network doesn't explain")
+
+
+def _fold(origin: Origin, read: Read) -> npt.NDArray[np.float64]:
+    """The layer's weight or bias with its BatchNorm folded in, in float64."""
+    weight, bias, scale, shift, mean, variance = (read(s).astype(np.float64) if s else None for s in origin.sources)
+    assert weight is not None and scale is not None and shift is not None and mean is not None and variance is not None
+    factor = scale / np.sqrt(variance + origin.epsilon)
+    if origin.kind == "batch_norm_bias":
+        result: npt.NDArray[np.float64] = ((0.0 if bias is None else bias) - mean) * factor + shift
+        return result
+    shape = [1] * weight.ndim
+    shape[origin.axis] = -1
+    result = weight * factor.reshape(shape)
+    return result
+
+
+def _shared(missing: list[str], sizes: Mapping[str, int], used: set[str], read: Read) -> set[str]:
+    """The missing tensors whose values are those of a used one of the same size."""
+    return {
+        name
+        for name in missing
+        if any(sizes[other] == sizes[name] and np.array_equal(read(other), read(name)) for other in used)
+    }
+

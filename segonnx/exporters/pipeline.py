@@ -1,0 +1,300 @@
+"""The one path from a system to an artifact: prepare, convert, assemble, measure, write.
+
+Each step runs in a process of its own, so that no two hold the weights at once, and tells its peak of memory.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import segonnx
+from segonnx import machine, process
+from segonnx.artifacts import card, folder, manifest
+from segonnx.artifacts.manifest import Manifest
+from segonnx.artifacts.verify import MODEL, describe, sha256, verify
+from segonnx.catalog import System
+from segonnx.errors import InputError, ResourceError, VerifyError
+from segonnx.exporters import probes
+from segonnx.exporters.accounting import Account
+from segonnx.exporters.assemble import Converted, assemble
+from segonnx.exporters.convert import convert
+from segonnx.exporters.parity import DTYPE, Measured, measure
+from segonnx.exporters.prepare import STATE, Prepared, prepare
+from segonnx.numeric import TOLERANCES
+from segonnx.process import Progress
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to export.
+
+    Attributes:
+        out: the folder that artifacts are made in.
+        checkpoint: a file of weights; random weights from ``seed`` where there is none.
+        seed: of random weights.
+        shape: spatial sizes of the input, where they aren't the system's.
+        dynamic: leave batch and spatial sizes open.
+        overwrite: replace an artifact that was made with other arguments.
+        threads: of PyTorch and ONNX Runtime.
+    """
+
+    out: Path
+    checkpoint: Path | None = None
+    seed: int = 0
+    shape: tuple[int, ...] | None = None
+    dynamic: bool = False
+    overwrite: bool = False
+    threads: int = field(default_factory=machine.usable_cores)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of an export: its seconds, and the most memory that its process held."""
+
+    seconds: float
+    peak_rss_bytes: int
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export gave.
+
+    Attributes:
+        folder: the artifact.
+        manifest: its content.
+        kept: it was there already, made with the same arguments, and is whole.
+        stages: by name; empty if it was kept.
+        seconds: in all.
+    """
+
+    folder: Path
+    manifest: Manifest
+    kept: bool
+    stages: dict[str, Stage]
+    seconds: float
+
+    @property
+    def peak_rss_bytes(self) -> int:
+        return max((stage.peak_rss_bytes for stage in self.stages.values()), default=0)
+
+
+def export(system: System, settings: Settings, progress: Progress = process.silent) -> Exported:
+    """Export one system to ``settings.out/NAME``.
+
+    Raises:
+        InputError: an argument is wrong, an artifact with other arguments is there, or the machine lacks something.
+        ParityError: the network isn't the published one, or its ONNX file computes something else. Nothing is written.
+    """
+    started = time.perf_counter()
+    target = settings.out / folder_name(system)
+    shape = input_shape(system, settings.shape)
+    arguments = _arguments(system, settings, shape)
+    if (kept := _existing(target, arguments, settings, progress)) is not None:
+        return Exported(target, kept, True, {}, time.perf_counter() - started)
+    planned = probes.plan(system, shape, dynamic=settings.dynamic)
+    _require_memory(system, shape)
+    stages: dict[str, Stage] = {}
+
+    def stage(name: str, function: Callable[..., T], *args: Any) -> T:
+        outcome = process.call(function, *args, progress=progress)
+        stages[name] = Stage(round(outcome.seconds, 3), outcome.peak_rss_bytes)
+        return outcome.value
+
+    with folder.staging(target) as work:
+        _require_disk(system, shape, work)
+        artifact = work / "artifact"
+        artifact.mkdir()
+        prepared = stage(
+            "prepare", prepare, system, settings.checkpoint, settings.seed, shape, planned, work, settings.threads
+        )
+        converted = stage("convert", convert, system, shape, settings.dynamic, work, work / MODEL)
+        account = stage("assemble", assemble, work / MODEL, converted, work / STATE, artifact)
+        (work / STATE).unlink()
+        measured = stage("measure", measure, artifact, planned, system.modality, work, settings.threads)
+        progress("hashing the artifact")
+        content = _manifest(system, settings, artifact, arguments, prepared, converted, account, measured)
+        (artifact / "README.md").write_text(card.render(content), encoding="utf-8")
+        content["files"] = _files(artifact)
+        manifest.validate({**content, "digest": "0" * 64})
+        (artifact / manifest.NAME).write_bytes(manifest.seal(content))
+        progress("writing the artifact")
+        folder.publish(artifact, target)
+    return Exported(target, content, False, stages, time.perf_counter() - started)
+
+
+def folder_name(system: System) -> str:
+    """The name of a system's artifact folder."""
+    return system.name.replace(":", "-").replace("/", "-")
+
+
+def input_shape(system: System, spatial: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The system's input shape with other spatial sizes.
+
+    Raises:
+        InputError: their number is wrong, or the network can't take them.
+    """
+    if spatial is None:
+        return system.input_shape
+    wanted = len(system.input_shape) - 2
+    axes = "D,H,W" if wanted == 3 else "H,W"
+    if len(spatial) != wanted:
+        raise InputError(f"{system.name} takes {wanted} spatial sizes, {axes}; --shape gives {len(spatial)}")
+    for size in spatial:
+        if size <= 0 or size % system.divisor:
+            raise InputError(
+                f"{system.name} takes spatial sizes that are positive multiples of {system.divisor}; --shape has {size}"
+            )
+    return (*system.input_shape[:2], *spatial)
+
+
+def memory_needed(system: System, shape: tuple[int, ...]) -> int:
+    """Bytes that the largest process of an export takes, rounded up from measured peaks.
+
+    The weights and a quarter (they're mapped from a file, and once loaded by the runtime), six times the logits (what
+    the widest layers and the comparison hold), and a gigabyte for the libraries.
+    """
+    parameters = system.reference.training_parameters if system.reference is not None else 10**8
+    logits = 4 * shape[0] * system.num_classes * math.prod(shape[2:])
+    return 5 * parameters + 6 * logits + 10**9
+
+
+def _require_memory(system: System, shape: tuple[int, ...]) -> None:
+    needed, available = memory_needed(system, shape), machine.available_memory()
+    if needed > available:
+        raise ResourceError(
+            f"{system.name} needs about {needed / 1e9:.1f} GB of memory to export, {available / 1e9:.1f} GB are "
+            "available: close other programs, use a larger machine, or a smaller --shape"
+        )
+
+
+def _require_disk(system: System, shape: tuple[int, ...], work: Path) -> None:
+    parameters = system.reference.training_parameters if system.reference is not None else 10**7
+    logits = 4 * shape[0] * system.num_classes * math.prod(shape[2:])
+    # The weights as safetensors and as ONNX (twice while they move inside), the logits of the probes and as test data.
+    needed = 4 * parameters * (2 if 4 * parameters > 2**30 else 3) + 4 * logits + 10**7
+    free = shutil.disk_usage(work).free
+    if needed > free:
+        raise ResourceError(
+            f"{system.name} needs about {needed / 1e9:.2f} GB of disk to export, {work.parent} has {free / 1e9:.2f} GB "
+            "free: free some space, or choose another folder with --out"
+        )
+
+
+def _arguments(system: System, settings: Settings, shape: tuple[int, ...]) -> dict[str, Any]:
+    return {
+        "name": system.name,
+        "shape": list(shape),
+        "dynamic": settings.dynamic,
+        "seed": settings.seed if settings.checkpoint is None else None,
+        "checkpoint_sha256": sha256(settings.checkpoint) if settings.checkpoint is not None else None,
+    }
+
+
+def _existing(target: Path, arguments: dict[str, Any], settings: Settings, progress: Progress) -> Manifest | None:
+    """The manifest of the artifact at ``target`` if it is to be kept; None if there is none or it is to be replaced."""
+    if not os.path.lexists(target) or settings.overwrite:
+        return None
+    try:
+        found = verify(target, replay=False, progress=progress).manifest
+    except VerifyError as error:
+        raise InputError(f"{target} exists and isn't a whole artifact ({error}): --overwrite replaces it") from error
+    if found["arguments"] != arguments:
+        changed = ", ".join(key for key in arguments if found["arguments"].get(key) != arguments[key])
+        raise InputError(f"{target} exists, made with other arguments ({changed}): --overwrite replaces it")
+    return found
+
+
+def _files(artifact: Path) -> dict[str, dict[str, Any]]:
+    paths = sorted(path for path in artifact.rglob("*") if path.is_file())
+    return {
+        path.relative_to(artifact).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size} for path in paths
+    }
+
+
+def _manifest(
+    system: System,
+    settings: Settings,
+    artifact: Path,
+    arguments: dict[str, Any],
+    prepared: Prepared,
+    converted: Converted,
+    account: Account,
+    measured: list[Measured],
+) -> Manifest:
+    import onnx
+
+    graph = onnx.load(str(artifact / MODEL), load_external_data=False).graph
+    differences = [one.difference for one in measured]
+    seeded = settings.checkpoint is None
+    return {
+        "schema_version": manifest.SCHEMA_VERSION,
+        "name": system.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "family": system.family,
+        "source": system.source,
+        "parameters": {
+            "count": prepared.parameters,
+            "reference": system.reference.parameters if system.reference is not None else None,
+            "published": system.published_parameters,
+            "published_figures": [
+                {"text": figure.text, "source": figure.source, "num_classes": figure.num_classes}
+                for figure in system.published
+            ],
+            **asdict(account),
+        },
+        "macs": prepared.macs,
+        "inputs": [describe(value) for value in graph.input],
+        "outputs": [describe(value) for value in graph.output],
+        "opset": converted.opset,
+        "ir_version": converted.ir_version,
+        "operators": converted.operators,
+        "weights": {
+            "source": f"seeded random weights (seed {settings.seed}); they predict nothing"
+            if seeded
+            else f"file {settings.checkpoint.name}",  # type: ignore[union-attr]
+            "sha256": prepared.weights_sha256,
+            "licence": "apache-2.0" if seeded else "unknown",
+            "seed": settings.seed if seeded else None,
+        },
+        "preprocessing": _PREPROCESSING[system.modality],
+        "labels": [],
+        "parity": {
+            "inputs": [
+                {"kind": one.probe.kind, "shape": list(one.probe.shape), "sha256": one.sha256, **asdict(one.difference)}
+                for one in measured
+            ],
+            "max_abs_error": max(d.max_abs_error for d in differences),
+            "max_rel_error": max(d.max_rel_error for d in differences),
+            "rms_rel_error": max(d.rms_rel_error for d in differences),
+            "label_agreement": min(d.label_agreement for d in differences),
+            "tolerance": {"dtype": DTYPE, **asdict(TOLERANCES[DTYPE])},
+            "reference": "PyTorch",
+            "runtime": "ONNX Runtime CPU",
+            "passed": True,
+        },
+        "rewrites": list(converted.rewrites),
+        "files": {},
+        "producer": machine.versions() | {"segonnx": segonnx.__version__},
+        "arguments": arguments,
+    }
+
+
+_PREPROCESSING: dict[str, dict[str, Any]] = {
+    "CT": {"modality": "CT", "note": "CT intensities, clipped and normalised as the network was trained"},
+    "RGB": {
+        "modality": "RGB",
+        "note": "RGB scaled to 0..1, then normalised per channel with ImageNet's mean and standard deviation",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    },
+}

@@ -1,0 +1,53 @@
+"""The inputs that an export is checked on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from segonnx import inputs
+from segonnx.catalog import System
+
+LARGE_MACS = 10**12
+"""Networks above this many multiply-adds per pass get one input at full size, and the others at half of it per axis."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One input.
+
+    Attributes:
+        kind: a name that ``inputs.make`` knows.
+        shape: (N, C, spatial...).
+        seed: of its noise.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {'x'.join(map(str, self.shape))}"
+
+    def make(self, modality: str) -> inputs.Array:
+        return inputs.make(self.kind, self.shape, modality, self.seed)
+
+
+def plan(system: System, shape: tuple[int, ...], *, dynamic: bool) -> tuple[Probe, ...]:
+    """The probes of an export at ``shape``; the first has that shape.
+
+    A file with open sizes is checked at a second size and batch too.
+    """
+    large = system.reference is not None and system.reference.macs > LARGE_MACS
+    other = halved(system, shape) if large else shape
+    probes = [Probe("noise", shape), Probe("phantom", other), Probe("constant", other)]
+    if dynamic:
+        grown = (shape[0] + 1, shape[1], *(size + system.divisor for size in shape[2:]))
+        probes += [Probe("noise", grown), Probe("phantom", grown)]
+    return tuple(probes)
+
+
+def halved(system: System, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """One instance at half the spatial size, in multiples of what the network divides by."""
+    step = system.divisor
+    return (1, shape[1], *(max(step, size // 2 // step * step) for size in shape[2:]))

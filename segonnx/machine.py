@@ -1,0 +1,100 @@
+"""The machine: what it is, and what it has left."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "segonnx",
+    "torch",
+    "torchvision",
+    "timm",
+    "segmentation-models-pytorch",
+    "dynamic-network-architectures",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime",
+    "numpy",
+)
+"""The packages whose versions decide what an export or a timing gives."""
+
+_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "neon", "asimd")
+
+
+def versions(names: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """The installed versions of the packages, in that order; those that aren't installed are left out."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_flags() -> list[str]:
+    """The instruction sets that matter for networks, of those that the processor has."""
+    import cpuinfo
+
+    flags = set(cpuinfo.get_cpu_info().get("flags", ()))
+    return [flag for flag in _FLAGS if flag in flags or flag.replace("_", "") in flags]
+
+
+def has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware; without it bfloat16 is many times slower than float32."""
+    return bool({"avx512_bf16", "amx_bf16"} & set(cpu_flags()))
+
+
+def describe() -> dict[str, Any]:
+    """The machine, for a result file."""
+    import cpuinfo
+    import psutil
+
+    info = cpuinfo.get_cpu_info()
+    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return {
+        "cpu": info.get("brand_raw", platform.processor()),
+        "architecture": platform.machine(),
+        "cores": psutil.cpu_count(logical=False),
+        "logical_cores": psutil.cpu_count(),
+        "usable_cores": usable_cores(),
+        "flags": cpu_flags(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "governor": governor.read_text("ascii").strip() if governor.exists() else None,
+        "virtual": "hypervisor" in info.get("flags", ()),
+        "load_average_1min": os.getloadavg()[0],
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": versions(),
+    }
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Bytes of memory that a new process can take: of the machine, its control group and its own limit."""
+    import resource
+
+    import psutil
+
+    limits = [int(psutil.virtual_memory().available)]
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        limits.append(soft)
+    try:
+        allowed = Path("/sys/fs/cgroup/memory.max").read_text("ascii").strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text("ascii"))
+        if allowed != "max":
+            limits.append(max(0, int(allowed) - used))
+    except (OSError, ValueError):
+        pass  # no control groups here
+    return min(limits)

@@ -1,0 +1,45 @@
+"""Counting what a network holds and what a pass through it costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import nn
+
+from segonnx.models.base import Network
+
+MODULE_DEPTH = 3
+"""How many parts of a parameter's name make the module that it's counted under."""
+
+
+def parameters(module: nn.Module) -> int:
+    """The number of parameters, shared ones counted once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def parameters_per_module(module: nn.Module) -> dict[str, int]:
+    """Parameters per module, in the order of the network; they add up to ``parameters(module)``."""
+    counts: Counter[str] = Counter()
+    for name, parameter in module.named_parameters():
+        path = name.split(".")[:-1]
+        counts[".".join(path[:MODULE_DEPTH]) or name] += parameter.numel()
+    return dict(counts)
+
+
+def macs(network: Network, shape: tuple[int, ...], *, all_heads: bool) -> int:
+    """Multiply-adds of one pass: convolutions, linear layers, matrix products and attention.
+
+    Args:
+        network: in its inference form, on the meta device.
+        shape: of the input, (N, C, spatial...).
+        all_heads: count the heads that only training runs too, as papers do.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    module = network.module.eval()
+    forward = network.training_forward if all_heads and network.training_forward is not None else module
+    counter = FlopCounterMode(display=False)
+    with torch.inference_mode(), counter:
+        forward(torch.empty(shape, device="meta"))
+    return int(counter.get_total_flops()) // 2

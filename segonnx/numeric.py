@@ -1,0 +1,130 @@
+"""How far two computations of the same logits are from each other, and how far they may be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from segonnx.errors import ParityError
+
+CHUNK = 2**24
+"""Elements that are compared at a time: logits may take half a gigabyte."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The most that two computations of the same logits may differ.
+
+    Errors are relative to the spread (the standard deviation) of the reference's logits, so that they mean the same for
+    a network whose logits are near 1 and for one whose logits are near 1e9.
+
+    Attributes:
+        max_rel_error: of the largest difference.
+        rms_rel_error: of the root of the mean squared difference; it sees a small change of many voxels that the
+            largest difference, which one unlucky voxel sets, does not.
+        label_agreement: fraction of voxels whose largest logit must be the same class.
+    """
+
+    max_rel_error: float
+    rms_rel_error: float
+    label_agreement: float
+
+
+TOLERANCES = {
+    "float32": Tolerance(max_rel_error=2e-3, rms_rel_error=1e-4, label_agreement=0.999),
+    "bfloat16": Tolerance(max_rel_error=0.5, rms_rel_error=5e-2, label_agreement=0.9),
+}
+"""By the type in which a runtime computes. For their derivation see docs/decisions/0004."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far logits are from a reference.
+
+    Attributes:
+        max_abs_error: the largest difference.
+        max_rel_error: the same relative to the reference's standard deviation.
+        rms_rel_error: root mean square of the difference, relative to the same.
+        label_agreement: fraction of voxels with the same class, of 1.
+        spread: the reference's standard deviation.
+    """
+
+    max_abs_error: float
+    max_rel_error: float
+    rms_rel_error: float
+    label_agreement: float
+    spread: float
+
+    def within(self, tolerance: Tolerance) -> bool:
+        """Whether every figure is within the tolerance; NaN never is."""
+        return (
+            self.max_rel_error <= tolerance.max_rel_error
+            and self.rms_rel_error <= tolerance.rms_rel_error
+            and self.label_agreement >= tolerance.label_agreement
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"max {self.max_rel_error:.1e} rms {self.rms_rel_error:.1e} of the spread, "
+            f"labels {100 * self.label_agreement:.4f} %"
+        )
+
+
+def compare(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> Difference:
+    """Measure ``found`` against ``reference``, both (N, classes, spatial...), in bounded memory.
+
+    Raises:
+        ParityError: the shapes differ.
+    """
+    if reference.shape != found.shape:
+        raise ParityError(f"logits have the shape {found.shape}, expected {reference.shape}")
+    largest = 0.0
+    squares = 0.0
+    total = 0.0
+    total_squares = 0.0
+    agreeing = 0
+    voxels = 0
+    for index in _chunks(reference.shape):
+        want = np.asarray(reference[index], dtype=np.float64)
+        have = np.asarray(found[index], dtype=np.float64)
+        difference = have - want
+        # max() would pass NaN over
+        largest = float(np.maximum(largest, np.abs(difference).max()))
+        squares += float(np.square(difference).sum())
+        total += float(want.sum())
+        total_squares += float(np.square(want).sum())
+        same = want.argmax(axis=1) == have.argmax(axis=1)
+        agreeing += int(same.sum())
+        voxels += same.size
+    count = math.prod(reference.shape)
+    spread = math.sqrt(max(total_squares / count - (total / count) ** 2, 0.0))
+    if not math.isfinite(largest) or not math.isfinite(spread):
+        return Difference(math.nan, math.nan, math.nan, 0.0, spread)
+    scale = spread if spread > 0 else 1.0
+    return Difference(
+        max_abs_error=largest,
+        max_rel_error=largest / scale,
+        rms_rel_error=math.sqrt(squares / count) / scale,
+        label_agreement=agreeing / voxels,
+        spread=spread,
+    )
+
+
+def _chunks(shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
+    """Slices along the first spatial axis that hold about ``CHUNK`` elements each."""
+    if len(shape) < 3:
+        return [(slice(None),)]
+    rows = max(1, CHUNK * shape[2] // max(1, math.prod(shape)))
+    every = slice(None)
+    return [(every, every, slice(start, start + rows)) for start in range(0, shape[2], rows)]
+
+
+def load(path: Path) -> npt.NDArray[Any]:
+    """Logits that were saved with ``numpy.save``, mapped from the file."""
+    array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array

@@ -1,0 +1,186 @@
+"""Work in a process of its own: its memory is its own, and it can crash without taking the caller along."""
+
+from __future__ import annotations
+
+import errno
+import faulthandler
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar
+
+from segonnx.errors import ResourceError, SegonnxError, StageError
+
+T = TypeVar("T")
+_NO_SPACE = ("No space left on device", "Disk quota exceeded", "StorageFull")
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "bad allocation", "Cannot allocate memory")
+
+
+class Progress(Protocol):
+    """Told what is going on, in a few words, whenever a step begins."""
+
+    def __call__(self, step: str, /) -> None: ...
+
+
+def silent(step: str, /) -> None:
+    """A Progress that says nothing."""
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """What a process gave.
+
+    Attributes:
+        value: the function's result.
+        peak_rss_bytes: the most resident memory that the process held, file-backed pages included.
+        seconds: from start to end, imports included.
+    """
+
+    value: T
+    peak_rss_bytes: int
+    seconds: float
+
+
+def peak_rss_bytes() -> int:
+    """The most resident memory that this process has held."""
+    try:
+        status = Path("/proc/self/status").read_text("ascii")
+        # ru_maxrss is inherited from the parent over exec; VmHWM is this program's own.
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+    except (OSError, StopIteration):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Worker:
+    """A fresh process that runs ``function(channel, *args)`` and ends with its parent.
+
+    What it prints goes to a file, whose last line is shown where the process dies.
+    """
+
+    def __init__(self, function: Callable[..., None], *args: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._log = tempfile.NamedTemporaryFile(prefix="segonnx-", suffix=".log")  # noqa: SIM115: closed in close()
+        self.channel, theirs = context.Pipe()
+        self.process = context.Process(target=_enter, args=(theirs, self._log.name, function, args), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def receive(self, what: str, timeout: float | None = None) -> Any:
+        """The next message of the process.
+
+        Raises:
+            StageError: it ended without one, or the timeout, in seconds, passed; ``what`` names its work in the message.
+        """
+        if not wait([self.channel], timeout):
+            raise StageError(f"{what} took more than {timeout:g} s")
+        try:
+            return self.channel.recv()
+        except (EOFError, ConnectionError):
+            self.process.join(10)
+            raise StageError(_obituary(what, self.process.exitcode, self.log())) from None
+
+    def log(self) -> str:
+        """What the process has printed so far."""
+        return Path(self._log.name).read_text("utf-8", errors="replace")
+
+    def close(self, patience: float = 0.0) -> None:
+        """End the process: at once, or after it had ``patience`` seconds to end by itself."""
+        self.channel.close()
+        self.process.join(patience)
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join()
+        self.process.close()
+        self._log.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def call(function: Callable[..., T], /, *args: Any, progress: Progress = silent) -> Outcome[T]:
+    """Run ``function(*args, progress)`` in a fresh process and wait for its result.
+
+    Raises:
+        SegonnxError: as the function raised it.
+        ResourceError: the disk or the memory ran out.
+        StageError: the process was killed, or raised anything else.
+    """
+    started = time.perf_counter()
+    with Worker(_answer, function, args) as worker:
+        while True:
+            kind, value, peak = worker.receive(function.__name__.replace("_", " ").strip())
+            if kind == "error":
+                raise value
+            if kind == "done":
+                return Outcome(value, peak, time.perf_counter() - started)
+            progress(value)
+
+
+def _answer(channel: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    try:
+        value = function(*args, lambda step: channel.send(("step", step, 0)))
+    except Exception as error:  # noqa: BLE001: whatever it was, the parent must hear of it
+        channel.send(("error", translate(error), peak_rss_bytes()))
+    else:
+        channel.send(("done", value, peak_rss_bytes()))
+
+
+def translate(error: BaseException) -> SegonnxError:
+    """The error as one of ours, so that it can cross to another process and be printed as one line."""
+    if isinstance(error, SegonnxError):
+        return error
+    text = str(error)
+    if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or any(s in text for s in _NO_SPACE):
+        return ResourceError("the disk is full: free some space, or choose another folder with --out")
+    if isinstance(error, MemoryError) or any(s in text for s in _NO_MEMORY):
+        return ResourceError("the memory ran out")
+    if isinstance(error, PermissionError):
+        return ResourceError(f"no permission: {error.filename or text}")
+    ours = StageError(f"{type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else 'no message'}")
+    ours.add_note("".join(traceback.format_exception(error)))
+    return ours
+
+
+def _enter(channel: Connection, log: str, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+    """The first thing that runs in the new process."""
+    with open(log, "ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    faulthandler.enable(2)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and kills us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    function(channel, *args)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _obituary(what: str, exit_code: int | None, log: str) -> str:
+    how = f"ended with exit code {exit_code}"
+    if exit_code is not None and exit_code < 0:
+        how = f"was killed by {signal.Signals(-exit_code).name}"
+        if exit_code == -signal.SIGKILL:
+            how += " (the machine may have run out of memory)"
+    last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "")
+    return f"the process for {what} {how}" + (f"; its last words: {last[:200]}" if last else "")
