@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from segonnx.bench.plan import Model
     from segonnx.bench.result import Row
     from segonnx.exporters.pipeline import Exported
-    from segonnx.progress import Display
 
 BACKENDS = ("eager", "compile", "ort")
 FAMILIES = ("3d", "2d", "encoder")
@@ -123,7 +122,7 @@ def _check_catalogue() -> None:
         raise ParityError(f"{len(failed)} of {len(catalog.systems())} systems differ: {', '.join(failed)}")
 
 
-def _shape(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+def _shape(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     if value is None:
         return None
     try:
@@ -135,14 +134,34 @@ def _shape(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @main.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--all", "everything", is_flag=True, help="Export all reference systems, smallest first.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("artifacts"), show_default=True, help="Folder that artifacts are made in.")
-@click.option("--weights", type=click.Path(path_type=Path), help="Checkpoint to load: safetensors, or a torch file read without running its code.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the random weights, where there is no checkpoint.")
-@click.option("--shape", callback=_shape, metavar="[D,]H,W", help="Spatial sizes of the input, instead of the system's.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("artifacts"),
+    show_default=True,
+    help="Folder that artifacts are made in.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="Checkpoint to load: safetensors, or a torch file read without running its code.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Seed of the random weights, where there is no checkpoint.",
+)
+@click.option(
+    "--shape", callback=_shape, metavar="[D,]H,W", help="Spatial sizes of the input, instead of the system's."
+)
 @click.option("--dynamic", is_flag=True, help="Leave the batch and the spatial sizes open.")
 @click.option("--overwrite", is_flag=True, help="Replace artifacts that are there already.")
 @click.option("--threads", type=click.IntRange(1), help="Threads for the checks. [default: all cores]")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write what was done, with times and memory.")
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Write what was done, with times and memory."
+)
 def export(
     names: tuple[str, ...],
     everything: bool,
@@ -166,7 +185,7 @@ def export(
     segonnx export totalsegmentator --shape 128,128,128
     segonnx export smp:segformer:mit_b0 --dynamic
     """
-    from segonnx import catalog, machine
+    from segonnx import machine
     from segonnx.exporters import pipeline
     from segonnx.progress import Display
 
@@ -183,7 +202,7 @@ def export(
         for number, system in enumerate(systems, 1):
             place = f"[{number}/{len(systems)}] " if len(systems) > 1 else ""
             try:
-                exported = pipeline.export(system, settings, lambda step, p=place, s=system: display(f"{p}{s.name}: {step}"))
+                exported = pipeline.export(system, settings, display.within(f"{place}{system.name}: "))
             except SegonnxError as error:
                 failed[system.name] = error
                 if len(systems) == 1:
@@ -222,7 +241,9 @@ def _require_torch(what: str) -> None:
 def _exported_line(exported: Exported) -> str:
     content = exported.manifest
     if exported.kept:
-        return f"{content['name']}: kept {exported.folder}, made with the same arguments and whole ({exported.seconds:.1f} s)"
+        return (
+            f"{content['name']}: kept {exported.folder}, whole and made with these arguments ({exported.seconds:.1f} s)"
+        )
     parity = content["parity"]
     size = sum(entry["bytes"] for name, entry in content["files"].items() if name.startswith("model.onnx"))
     return (
@@ -270,9 +291,7 @@ def verify(artifact: Path, threads: int | None) -> None:
         raise InputError(f"{artifact} is not a folder")
     with Display() as display:
         verified = verify_artifact(artifact, threads=threads or 0, progress=display)
-    click.echo(
-        f"{artifact}: whole ({verified.files} files, {verified.bytes:,} bytes); replay: {verified.difference}"
-    )
+    click.echo(f"{artifact}: whole ({verified.files} files, {verified.bytes:,} bytes); replay: {verified.difference}")
 
 
 @main.command()
@@ -280,12 +299,35 @@ def verify(artifact: Path, threads: int | None) -> None:
 @click.option("--all", "everything", is_flag=True, help="Time all reference systems, smallest first.")
 @click.option("--family", type=click.Choice(FAMILIES), multiple=True, help="Time a family of them.")
 @click.option("--artifact", "folders", type=click.Path(path_type=Path), multiple=True, help="Time this artifact.")
-@click.option("--backend", "backends", type=click.Choice(BACKENDS), multiple=True, default=BACKENDS, show_default="all", help="Runtime; give it several times to compare.")
+@click.option(
+    "--backend",
+    "backends",
+    type=click.Choice(BACKENDS),
+    multiple=True,
+    default=BACKENDS,
+    show_default="all",
+    help="Runtime; give it several times to compare.",
+)
 @click.option("--threads", type=click.IntRange(1), help="Threads of every runtime. [default: all cores]")
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Interleaved rounds.")
-@click.option("--input", "input_path", type=click.Path(path_type=Path), help="Input as a .npy file of float32, instead of noise.")
-@click.option("--autocast", type=click.Choice(["auto", "bf16", "off"]), default="off", show_default=True, help="bfloat16 in PyTorch; auto: where the processor multiplies it.")
-@click.option("--artifacts", "out", type=click.Path(path_type=Path), default=Path("artifacts"), show_default=True, help="Folder of the artifacts; what is missing there is exported first.")
+@click.option(
+    "--input", "input_path", type=click.Path(path_type=Path), help="Input as a .npy file of float32, instead of noise."
+)
+@click.option(
+    "--autocast",
+    type=click.Choice(["auto", "bf16", "off"]),
+    default="off",
+    show_default=True,
+    help="bfloat16 in PyTorch; auto: where the processor multiplies it.",
+)
+@click.option(
+    "--artifacts",
+    "out",
+    type=click.Path(path_type=Path),
+    default=Path("artifacts"),
+    show_default=True,
+    help="Folder of the artifacts; what is missing there is exported first.",
+)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the result with every sample.")
 def bench(
     names: tuple[str, ...],
@@ -328,10 +370,10 @@ def bench(
             for system in systems
         ]
         x = subjects.read_input(input_path, models) if input_path is not None else None
-        result = run.bench(models, settings, x, lambda rows: _tell(rows, display), display)
+        result = run.bench(models, settings, x, _tell, display)
     click.echo(f"\n{result.autocast}")
     for key in (*FAMILIES, "smp"):
-        if result.where(lambda row, key=key: row.family == key):
+        if any(row.family == key for row in result.rows):
             click.echo("\n" + tables.family(result, key))
     if found := tables.conclusions(result):
         click.echo("\n" + tables.conclusions_table(found))
@@ -341,7 +383,7 @@ def bench(
         raise SegonnxError("nothing could be timed")
 
 
-def _tell(rows: list[Row], display: Display) -> None:
+def _tell(rows: list[Row]) -> None:
     from segonnx.report import tables
 
     for row in rows:

@@ -83,4 +83,4 @@ def phantom(shape: tuple[int, ...], modality: str, seed: int = 0) -> Array:
 
 def sha256(x: Array) -> str:
     """SHA-256 of the array's bytes in C order, as hexadecimal digits."""
-    return hashlib.sha256(np.ascontiguousarray(x)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(x).data).hexdigest()

@@ -22,7 +22,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from segonnx.errors import ResourceError, SegonnxError, StageError
 
 T = TypeVar("T")
-_NO_SPACE = ("No space left on device", "Disk quota exceeded", "StorageFull")
+_NO_SPACE = ("No space left on device", "Disk quota exceeded", "StorageFull", " requested and ")  # the last is NumPy's
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "bad allocation", "Cannot allocate memory")
 
 
@@ -71,7 +71,7 @@ class Worker:
 
     def __init__(self, function: Callable[..., None], *args: Any) -> None:
         context = multiprocessing.get_context("spawn")
-        self._log = tempfile.NamedTemporaryFile(prefix="segonnx-", suffix=".log")  # noqa: SIM115: closed in close()
+        self._log = tempfile.NamedTemporaryFile(suffix=".log")  # noqa: SIM115 (closed in close())
         self.channel, theirs = context.Pipe()
         self.process = context.Process(target=_enter, args=(theirs, self._log.name, function, args), daemon=True)
         self.process.start()
@@ -81,7 +81,7 @@ class Worker:
         """The next message of the process.
 
         Raises:
-            StageError: it ended without one, or the timeout, in seconds, passed; ``what`` names its work in the message.
+            StageError: it ended without one, or ``timeout`` seconds passed; ``what`` names its work in the message.
         """
         if not wait([self.channel], timeout):
             raise StageError(f"{what} took more than {timeout:g} s")
@@ -136,7 +136,7 @@ def call(function: Callable[..., T], /, *args: Any, progress: Progress = silent)
 def _answer(channel: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     try:
         value = function(*args, lambda step: channel.send(("step", step, 0)))
-    except Exception as error:  # noqa: BLE001: whatever it was, the parent must hear of it
+    except Exception as error:  # noqa: BLE001 (whatever it was, the parent must hear of it)
         channel.send(("error", translate(error), peak_rss_bytes()))
     else:
         channel.send(("done", value, peak_rss_bytes()))
@@ -147,7 +147,9 @@ def translate(error: BaseException) -> SegonnxError:
     if isinstance(error, SegonnxError):
         return error
     text = str(error)
-    if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or any(s in text for s in _NO_SPACE):
+    if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or any(
+        s in text for s in _NO_SPACE
+    ):
         return ResourceError("the disk is full: free some space, or choose another folder with --out")
     if isinstance(error, MemoryError) or any(s in text for s in _NO_MEMORY):
         return ResourceError("the memory ran out")
@@ -160,7 +162,7 @@ def translate(error: BaseException) -> SegonnxError:
 
 def _enter(channel: Connection, log: str, function: Callable[..., None], args: tuple[Any, ...]) -> None:
     """The first thing that runs in the new process."""
-    with open(log, "ab", buffering=0) as file:
+    with Path(log).open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     faulthandler.enable(2)

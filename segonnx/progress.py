@@ -6,6 +6,8 @@ import sys
 import threading
 from types import TracebackType
 
+from segonnx.process import Progress
+
 PATIENCE_S = 10.0
 """Where output isn't a terminal, a step is told of once it has lasted this long."""
 
@@ -29,6 +31,10 @@ class Display:
         self._timer = threading.Timer(PATIENCE_S, lambda: print(f"  {step} ...", file=sys.stderr, flush=True))
         self._timer.daemon = True
         self._timer.start()
+
+    def within(self, prefix: str) -> Progress:
+        """A Progress whose steps begin with ``prefix``."""
+        return lambda step: self(prefix + step)
 
     def _cancel(self) -> None:
         if self._timer is not None:

@@ -15,12 +15,16 @@ def render(content: Manifest) -> str:
     notice = ""
     if weights["seed"] is not None:
         notice = (
-            "\n> **The weights are random.** This file has the network's exact structure and cost, and predicts nothing.\n"
+            "\n> **The weights are random.** This file has the network's structure and cost, and predicts nothing.\n"
         )
     rows = "\n".join(
         f"| {p['kind']} | {_shape(p['shape'])} | {p['max_rel_error']:.1e} | {p['rms_rel_error']:.1e} "
         f"| {100 * p['label_agreement']:.4f} % |"
         for p in parity["inputs"]
+    )
+    allowed = (
+        f"| allowed | | {tolerance['max_rel_error']:.1e} | {tolerance['rms_rel_error']:.1e} "
+        f"| {100 * tolerance['label_agreement']:.4f} % |"
     )
     unused = "".join(f"\n- {count:,} unused: {why}" for why, count in parameters["unused_reasons"].items())
     return f"""---
@@ -36,7 +40,7 @@ tags: [image-segmentation, onnx, segonnx]
 - **Weights:** {weights["source"]}
 - **Licence of the weights:** {weights["licence"]}
 - **Input:** `{x["name"]}`, {x["dtype"]}, {_shape(x["shape"])} as (N, C, spatial...); {content["preprocessing"]["note"]}
-- **Output:** `{logits["name"]}`, {logits["dtype"]}, {_shape(logits["shape"])}: one logit per class; the largest is the label
+- **Output:** `{logits["name"]}`, {logits["dtype"]}, {_shape(logits["shape"])}: a logit per class
 - **Multiply-adds of a pass:** {content["macs"]:,}
 
 ## Run it
@@ -64,7 +68,7 @@ Numbers: {parity["runtime"]} against {parity["reference"]}. Errors are relative 
 | input | shape | largest error | RMS error | same label |
 |---|---|---|---|---|
 {rows}
-| allowed | | {tolerance["max_rel_error"]:.1e} | {tolerance["rms_rel_error"]:.1e} | {100 * tolerance["label_agreement"]:.4f} % |
+{allowed}
 """
 
 

@@ -60,7 +60,9 @@ def verify(folder: Path, *, replay: bool = True, threads: int = 0, progress: Pro
         wanted = content["parity"]["tolerance"]
         tolerance = Tolerance(wanted["max_rel_error"], wanted["rms_rel_error"], wanted["label_agreement"])
         if not difference.within(tolerance):
-            raise VerifyError(f"{folder}: the replay differs from the recorded logits: {difference}; allowed: {tolerance}")
+            raise VerifyError(
+                f"{folder}: the replay differs from the recorded logits: {difference}; allowed: {tolerance}"
+            )
     files = content["files"]
     return Verified(content, len(files), sum(entry["bytes"] for entry in files.values()), difference)
 
@@ -80,13 +82,17 @@ def _check_files(folder: Path, content: Manifest, progress: Progress) -> None:
         progress(f"hashing {name}")
         digest = sha256(folder / name)
         if digest != entry["sha256"]:
-            raise VerifyError(f"{folder / name} was changed: its SHA-256 is {digest[:16]}..., not {entry['sha256'][:16]}...")
+            raise VerifyError(
+                f"{folder / name} was changed: its SHA-256 is {digest[:16]}..., not {entry['sha256'][:16]}..."
+            )
 
 
 def _walk(folder: Path, prefix: str = "") -> list[str]:
     """The relative paths of all files below ``folder``; links and special files are refused."""
     names = []
-    for entry in os.scandir(folder):
+    with os.scandir(folder) as scan:
+        entries = sorted(scan, key=lambda entry: entry.name)
+    for entry in entries:
         info = entry.stat(follow_symlinks=False)
         name = prefix + entry.name
         if stat.S_ISDIR(info.st_mode):
@@ -108,7 +114,7 @@ def _check_graph(folder: Path, content: Manifest, progress: Progress) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
         model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # noqa: BLE001: the checker raises many kinds
+    except Exception as error:
         raise VerifyError(f"{path} isn't a valid ONNX model: {str(error).strip().splitlines()[0]}") from error
     for what, declared, values in (
         ("inputs", content["inputs"], model.graph.input),
@@ -142,7 +148,7 @@ def _replay(folder: Path, threads: int, progress: Progress) -> Difference:
         session = onnxruntime.InferenceSession(str(folder / MODEL), settings, providers=["CPUExecutionProvider"])
         progress("replaying the test data")
         logits = session.run(None, {session.get_inputs()[0].name: x})[0]
-    except Exception as error:  # noqa: BLE001: onnxruntime's errors have no common base
+    except Exception as error:
         raise VerifyError(f"{folder} doesn't run: {str(error).strip().splitlines()[0]}") from error
     progress("comparing")
     return compare(testdata.read(data / "output_0.pb"), logits)

@@ -82,7 +82,9 @@ def resolve_autocast(mode: Autocast) -> tuple[bool, str]:
         return True, "autocast bf16 in PyTorch: this processor multiplies bfloat16; ONNX Runtime computes in float32"
     if mode == "auto":
         return False, "autocast auto: this processor doesn't multiply bfloat16, so every runtime computes in float32"
-    raise InputError("--autocast bf16: this processor doesn't multiply bfloat16, which makes it many times slower than off")
+    raise InputError(
+        "--autocast bf16: this processor doesn't multiply bfloat16, which makes it many times slower than off"
+    )
 
 
 def memory_needed(model: Model, backend: str) -> int:

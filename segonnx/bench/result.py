@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,13 +29,13 @@ class Row:
         images: how many images a pass counts for.
         settings: of the runtime, those that matter for time.
         rounds: seconds of every pass, by round.
-        load_s: seconds from an empty process with its libraries imported to the first result: reading, optimising,
-            compiling, and the first pass.
+        load_s: seconds from a process that has imported nothing yet to the first result: importing the library,
+            reading, optimising or compiling, and the first pass.
         peak_rss_bytes: the most resident memory of the worker.
         max_abs_error: largest difference from eager's logits, or from the recorded ones where eager didn't run.
         label_agreement: fraction of voxels with the same label as there.
         compared_with: ``eager`` or ``recorded``.
-        ratio_to_eager: time relative to eager's, the median of the rounds' ratios.
+        speedup_over_eager: eager's time over this one's, the median of the rounds' ratios.
         interleaved: whether the runtimes of this model took turns.
         warnings: what a reader should know.
     """
@@ -57,7 +56,7 @@ class Row:
     max_abs_error: float | None = None
     label_agreement: float | None = None
     compared_with: str | None = None
-    ratio_to_eager: float | None = None
+    speedup_over_eager: float | None = None
     interleaved: bool = True
     warnings: list[str] = field(default_factory=list)
 
@@ -108,10 +107,6 @@ class Result:
     machine: dict[str, Any]
     autocast: str
     rows: list[Row] = field(default_factory=list)
-
-    def where(self, test: Callable[[Row], bool]) -> list[Row]:
-        """The rows that pass the test."""
-        return [row for row in self.rows if test(row)]
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all.

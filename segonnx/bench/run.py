@@ -7,6 +7,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def _bench_model(
         if row.rounds and len(row.rounds) < plan.MIN_ROUNDS:
             row.warnings.append(f"only {len(row.rounds)} rounds")
         if eager is not None and row.rounds:
-            row.ratio_to_eager = stats.ratio(row.rounds, eager.rounds)
+            row.speedup_over_eager = stats.ratio(eager.rounds, row.rounds)
     yield from rows
 
 
@@ -127,7 +128,7 @@ def _run_block(
     model: Model, rows: list[Row], settings: Settings, bf16: bool, subject: Subject, folder: Path, progress: Progress
 ) -> None:
     """Load the rows' runtimes, run the rounds, and end them all, whatever happens."""
-    order = random.Random(settings.seed)
+    order = random.Random(settings.seed)  # noqa: S311 (an order, not a secret)
     with contextlib.ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for row in rows:
@@ -165,7 +166,7 @@ def _run_block(
                 row.peak_rss_bytes = _answer(workers[row.backend], row)
 
 
-def _answer(worker: Worker, row: Row):  # type: ignore[no-untyped-def]  # noqa: ANN202: as the worker sends
+def _answer(worker: Worker, row: Row) -> Any:
     """The worker's answer; None, and the row's status says why, where it failed."""
     try:
         kind, value = worker.receive(f"{row.model} in {row.backend}")

@@ -68,7 +68,9 @@ def from_system(
         tell(pipeline.export(system, pipeline.Settings(out), lambda step: progress(f"{system.name}: {step}")))
         return from_artifact(folder, progress)
     if system.reference is None:
-        raise InputError(f"{folder} isn't there, and exporting {system.name} needs torch: pip install 'segonnx[export]'")
+        raise InputError(
+            f"{folder} isn't there, and exporting {system.name} needs torch: pip install 'segonnx[export]'"
+        )
     return Model(
         name=system.name,
         family=system.family,

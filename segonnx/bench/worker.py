@@ -49,7 +49,7 @@ def serve(channel: Connection, job: Job) -> None:
             _serve(channel, job)
         except EOFError:
             pass  # the parent is gone, or has heard enough
-        except Exception as error:  # noqa: BLE001: whatever it was, the parent must hear of it
+        except Exception as error:  # noqa: BLE001 (whatever it was, the parent must hear of it)
             channel.send(("error", process.translate(error)))
 
 

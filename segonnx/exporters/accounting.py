@@ -68,17 +68,26 @@ def account(
 
     progress("accounting for every parameter")
     model = ir.load(onnx_path)
+
+    def read(name: str) -> npt.NDArray[Any]:
+        with safe_open(weights_path, "numpy") as tensors:  # opened anew each time: its pages are unmapped again
+            array: npt.NDArray[Any] = tensors.get_tensor(name)
+            return array
+
     with safe_open(weights_path, "numpy") as tensors:
         sizes = {name: math.prod(tensors.get_slice(name).get_shape()) for name in parameters}
-        for name, value in model.graph.initializers.items():
-            assert value.const_value is not None
-            _explain(name, value.const_value.numpy(), origins.get(name), tensors.get_tensor)
-        here = {name: origins[name] for name in model.graph.initializers}
-        used = {source for origin in here.values() if origin.kind == "parameter" for source in origin.sources}
-        folded = {source for origin in here.values() for source in origin.sources} - used
-        # Tensors with the same values may be stored once.
-        missing = [name for name in parameters if name not in used | folded]
-        shared = _shared(missing, sizes, used & sizes.keys(), tensors.get_tensor)
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        assert tensor is not None
+        _explain(name, tensor.numpy(), origins.get(name), read)
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.release()  # unmaps its pages
+    here = {name: origins[name] for name in model.graph.initializers}
+    used = {source for origin in here.values() if origin.kind == "parameter" for source in origin.sources}
+    folded = {source for origin in here.values() for source in origin.sources} - used
+    # Tensors with the same values may be stored once.
+    missing = [name for name in parameters if name not in used | folded]
+    shared = _shared(missing, sizes, used & sizes.keys(), read)
     reasons: dict[str, int] = {}
     for name in missing:
         if name in shared:
@@ -104,10 +113,12 @@ def _explain(name: str, found: npt.NDArray[Any], origin: Origin | None, read: Re
             raise ParityError(f"{name} in the ONNX file isn't the network's, bit by bit")
     elif origin.kind in ("batch_norm_weight", "batch_norm_bias"):
         expected = _fold(origin, read)
-        scale = max(float(np.abs(expected).max()), np.finfo(np.float32).tiny)
-        error = float(np.abs(found - expected).max()) / scale if found.shape == expected.shape else float("inf")
+        scale = max(float(np.max(np.abs(expected))), float(np.finfo(np.float32).tiny))
+        error = float(np.max(np.abs(found - expected))) / scale if found.shape == expected.shape else math.inf
         if not error <= FOLD_TOLERANCE:
-            raise ParityError(f"{name} in the ONNX file isn't the network's layer with its BatchNorm (off by {error:.1e})")
+            raise ParityError(
+                f"{name} in the ONNX file isn't the network's layer with its BatchNorm (off by {error:.1e})"
+            )
     elif origin.kind == "constant" and found.dtype.kind == "f" and found.size > FEW and not np.all(found == found[0]):
         raise ParityError(f"the ONNX file holds {name} {found.shape}, whose values the network doesn't explain")
 
@@ -133,4 +144,3 @@ def _shared(missing: list[str], sizes: Mapping[str, int], used: set[str], read: 
         for name in missing
         if any(sizes[other] == sizes[name] and np.array_equal(read(other), read(name)) for other in used)
     }
-

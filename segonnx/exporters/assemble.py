@@ -41,7 +41,9 @@ class Converted:
     unused: dict[str, str]
 
 
-def assemble(converted_path: Path, converted: Converted, weights_path: Path, artifact: Path, progress: Progress) -> Account:
+def assemble(
+    converted_path: Path, converted: Converted, weights_path: Path, artifact: Path, progress: Progress
+) -> Account:
     """Move the converted model into the artifact, check the graph, and account for every parameter.
 
     Weights of up to ``EXTERNAL_BYTES`` move into ``model.onnx``.

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from pathlib import Path
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from segonnx.catalog import System
@@ -90,6 +90,7 @@ def _dynamic_shapes(system: System, shape: tuple[int, ...]) -> tuple[dict[int, A
     import torch
 
     names = ("depth", "height", "width")[-(len(shape) - 2) :]
-    spatial = {axis: system.divisor * torch.export.Dim(f"{name}_{system.divisor}", min=2) for axis, name in enumerate(names, 2)}
+    spatial = {
+        axis: system.divisor * torch.export.Dim(f"{name}_{system.divisor}", min=2) for axis, name in enumerate(names, 2)
+    }
     return ({0: torch.export.Dim("batch", min=1), **spatial},)
-

@@ -1,4 +1,4 @@
-"""Numeric parity after conversion: does the ONNX file compute what PyTorch computes, in the runtime that will be used?"""
+"""Numeric parity after conversion: does the file compute in the runtime what the network computes in PyTorch?"""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def measure(
     Raises:
         ParityError: a difference is beyond the tolerance.
     """
-    results = []
+    results: list[Measured] = []
     for i, probe in reversed(list(enumerate(probes))):
         x = probe.make(modality)
         progress(f"running ONNX Runtime on {probe.name}")

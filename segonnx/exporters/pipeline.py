@@ -154,6 +154,8 @@ def input_shape(system: System, spatial: tuple[int, ...] | None) -> tuple[int, .
             raise InputError(
                 f"{system.name} takes spatial sizes that are positive multiples of {system.divisor}; --shape has {size}"
             )
+    if wanted == 3 and math.prod(spatial) == system.divisor**3:
+        raise InputError(f"{system.name} needs more than one voxel at its deepest level: double a size of --shape")
     return (*system.input_shape[:2], *spatial)
 
 

@@ -75,7 +75,7 @@ def prepare(
     threads: int,
     progress: Progress,
 ) -> Prepared:
-    """Write the network's weights to ``folder/weights.safetensors`` and its logits on probe i to ``folder/logits_i.npy``.
+    """Write the network's weights to ``weights.safetensors`` and its logits on probe i to ``logits_i.npy``.
 
     Raises:
         CheckpointError: the checkpoint can't be used.
@@ -127,5 +127,10 @@ def _calibration_inputs(system: System) -> inputs.Array:
         probes = [Probe("noise", shape), Probe("phantom", shape)]
     else:
         shape = system.input_shape
-        probes = [Probe("noise", shape), Probe("noise", shape, seed=1), Probe("phantom", shape), Probe("constant", shape)]
+        probes = [
+            Probe("noise", shape),
+            Probe("noise", shape, seed=1),
+            Probe("phantom", shape),
+            Probe("constant", shape),
+        ]
     return np.concatenate([probe.make(system.modality) for probe in probes])

@@ -48,6 +48,10 @@ def plan(system: System, shape: tuple[int, ...], *, dynamic: bool) -> tuple[Prob
 
 
 def halved(system: System, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """One instance at half the spatial size, in multiples of what the network divides by."""
+    """One instance at half the spatial size, in multiples of what the network divides by.
+
+    The last axis keeps two of them, so that the deepest level has more than one voxel to normalise over.
+    """
     step = system.divisor
-    return (1, shape[1], *(max(step, size // 2 // step * step) for size in shape[2:]))
+    *others, last = (max(step, size // 2 // step * step) for size in shape[2:])
+    return (1, shape[1], *others, max(2 * step, last))

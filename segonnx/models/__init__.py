@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from segonnx.catalog import System
+from segonnx.errors import InputError
 from segonnx.models import plain_unet, seeded, smp, stunet, timm_encoder, timm_unet
 from segonnx.models.base import Network
 
@@ -37,8 +38,9 @@ def build_meta(system: System, **overrides: Any) -> Network:
     try:
         with torch.device("meta"):
             return build(system, **overrides)
-    except NotImplementedError:
-        # RegNet computes its widths with operators that the meta device doesn't have.
+    except (NotImplementedError, RuntimeError, InputError):
+        # Some constructors compute with tensors (RegNet its widths, mit_b0 its drop rates). What is truly wrong fails
+        # again on the CPU.
         network = build(system, **overrides)
         network.module.to("meta")
         return network

@@ -13,7 +13,7 @@ def reparameterize(module: nn.Module) -> nn.Module:
     from timm.utils.model import reparameterize_model
 
     with torch.device(next(module.parameters()).device):  # the merged convolutions are made where the branches are
-        return reparameterize_model(module, inplace=True)  # type: ignore[no-any-return]
+        return reparameterize_model(module, inplace=True)
 
 
 def build(*, encoder: str, num_classes: int, in_channels: int = 3) -> Network:

@@ -5,6 +5,8 @@ segmentation-models-pytorch's stock ``Unet`` is another network (it has other co
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -41,8 +43,9 @@ class TimmUNet(nn.Module):
         super().__init__()
         import timm
 
-        self.encoder = timm.create_model(encoder, pretrained=False, features_only=True, in_chans=in_channels)
-        *skips, deepest = self.encoder.feature_info.channels()
+        backbone: Any = timm.create_model(encoder, pretrained=False, features_only=True, in_chans=in_channels)
+        *skips, deepest = backbone.feature_info.channels()
+        self.encoder = backbone
         inputs = (deepest, *DECODER_CHANNELS[:-1])
         self.stages = nn.ModuleList(map(DecoderStage, inputs, reversed(skips), DECODER_CHANNELS))
         self.up = nn.ConvTranspose2d(DECODER_CHANNELS[-1], DECODER_CHANNELS[-1], 2, stride=2)
@@ -58,6 +61,4 @@ class TimmUNet(nn.Module):
 
 def build(*, encoder: str, num_classes: int, in_channels: int = 3) -> Network:
     """Build the U-Net on the timm encoder ``encoder``."""
-    return Network(
-        TimmUNet(encoder=encoder, num_classes=num_classes, in_channels=in_channels), finalize=reparameterize
-    )
+    return Network(TimmUNet(encoder=encoder, num_classes=num_classes, in_channels=in_channels), finalize=reparameterize)

@@ -96,9 +96,11 @@ def read(path: Path) -> dict[str, torch.Tensor]:
             content: object = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except Exception as error:  # noqa: BLE001: torch and safetensors raise many kinds
+    except Exception as error:
         reason = str(error).strip().splitlines()
-        raise CheckpointError(f"{path} can't be read safely: {reason[0] if reason else type(error).__name__}") from error
+        raise CheckpointError(
+            f"{path} can't be read safely: {reason[0] if reason else type(error).__name__}"
+        ) from error
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -15,6 +15,8 @@ from segonnx.bench.result import OK, Result, Row
 from segonnx.catalog import System
 from segonnx.errors import InputError
 
+Ratio = Callable[[dict[str, tuple[float, float]]], float]
+"""A ratio, computed from (images per second, efficiency) by model."""
 WIDTH = 1000
 """Columns that a table may take: it is never wrapped or cut, whatever the terminal."""
 
@@ -61,10 +63,10 @@ def shape(sizes: Sequence[int | str]) -> str:
 
 def family(result: Result, name: str) -> str:
     """One family's table, with the source's columns for each backend and the published figures beside them."""
-    rows = result.where(lambda row: row.family == name)
+    rows = [row for row in result.rows if row.family == name]
     per = "equiv/s" if name == "3d" else "img/s"
     table = _table(
-        "<model", "params", "<backend", "time", per, "efficiency", "x eager", "load", "peak", "max error",
+        "<model", "params", "<backend", "time", per, "efficiency", "vs eager", "load", "peak", "max error",
         "published*", f"{per}*", "efficiency*", "<notes",
         title=f"{catalog.FAMILIES[name]}, {', '.join(sorted({shape(row.input_shape) for row in rows}))}, "
         f"{result.machine['threads']} threads of {result.machine['cpu']}",
@@ -94,7 +96,7 @@ def _cells(row: Row) -> list[str]:
         seconds(row.median_s),
         significant(row.images_per_s),
         significant(row.efficiency),
-        f"{row.ratio_to_eager:.2f}" if row.ratio_to_eager is not None else "-",
+        f"{row.speedup_over_eager:.2f}x" if row.speedup_over_eager is not None else "-",
         seconds(row.load_s or 0.0),
         f"{(row.peak_rss_bytes or 0) / 1e9:.2f} GB",
         f"{row.max_abs_error:.1e}" if row.max_abs_error is not None else "-",
@@ -162,7 +164,7 @@ def conclusions(result: Result) -> list[Conclusion]:
             for system in catalog.systems()
             if system.published_time is not None
         }
-        for claim, needed, ratio in (
+        claims: tuple[tuple[str, list[str], Ratio], ...] = (
             (
                 "2D is about 2x faster than STU-Net-S (median of the four U-Nets, per slice)",
                 [*unets, "stunet-s"],
@@ -183,7 +185,8 @@ def conclusions(result: Result) -> list[Conclusion]:
                 volumes,
                 lambda s: s["stunet-s"][1] / max(s[name][1] for name in volumes[1:]),
             ),
-        ):
+        )
+        for claim, needed, ratio in claims:
             if all(name in speed for name in needed):
                 found.append(Conclusion(claim, backend, ratio(theirs), ratio(speed)))
     return found

@@ -35,9 +35,7 @@ class OrtRuntime(Runtime):
         settings.intra_op_num_threads = options.threads
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            str(subject.model), settings, providers=["CPUExecutionProvider"]
-        )
+        self._session = onnxruntime.InferenceSession(str(subject.model), settings, providers=["CPUExecutionProvider"])
         shape = self._session.get_outputs()[0].shape
         self._output = np.empty(shape, np.float32) if all(isinstance(size, int) for size in shape) else None
         self.run(example)

@@ -1,9 +1,9 @@
 """InstanceNormalization whose sums don't lose digits.
 
-ONNX Runtime's CPU kernel adds up a whole channel in float32, one voxel after the other in a few lanes. Over the million
-voxels of a 64x128x128 patch that costs up to four of the seven digits: on a constant input, one voxel in a hundred of
-STU-Net-S got another label than in PyTorch. Here means are taken axis by axis, so that no sum runs over more voxels than
-a row holds, and the variance is taken of what is left after the mean is gone:
+ONNX Runtime's CPU kernel adds up a whole channel in float32, one voxel after the other in a few lanes. Over the
+million voxels of a 64x128x128 patch that costs up to four of the seven digits: on a constant input, one voxel in a
+hundred of STU-Net-S got another label than in PyTorch. Here means are taken axis by axis, so that no sum runs over
+more voxels than a row holds, and the variance is taken of what is left after the mean is gone:
 
     centred = x - mean(x)
     y = centred * scale / sqrt(mean(centred^2) + epsilon) + bias
@@ -74,7 +74,9 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
     square = add("ReduceSumSquare", centred, axes[0])
     for axis in axes[1:]:
         square = add("ReduceMean", square, axis)
-    length = add("Cast", add("Shape", centred, start=ir.AttrInt64("start", -1)), to=ir.AttrInt64("to", ir.DataType.FLOAT))
+    length = add(
+        "Cast", add("Shape", centred, start=ir.AttrInt64("start", -1)), to=ir.AttrInt64("to", ir.DataType.FLOAT)
+    )
     variance = add("Div", square, length)
     if x.shape[0] == 1:
         # One instance: BatchNormalization with this instance's statistics does the rest in one pass over the voxels.
@@ -89,11 +91,8 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
         y = add("Add", add("Mul", centred, factor), add("Reshape", bias, column))
 
     graph.insert_before(node, new)
-    ir.convenience.replace_all_uses_with(out, y)
     y.name, y.shape, y.type = out.name, out.shape, out.type
-    for i, value in enumerate(graph.outputs):
-        if value is out:
-            graph.outputs[i] = y
+    out.replace_all_uses_with(y, replace_graph_outputs=True)
     graph.remove(node, safe=True)
 
 
@@ -101,9 +100,10 @@ def _axis(graph: ir.Graph, axis: int) -> ir.Value:
     return _constant(graph, f"axis_{axis}", np.array([axis], np.int64))
 
 
-def _constant(graph: ir.Graph, name: str, array: np.ndarray | np.generic) -> ir.Value:  # type: ignore[type-arg]
+def _constant(graph: ir.Graph, name: str, array: np.ndarray | np.generic) -> ir.Value:
     if name not in graph.initializers:
-        tensor = ir.tensor(np.asarray(array), name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        data = np.asarray(array)
+        tensor = ir.tensor(data, name=name)
+        value = ir.Value(name=name, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         graph.register_initializer(value)
     return graph.initializers[name]

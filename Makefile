@@ -1,0 +1,49 @@
+# `make demo` and `make test` are all that a newcomer needs; each installs what it needs first.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo bench test test-all check lint reference clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,dev]'
+	touch $(STAMP)
+
+# Exports and verifies the fourteen reference systems, smallest first, then times the encoders.
+demo: install
+	$(BIN)/segonnx export --all
+	$(BIN)/segonnx bench --family encoder --json results/encoders.json
+
+# All three tables. The two largest models get few rounds: a pass takes up to two minutes.
+bench: install
+	$(BIN)/segonnx export --all
+	$(BIN)/segonnx bench --family encoder --family 2d --json results/2d.json
+	$(BIN)/segonnx bench stunet-s totalsegmentator stunet-b --json results/3d.json
+	$(BIN)/segonnx bench stunet-l stunet-h --rounds 2 --json results/3d-large.json
+
+test: install
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
+
+# With the full-size models, too: an hour.
+test-all: install
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test
+
+# Counts the networks of the catalogue anew; see tools/make_reference.py for when.
+reference: install
+	$(BIN)/python tools/make_reference.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

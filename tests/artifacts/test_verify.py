@@ -1,0 +1,253 @@
+"""Whatever is done to an artifact, verify finds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import warnings
+from pathlib import Path
+
+import onnx
+import onnxruntime.backend
+import pytest
+from onnx.backend.test.loader import load_model_tests
+from onnx.backend.test.runner import Runner
+
+from segonnx.artifacts import manifest
+from segonnx.artifacts.verify import verify
+from segonnx.errors import VerifyError
+from tests.conftest import SMALL, run
+
+FILES = (
+    "README.md",
+    "data.json",
+    "manifest.json",
+    "model.onnx",
+    "test_data_set_0/input_0.pb",
+    "test_data_set_0/output_0.pb",
+)
+
+
+def _reseal(artifact: Path, change) -> None:  # type: ignore[no-untyped-def]
+    """Change the manifest and give it a digest that fits, as somebody with bad intentions would."""
+    path = artifact / manifest.NAME
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_bytes(manifest.seal(content))
+
+
+def test_a_whole_artifact_passes_and_replays(artifact: Path) -> None:
+    verified = verify(artifact)
+    assert verified.files == len(FILES) - 1
+    assert verified.difference is not None
+    result = run("verify", artifact)
+    assert result.returncode == 0
+    assert "whole" in result.stdout
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_flipped_byte_is_found(artifact: Path, name: str) -> None:
+    path = artifact / name
+    original = path.read_bytes()
+    places = [*random.Random(0).sample(range(len(original)), 12), 0, len(original) - 1]
+    for place in places:
+        changed = bytearray(original)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(VerifyError):
+            verify(artifact, replay=False)
+    path.write_bytes(original)
+    verify(artifact, replay=False)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_found(artifact: Path, name: str) -> None:
+    (artifact / name).unlink()
+    result = run("verify", artifact)
+    assert result.returncode == 1
+    assert Path(name).name in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file_is_found(artifact: Path, name: str) -> None:
+    path = artifact / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(VerifyError):
+        verify(artifact, replay=False)
+
+
+@pytest.mark.parametrize("name", ["extra", ".hidden", "test_data_set_0/more.pb", "test_data_set_1/input_0.pb"])
+def test_an_extra_file_is_found(artifact: Path, name: str) -> None:
+    (artifact / name).parent.mkdir(exist_ok=True)
+    (artifact / name).write_text("x")
+    with pytest.raises(VerifyError, match="the manifest doesn't know"):
+        verify(artifact, replay=False)
+
+
+def test_links_are_found(artifact: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.onnx"
+    shutil.copy(artifact / "model.onnx", outside)
+    (artifact / "model.onnx").unlink()
+    (artifact / "model.onnx").symlink_to(outside)
+    with pytest.raises(VerifyError, match="a link"):
+        verify(artifact, replay=False)
+    (artifact / "model.onnx").unlink()
+    os.link(outside, artifact / "model.onnx")
+    with pytest.raises(VerifyError, match="hard link"):
+        verify(artifact, replay=False)
+    outside.unlink()
+    verify(artifact, replay=False)
+    (tmp_path / "alias").symlink_to(artifact)
+    with pytest.raises(VerifyError, match="is a link"):
+        verify(tmp_path / "alias", replay=False)
+    os.mkfifo(artifact / "pipe")
+    with pytest.raises(VerifyError, match="special file"):
+        verify(artifact, replay=False)
+
+
+def test_a_manifest_that_was_edited_is_found(artifact: Path) -> None:
+    path = artifact / manifest.NAME
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(VerifyError, match="digest"):
+        verify(artifact)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.pop("parity"),
+        lambda m: m["parity"].update(passed=False),
+        lambda m: m.update(schema_version=2),
+        lambda m: m["files"].update({"model.onnx": {"sha256": "0", "bytes": 1}}),
+        lambda m: m["parameters"].update(count=-1),
+    ],
+)
+def test_a_manifest_that_does_not_fit_the_schema_is_refused(artifact: Path, change) -> None:  # type: ignore[no-untyped-def]
+    _reseal(artifact, change)
+    with pytest.raises(VerifyError, match="schema"):
+        verify(artifact)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000])
+def test_a_manifest_that_is_no_manifest_is_refused(artifact: Path, text: str) -> None:
+    (artifact / manifest.NAME).write_text(text)
+    with pytest.raises(VerifyError):
+        verify(artifact)
+
+
+def test_paths_outside_the_folder_are_not_followed(artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    entry = {"sha256": "0" * 64, "bytes": 1}
+    for name in ("../secret", str(tmp_path / "secret")):
+        _reseal(artifact, lambda m, name=name: m["files"].update({name: entry}))
+        with pytest.raises(VerifyError, match="lacks"):
+            verify(artifact)
+
+
+def test_a_model_with_other_numbers_fails_the_replay_whatever_its_hashes_say(artifact: Path) -> None:
+    model = onnx.load(artifact / "model.onnx")
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "classifier.weight")
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * 1.01, weight.name))
+    onnx.save(model, artifact / "model.onnx")
+    data = (artifact / "model.onnx").read_bytes()
+    import hashlib
+
+    _reseal(
+        artifact,
+        lambda m: m["files"].update({"model.onnx": {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}}),
+    )
+    verify(artifact, replay=False)
+    with pytest.raises(VerifyError, match="replay differs"):
+        verify(artifact)
+    result = run("verify", artifact)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_a_model_that_is_not_the_manifests_is_found(artifact: Path) -> None:
+    _reseal(artifact, lambda m: m["inputs"][0].update(shape=[1, 3, 256, 256]))
+    with pytest.raises(VerifyError, match="the manifest says"):
+        verify(artifact)
+
+
+def test_external_data_outside_the_folder_is_refused(artifact: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    (tmp_path / "weights").write_bytes((artifact / "model.onnx").read_bytes())
+    model = onnx.load(artifact / "model.onnx")
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "classifier.weight")
+    size = len(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "../weights"), ("offset", "0"), ("length", str(size))):
+        tensor.external_data.add(key=key, value=value)
+    data = model.SerializeToString()
+    (artifact / "model.onnx").write_bytes(data)
+    _reseal(
+        artifact,
+        lambda m: m["files"].update({"model.onnx": {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}}),
+    )
+    with pytest.raises(VerifyError, match="isn't a valid ONNX model"):
+        verify(artifact)
+
+
+def test_somebody_elses_runner_replays_the_artifact_as_it_is(exports: Path, tmp_path: Path) -> None:
+    """onnx.backend.test loads the folder and runs it in onnxruntime, with the tolerances of data.json."""
+    (tmp_path / "cases").mkdir()
+    shutil.copytree(exports / SMALL, tmp_path / "cases" / f"test_{SMALL}")
+    cases = load_model_tests(str(tmp_path), "cases")
+    assert [case.name for case in cases] == [f"test_{SMALL}"]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the runner makes its own cases too, and overflows in some
+        runner = Runner(onnxruntime.backend.backend.OnnxRuntimeBackend, __name__)
+    runner._add_model_test(cases[0], "Cases")
+    name = f"test_{SMALL}_cpu"
+    suite = runner.test_cases["OnnxBackendCasesModelTest"]
+    getattr(suite(name), name)()
+    # The same with a wrong expectation fails.
+    logits = tmp_path / "cases" / f"test_{SMALL}" / "test_data_set_0" / "output_0.pb"
+    tensor = onnx.load_tensor(logits)
+    onnx.save_tensor(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) + 0.1, "logits"), logits)
+    with pytest.raises(AssertionError):
+        getattr(suite(name), name)()
+
+
+def test_the_card_tells_what_matters(exports: Path) -> None:
+    card = (exports / SMALL / "README.md").read_text()
+    content = manifest.read(exports / SMALL)
+    assert "The weights are random" in card
+    assert f"{content['parameters']['count']:,}" in card
+    assert "2.5M (reference benchmark)" in card
+    code = card.split("```python\n")[1].split("```")[0]
+    here = Path.cwd()
+    os.chdir(exports / SMALL)
+    try:
+        exec(compile(code, "card", "exec"), {})
+    finally:
+        os.chdir(here)
+
+
+def test_staging_is_cleared_and_files_appear_whole(tmp_path: Path) -> None:
+    from segonnx.artifacts import folder
+    from segonnx.errors import ResourceError
+
+    with pytest.raises(ZeroDivisionError), folder.staging(tmp_path / "a" / "b") as work:
+        (work / "half").write_text("x")
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path / "a") == []
+    with folder.staging(tmp_path / "a" / "b") as work:
+        (work / "new").mkdir()
+        (work / "new" / "file").write_text("2")
+        folder.publish(work / "new", tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b" / "file").read_text() == "2"
+    assert os.listdir(tmp_path / "a") == ["b"]
+    # A staging folder that is in use by another process stays.
+    with folder.staging(tmp_path / "a" / "c") as one, folder.staging(tmp_path / "a" / "d"):
+        assert one.exists()
+    folder.write(tmp_path / "file", "content")
+    with pytest.raises(ResourceError, match="can't write"):
+        folder.write(tmp_path / "nowhere" / "file", "content")

@@ -1,0 +1,69 @@
+"""What tests share: a small network of a real family, and one export of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from segonnx import catalog
+from segonnx.catalog import System
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = "encoder-mobilenetv3-small"
+"""The reference system with the cheapest pass."""
+
+_BLOCK_TORCH = """
+import sys
+for name in "torch torchvision timm segmentation_models_pytorch onnxscript dynamic_network_architectures".split():
+    sys.modules[name] = None
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny() -> System:
+    """STU-Net with four channels: the real 3D family at a size for tests."""
+    return replace(
+        catalog.find("stunet-s"),
+        name="stunet-tiny",
+        options={"depth": 1, "width": 4},
+        input_shape=(1, 1, 64, 64, 64),
+        num_classes=5,
+        reference=None,
+        published=(),
+        published_macs=(),
+    )
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of artifacts that the command line exported; tests must leave it as it is."""
+    out = tmp_path_factory.mktemp("artifacts")
+    result = run("export", SMALL, "--out", out)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+@pytest.fixture
+def artifact(exports: Path, tmp_path: Path) -> Path:
+    """A copy of the small reference system's artifact, to do with as one likes."""
+    return shutil.copytree(exports / SMALL, tmp_path / SMALL)
+
+
+@pytest.fixture
+def without_torch(tmp_path: Path) -> dict[str, str]:
+    """An environment in which torch and all that the export extra brings can't be imported, in child processes too."""
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked" / "sitecustomize.py").write_text(_BLOCK_TORCH)
+    return {**os.environ, "PYTHONPATH": str(tmp_path / "blocked")}
+
+
+def run(*arguments: object, env: dict[str, str] | None = None, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run ``segonnx`` in a process of its own, as its user would."""
+    command = [sys.executable, "-m", "segonnx", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, check=False, **options)

@@ -1,0 +1,247 @@
+"""The checks after conversion must find what is wrong: each test damages a converted network and sees them fail."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from segonnx import catalog
+from segonnx.catalog import System
+from segonnx.errors import ParityError
+from segonnx.exporters import accounting, probes
+from segonnx.exporters.assemble import Converted, assemble
+from segonnx.exporters.convert import convert
+from segonnx.exporters.parity import measure
+from segonnx.exporters.prepare import STATE, prepare
+from segonnx.exporters.probes import Probe
+from segonnx.exporters.provenance import Origin
+
+
+@dataclass
+class Case:
+    system: System
+    folder: Path
+    artifact: Path
+    converted: Converted
+    probes: tuple[Probe, ...]
+
+    def change(self, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Replace an initializer of the artifact's model."""
+        path = self.artifact / "model.onnx"
+        model = onnx.load(path)
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+        tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), name))
+        onnx.save(model, path)
+
+    def measure(self) -> None:
+        measure(self.artifact, self.probes, self.system.modality, self.folder, 2, lambda _: None)
+
+    def account(self) -> accounting.Account:
+        converted = self.converted
+        return accounting.account(
+            self.artifact / "model.onnx", self.folder / STATE, converted.parameters, converted.origins,
+            converted.unused, lambda _: None,
+        )  # fmt: skip
+
+
+def _make(system: System, folder: Path) -> Case:
+    artifact = folder / "artifact"
+    artifact.mkdir()
+    planned = probes.plan(system, system.input_shape, dynamic=False)
+    prepare(system, None, 0, system.input_shape, planned, folder, 2, lambda _: None)
+    converted = convert(system, system.input_shape, False, folder, folder / "model.onnx", lambda _: None)
+    assemble(folder / "model.onnx", converted, folder / STATE, artifact, lambda _: None)
+    return Case(system, folder, artifact, converted, planned)
+
+
+@pytest.fixture(scope="module")
+def made(tiny: System, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    encoder = catalog.find("encoder-mobilenetv3-small")
+    return {
+        "3d": _make(tiny, tmp_path_factory.mktemp("3d")),
+        "2d": _make(replace(encoder, input_shape=(1, 3, 128, 128)), tmp_path_factory.mktemp("2d")),
+    }
+
+
+@pytest.fixture
+def case(request: pytest.FixtureRequest, made: dict[str, Case], tmp_path: Path) -> Case:
+    original = made[request.param]
+    shutil.copytree(original.folder, tmp_path / "case")
+    return replace(original, folder=tmp_path / "case", artifact=tmp_path / "case" / "artifact")
+
+
+both = pytest.mark.parametrize("case", ["3d", "2d"], indirect=True)
+volumes = pytest.mark.parametrize("case", ["3d"], indirect=True)
+images = pytest.mark.parametrize("case", ["2d"], indirect=True)
+
+
+def _one_percent(array: np.ndarray) -> np.ndarray:
+    """One weight, the largest, 1 % larger."""
+    flat = array.reshape(-1)
+    flat[np.abs(flat).argmax()] *= 1.01
+    return array
+
+
+def _swap(array: np.ndarray) -> np.ndarray:
+    """The first two output channels swapped."""
+    array[[0, 1]] = array[[1, 0]]
+    return array
+
+
+@both
+def test_an_undamaged_network_passes(case: Case) -> None:
+    case.measure()
+    account = case.account()
+    assert account.used + account.folded + account.unused == sum(
+        np.prod(np.asarray(shape), dtype=int) for shape in _shapes(case).values()
+    )
+
+
+def _shapes(case: Case) -> dict[str, list[int]]:
+    from safetensors import safe_open
+
+    with safe_open(case.folder / STATE, "numpy") as tensors:
+        return {name: tensors.get_slice(name).get_shape() for name in case.converted.parameters}
+
+
+@volumes
+@pytest.mark.parametrize(
+    "name",
+    [
+        "conv_blocks_context.0.0.conv2.weight",
+        "conv_blocks_context.1.0.norm1.weight",
+        "upsample_layers.4.conv.weight",
+        "conv_blocks_localization.4.0.conv1.weight",
+        "seg_outputs.4.weight",
+    ],
+)
+def test_one_weight_off_by_a_percent_is_seen_in_3d(case: Case, name: str) -> None:
+    case.change(name, _one_percent)
+    with pytest.raises(ParityError, match="numeric parity failed"):
+        case.measure()
+
+
+@images
+@pytest.mark.parametrize("name", ["conv_stem.weight", "blocks.1.0.conv_pw.weight", "blocks.2.0.conv_dw.weight"])
+def test_one_weight_off_by_a_percent_is_seen_in_2d(case: Case, name: str) -> None:
+    case.change(name, _one_percent)
+    with pytest.raises(ParityError, match="numeric parity failed"):
+        case.measure()
+
+
+@images
+@pytest.mark.parametrize("name", ["conv_head.weight", "classifier.weight"])
+def test_a_layer_off_by_a_percent_is_seen_where_one_of_its_million_weights_is_not(case: Case, name: str) -> None:
+    case.change(name, lambda array: array * np.float32(1.01))
+    with pytest.raises(ParityError, match="numeric parity failed"):
+        case.measure()
+
+
+@volumes
+@pytest.mark.parametrize(
+    "name", ["conv_blocks_context.2.0.conv1.weight", "conv_blocks_context.5.0.norm2.bias", "seg_outputs.4.bias"]
+)
+def test_two_swapped_channels_are_seen_in_3d(case: Case, name: str) -> None:
+    case.change(name, _swap)
+    with pytest.raises(ParityError, match="numeric parity failed"):
+        case.measure()
+
+
+@images
+@pytest.mark.parametrize("name", ["conv_stem.weight", "conv_stem.weight_bias", "blocks.1.0.conv_pw.weight"])
+def test_two_swapped_channels_are_seen_in_2d(case: Case, name: str) -> None:
+    case.change(name, _swap)
+    with pytest.raises(ParityError, match="numeric parity failed"):
+        case.measure()
+
+
+@both
+def test_the_last_bit_of_any_weight_is_accounted_for(case: Case) -> None:
+    name = next(name for name, origin in case.converted.origins.items() if origin.kind == "parameter")
+    case.change(name, lambda array: np.nextafter(array, np.float32(np.inf)))
+    with pytest.raises(ParityError, match="bit by bit"):
+        case.account()
+
+
+@images
+@pytest.mark.parametrize("suffix", ["weight", "weight_bias"])
+def test_a_wrong_batch_norm_is_accounted_for(case: Case, suffix: str) -> None:
+    case.change(f"conv_stem.{suffix}", _one_percent)
+    with pytest.raises(ParityError, match=f"conv_stem.{suffix}.*BatchNorm"):
+        case.account()
+
+
+@both
+def test_a_missing_parameter_needs_a_reason(case: Case) -> None:
+    converted = case.converted
+    case.converted = replace(converted, unused={})
+    if converted.unused:
+        with pytest.raises(ParityError, match="seg_outputs.0.weight isn't in the ONNX file, and no reason is known"):
+            case.account()
+    name = next(name for name, origin in converted.origins.items() if origin.kind == "parameter")
+    model = onnx.load(case.artifact / "model.onnx")
+    kept = [tensor for tensor in model.graph.initializer if tensor.name != name]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    onnx.save(model, case.artifact / "model.onnx")
+    case.converted = converted
+    with pytest.raises(ParityError, match="isn't in the ONNX file, and no reason is known"):
+        case.account()
+
+
+@both
+@pytest.mark.parametrize("origin", [None, Origin("constant")])
+def test_a_tensor_without_explanation_is_refused(case: Case, origin: Origin | None) -> None:
+    model = onnx.load(case.artifact / "model.onnx")
+    model.graph.initializer.append(numpy_helper.from_array(np.arange(100, dtype=np.float32), "hidden"))
+    onnx.save(model, case.artifact / "model.onnx")
+    if origin is not None:
+        case.converted = replace(case.converted, origins={**case.converted.origins, "hidden": origin})
+    with pytest.raises(ParityError, match="hidden.*doesn't explain"):
+        case.account()
+
+
+@both
+def test_other_names_of_input_and_output_are_refused(case: Case) -> None:
+    model = onnx.load(case.folder / "model.onnx")
+    model.graph.input[0].name = "x"
+    for node in model.graph.node:
+        node.input[:] = ["x" if name == "input" else name for name in node.input]
+    onnx.save(model, case.folder / "model.onnx")
+    with pytest.raises(ParityError, match="expected \\['input', 'logits'\\]"):
+        assemble(case.folder / "model.onnx", case.converted, case.folder / STATE, case.artifact, lambda _: None)
+
+
+@both
+def test_an_invalid_graph_is_refused(case: Case) -> None:
+    model = onnx.load(case.folder / "model.onnx")
+    model.graph.node[0].op_type = "Convolution"
+    onnx.save(model, case.folder / "model.onnx")
+    with pytest.raises(ParityError, match="isn't valid ONNX"):
+        assemble(case.folder / "model.onnx", case.converted, case.folder / STATE, case.artifact, lambda _: None)
+
+
+def test_large_networks_are_checked_at_full_size_once() -> None:
+    system = catalog.find("stunet-h")
+    planned = probes.plan(system, system.input_shape, dynamic=False)
+    assert [probe.shape for probe in planned] == [(1, 1, 64, 128, 128), (1, 1, 32, 64, 64), (1, 1, 32, 64, 64)]
+    assert [probe.kind for probe in planned] == ["noise", "phantom", "constant"]
+
+
+@volumes
+def test_smaller_probes_run_the_same_file(case: Case) -> None:
+    shape = (1, 1, 32, 32, 64)
+    case.probes = (case.probes[0], replace(case.probes[1], shape=shape))
+    prepare(case.system, None, 0, case.system.input_shape, case.probes, case.folder, 2, lambda _: None)
+    case.measure()
+    case.change("seg_outputs.4.weight", _one_percent)
+    shutil.rmtree(case.artifact / "test_data_set_0")
+    with pytest.raises(ParityError, match="phantom 1x1x32x32x64"):
+        case.measure()

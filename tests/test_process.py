@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import psutil
+import pytest
+
+from segonnx import process
+from segonnx.errors import InputError, ResourceError, StageError
+from tests.conftest import ROOT
+
+
+def double(x: int, progress: process.Progress) -> int:
+    progress("doubling")
+    return 2 * x
+
+
+def refuse(progress: process.Progress) -> None:
+    raise InputError("not like this")
+
+
+def die(progress: process.Progress) -> None:
+    print("last words", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fill_disk(progress: process.Progress) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def stumble(progress: process.Progress) -> None:
+    raise ZeroDivisionError("oh")
+
+
+def hold(size: int, progress: process.Progress) -> int:
+    return len(b"x" * size)
+
+
+def test_the_result_comes_back_with_the_steps() -> None:
+    steps: list[str] = []
+    outcome = process.call(double, 21, progress=steps.append)
+    assert outcome.value == 42
+    assert steps == ["doubling"]
+
+
+def test_the_peak_is_that_of_the_process_alone() -> None:
+    assert process.call(double, 1).peak_rss_bytes < 10**8
+    assert process.call(hold, 3 * 10**8).peak_rss_bytes > 3 * 10**8
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        (refuse, InputError, "not like this"),
+        (fill_disk, ResourceError, "disk is full"),
+        (stumble, StageError, "ZeroDivisionError: oh"),
+        (die, StageError, "killed by SIGKILL.*last words"),
+    ],
+)
+def test_a_failure_comes_back_as_one_line(function: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        process.call(function)
+    assert "\n" not in str(caught.value)
+
+
+def linger(channel: Any) -> None:
+    channel.send(os.getpid())
+    time.sleep(600)
+
+
+def test_workers_end_with_their_parent() -> None:
+    code = (
+        "import time\nfrom segonnx.process import Worker\nfrom tests.test_process import linger\n"
+        "if __name__ == '__main__':\n    print(Worker(linger).receive('x'), flush=True)\n    time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert psutil.pid_exists(child)
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the worker outlived its parent"
+        time.sleep(0.05)
