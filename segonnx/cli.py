@@ -388,4 +388,5 @@ def _tell(rows: list[Row]) -> None:
 
     for row in rows:
         time = tables.seconds(row.median_s) if row.median_s is not None else row.status
-        click.echo(f"{row.model} {row.backend}: {time}")
+        ratio = f", {row.speedup_over_eager:.2f}x eager" if row.speedup_over_eager is not None else ""
+        click.echo(f"{row.model} {row.backend}: {time}{ratio}")

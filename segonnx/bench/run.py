@@ -88,7 +88,7 @@ def _bench_model(
         if not together and len(rows) > 1:
             row.warnings.append("not interleaved: the runtimes don't fit into memory together")
         if row.rounds and len(row.rounds) < plan.MIN_ROUNDS:
-            row.warnings.append(f"only {len(row.rounds)} rounds")
+            row.warnings.append(f"only {len(row.rounds)} round{'s' * (len(row.rounds) > 1)}")
         if eager is not None and row.rounds:
             row.speedup_over_eager = stats.ratio(eager.rounds, row.rounds)
     yield from rows
@@ -131,6 +131,7 @@ def _run_block(
     order = random.Random(settings.seed)  # noqa: S311 (an order, not a secret)
     with contextlib.ExitStack() as stack:
         workers: dict[str, Worker] = {}
+        passes: dict[str, int] = {}
         for row in rows:
             if row.status != OK:
                 continue
@@ -138,37 +139,34 @@ def _run_block(
             options = Options(settings.threads, bf16 and runtimes.get(row.backend).autocasts)
             job = Job(row.backend, subject, options, folder / "input.npy", folder / f"{row.backend}.npy")
             worker = stack.enter_context(Worker(serve, job))
-            loaded = _answer(worker, row)
+            loaded = _ask(worker, row)
             if loaded is not None:
                 row.load_s, row.settings = loaded["load_s"], loaded["settings"]
                 workers[row.backend] = worker
-        passes: dict[str, int] = {}
-        for number in range(-1, settings.rounds):
+                # The pass that loading ended with, and the one that gave the logits, were the warm-up.
+                passes[row.backend] = min(MAX_PASSES, max(1, int(ROUND_SECONDS / loaded["pass_s"])))
+        for number in range(settings.rounds):
             turns = [row for row in rows if row.status == OK]
             order.shuffle(turns)
             for row in turns:
-                what = "warming up" if number < 0 else f"round {number + 1} of {settings.rounds}"
-                progress(f"{model.name}: {what}, {row.backend}")
-                count = passes.get(row.backend, 1)
+                progress(f"{model.name}: round {number + 1} of {settings.rounds}, {row.backend}")
+                count = passes[row.backend]
                 # The first pass of a turn wakes threads and caches; where passes are many it isn't counted.
                 extra = 1 if count > 1 else 0
-                workers[row.backend].channel.send(("run", count + extra))
-                seconds = _answer(workers[row.backend], row)
-                if seconds is None:
-                    continue
-                if number < 0:
-                    passes[row.backend] = min(MAX_PASSES, max(1, int(ROUND_SECONDS / seconds[0])))
-                else:
+                seconds = _ask(workers[row.backend], row, "run", count + extra)
+                if seconds is not None:
                     row.rounds.append(seconds[extra:])
         for row in rows:
             if row.status == OK:
-                workers[row.backend].channel.send(("end",))
-                row.peak_rss_bytes = _answer(workers[row.backend], row)
+                row.peak_rss_bytes = _ask(workers[row.backend], row, "end")
 
 
-def _answer(worker: Worker, row: Row) -> Any:
-    """The worker's answer; None, and the row's status says why, where it failed."""
+def _ask(worker: Worker, row: Row, *command: Any) -> Any:
+    """The worker's answer to the command, or to being started; None, and the row's status says why, where it failed."""
     try:
+        if command:
+            with contextlib.suppress(BrokenPipeError):  # it died; receive tells how
+                worker.channel.send(command)
         kind, value = worker.receive(f"{row.model} in {row.backend}")
     except SegonnxError as error:
         kind, value = "error", error

@@ -61,7 +61,11 @@ def _serve(channel: Connection, job: Job) -> None:
     started = time.perf_counter()
     runtime.load(job.subject, job.options, x)
     loaded: dict[str, Any] = {"load_s": time.perf_counter() - started, "settings": runtime.describe()}
-    np.save(job.logits, runtime.run(x))
+    started = time.perf_counter()
+    logits = runtime.run(x)
+    loaded["pass_s"] = time.perf_counter() - started
+    np.save(job.logits, logits)
+    del logits
     channel.send(("ok", loaded))
     while True:
         command, *arguments = channel.recv()

@@ -73,7 +73,7 @@ def test_an_artifact_is_held_against_its_recorded_logits(exports: Path) -> None:
     done = run.bench([model], Settings(("ort",), 1, rounds=1), None, lambda _: None)
     assert done.rows[0].compared_with == "recorded"
     assert done.rows[0].label_agreement == 1
-    assert done.rows[0].warnings == ["only 1 rounds"]
+    assert done.rows[0].warnings == ["only 1 round"]
 
 
 def test_a_given_input_is_used(exports: Path, tmp_path: Path) -> None:
