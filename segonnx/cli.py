@@ -190,6 +190,8 @@ def export(
     from segonnx.progress import Display
 
     systems = _systems(names, everything)
+    if weights is not None and len(systems) > 1:
+        raise InputError("--weights is one network's: name one system")
     _require_torch("export")
     settings = pipeline.Settings(
         out, weights, seed, shape, dynamic, overwrite, threads if threads is not None else machine.usable_cores()

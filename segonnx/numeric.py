@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -122,9 +121,3 @@ def _chunks(shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
     rows = max(1, CHUNK * shape[2] // max(1, math.prod(shape)))
     every = slice(None)
     return [(every, every, slice(start, start + rows)) for start in range(0, shape[2], rows)]
-
-
-def load(path: Path) -> npt.NDArray[Any]:
-    """Logits that were saved with ``numpy.save``, mapped from the file."""
-    array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array

@@ -95,12 +95,10 @@ class Worker:
         """What the process has printed so far."""
         return Path(self._log.name).read_text("utf-8", errors="replace")
 
-    def close(self, patience: float = 0.0) -> None:
-        """End the process: at once, or after it had ``patience`` seconds to end by itself."""
+    def close(self) -> None:
+        """End the process at once."""
         self.channel.close()
-        self.process.join(patience)
-        if self.process.is_alive():
-            self.process.kill()
+        self.process.kill()
         self.process.join()
         self.process.close()
         self._log.close()

@@ -49,6 +49,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         (["export", "smp:unet:resnet3"], "did you mean resnet"),
         (["export", "smp:unnet:resnet34"], "did you mean unet"),
         (["export", SMALL, "--weights", "nowhere.pth"], "nowhere.pth"),
+        (["export", SMALL, "stunet-s", "--weights", "nowhere.pth"], "name one system"),
         (["export", SMALL, "--out", "/proc/artifacts"], "/proc"),
         (["export", SMALL, "--out", "README.md/artifacts"], "README.md"),
         (["verify", "nowhere"], "nowhere"),
@@ -96,6 +97,9 @@ def test_commands_for_artifacts_work_without_torch(without_torch: dict[str, str]
     assert run("list", env=without_torch).returncode == 0
     verified = run("verify", exports / SMALL, env=without_torch)
     assert verified.returncode == 0, verified.stderr
-    benched = run("bench", "--artifact", exports / SMALL, "--backend", "ort", "--rounds", 2, env=without_torch)
+    backends = ["--backend", "eager", "--backend", "ort"]
+    benched = run("bench", "--artifact", exports / SMALL, *backends, "--rounds", 2, env=without_torch)
     assert benched.returncode == 0, benched.stderr
+    assert f"{SMALL} eager: PyTorch isn't installed: pip install 'segonnx[export]'" in benched.stdout
     assert f"{SMALL} ort:" in benched.stdout
+    assert " ms" in benched.stdout

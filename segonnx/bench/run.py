@@ -137,7 +137,8 @@ def _run_block(
                 continue
             progress(f"{model.name}: loading {row.backend}")
             options = Options(settings.threads, bf16 and runtimes.get(row.backend).autocasts)
-            job = Job(row.backend, subject, options, folder / "input.npy", folder / f"{row.backend}.npy")
+            name = row.backend
+            job = Job(name, subject, options, folder / "input.npy", folder / f"{name}.npy", folder / f"{name}-cache")
             worker = stack.enter_context(Worker(serve, job))
             loaded = _ask(worker, row)
             if loaded is not None:

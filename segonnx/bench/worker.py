@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -25,7 +24,8 @@ class Job:
         subject: what it runs.
         options: how.
         x: file of the input, as ``numpy.save`` wrote it.
-        logits: file that the first run's logits are saved to.
+        logits: file that the logits are saved to.
+        cache: an empty folder for what torch.compile compiles: a warm cache would hide the compile time.
     """
 
     backend: str
@@ -33,6 +33,7 @@ class Job:
     options: Options
     x: Path
     logits: Path
+    cache: Path
 
 
 def serve(channel: Connection, job: Job) -> None:
@@ -41,16 +42,13 @@ def serve(channel: Connection, job: Job) -> None:
     Answers are ``("ok", value)`` or ``("error", exception)``.
     """
     threads = str(job.options.threads)
-    os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
-    with tempfile.TemporaryDirectory(prefix="segonnx-") as cache:
-        # A warm cache would hide the compile time.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
-        try:
-            _serve(channel, job)
-        except EOFError:
-            pass  # the parent is gone, or has heard enough
-        except Exception as error:  # noqa: BLE001 (whatever it was, the parent must hear of it)
-            channel.send(("error", process.translate(error)))
+    os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TORCHINDUCTOR_CACHE_DIR=str(job.cache))
+    try:
+        _serve(channel, job)
+    except EOFError:
+        pass  # the parent is gone, or has heard enough
+    except Exception as error:  # noqa: BLE001 (whatever it was, the parent must hear of it)
+        channel.send(("error", process.translate(error)))
 
 
 def _serve(channel: Connection, job: Job) -> None:

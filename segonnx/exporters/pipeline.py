@@ -21,7 +21,7 @@ from segonnx.artifacts import card, folder, manifest
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import MODEL, describe, sha256, verify
 from segonnx.catalog import System
-from segonnx.errors import InputError, ResourceError, VerifyError
+from segonnx.errors import CheckpointError, InputError, ResourceError, VerifyError
 from segonnx.exporters import probes
 from segonnx.exporters.accounting import Account
 from segonnx.exporters.assemble import Converted, assemble
@@ -193,6 +193,8 @@ def _require_disk(system: System, shape: tuple[int, ...], work: Path) -> None:
 
 
 def _arguments(system: System, settings: Settings, shape: tuple[int, ...]) -> dict[str, Any]:
+    if settings.checkpoint is not None and not settings.checkpoint.is_file():
+        raise CheckpointError(f"{settings.checkpoint} is not a file")
     return {
         "name": system.name,
         "shape": list(shape),
