@@ -23,9 +23,8 @@ demo: install
 # All three tables. The two largest models get few rounds: a pass takes up to two minutes.
 bench: install
 	$(BIN)/segonnx export --all
-	$(BIN)/segonnx bench --family encoder --family 2d --json results/2d.json
-	$(BIN)/segonnx bench stunet-s totalsegmentator stunet-b --json results/3d.json
-	$(BIN)/segonnx bench stunet-l stunet-h --rounds 2 --json results/3d-large.json
+	$(BIN)/segonnx bench --family encoder --family 2d stunet-s totalsegmentator stunet-b --json results/all.json
+	$(BIN)/segonnx bench stunet-l stunet-h --rounds 2 --json results/large.json
 
 test: install
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
