@@ -186,6 +186,7 @@ def export(
     segonnx export smp:segformer:mit_b0 --dynamic
     """
     from segonnx import machine
+    from segonnx.artifacts import folder
     from segonnx.exporters import pipeline
     from segonnx.progress import Display
 
@@ -193,6 +194,8 @@ def export(
     if weights is not None and len(systems) > 1:
         raise InputError("--weights is one network's: name one system")
     _require_torch("export")
+    if json_path is not None:
+        folder.require_writable(json_path)
     settings = pipeline.Settings(
         out, weights, seed, shape, dynamic, overwrite, threads if threads is not None else machine.usable_cores()
     )
@@ -214,7 +217,7 @@ def export(
                 done.append(exported)
                 click.echo(place + _exported_line(exported))
     if json_path is not None:
-        _write_json(json_path, [_exported_json(one) for one in done])
+        folder.write(json_path, json.dumps([_exported_json(one) for one in done], indent=1) + "\n")
     if failed:
         message = f"{len(failed)} of {len(systems)} failed: {', '.join(failed)}"
         if not done and all(isinstance(error, InputError) for error in failed.values()):
@@ -271,12 +274,6 @@ def _exported_json(exported: Exported) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, content: Any) -> None:
-    from segonnx.artifacts import folder
-
-    folder.write(path, json.dumps(content, indent=1) + "\n")
-
-
 @main.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--threads", type=click.IntRange(1), help="Threads of the replay. [default: the runtime's choice]")
@@ -300,7 +297,7 @@ def verify(artifact: Path, threads: int | None) -> None:
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--all", "everything", is_flag=True, help="Time all reference systems, smallest first.")
 @click.option("--family", type=click.Choice(FAMILIES), multiple=True, help="Time a family of them.")
-@click.option("--artifact", "folders", type=click.Path(path_type=Path), multiple=True, help="Time this artifact.")
+@click.option("--artifact", "artifacts", type=click.Path(path_type=Path), multiple=True, help="Time this artifact.")
 @click.option(
     "--backend",
     "backends",
@@ -335,7 +332,7 @@ def bench(
     names: tuple[str, ...],
     everything: bool,
     family: tuple[str, ...],
-    folders: tuple[Path, ...],
+    artifacts: tuple[Path, ...],
     backends: tuple[str, ...],
     threads: int | None,
     rounds: int,
@@ -355,18 +352,21 @@ def bench(
     segonnx bench --artifact artifacts/stunet-s --backend ort --threads 1
     """
     from segonnx import catalog, machine
+    from segonnx.artifacts import folder
     from segonnx.bench import plan, run, subjects
     from segonnx.progress import Display
     from segonnx.report import tables
 
     chosen = [system.name for system in catalog.systems() if system.family in family]
-    systems = [] if folders and not (names or everything or family) else _systems((*names, *chosen), everything)
+    systems = [] if artifacts and not (names or everything or family) else _systems((*names, *chosen), everything)
     settings = plan.Settings(
         tuple(dict.fromkeys(backends)), threads if threads is not None else machine.usable_cores(), rounds, autocast
     )
     plan.resolve_autocast(autocast)
+    if json_path is not None:
+        folder.require_writable(json_path)
     with Display() as display:
-        models: list[Model] = [subjects.from_artifact(folder, display) for folder in folders]
+        models: list[Model] = [subjects.from_artifact(artifact, display) for artifact in artifacts]
         models += [
             subjects.from_system(system, out, settings, lambda exported: click.echo(_exported_line(exported)), display)
             for system in systems

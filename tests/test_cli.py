@@ -54,6 +54,8 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
         (["export", SMALL, "--out", "README.md/artifacts"], "README.md"),
         (["verify", "nowhere"], "nowhere"),
         (["bench", "--all", SMALL], "--all"),
+        (["bench", SMALL, "--json", "README.md/result.json"], "README.md"),
+        (["export", SMALL, "--json", "docs"], "it is a folder"),
         (["bench", "--artifact", "docs"], "docs"),
         (["bench", SMALL, "--backend", "tensorrt"], "tensorrt"),
     ],

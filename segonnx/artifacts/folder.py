@@ -52,6 +52,22 @@ def publish(folder: Path, target: Path) -> None:
     _sync(target.parent)
 
 
+def require_writable(path: Path) -> None:
+    """Make the folder of a file that is written later, after long work.
+
+    Raises:
+        ResourceError: the file couldn't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ResourceError(f"can't write {path}: {error.strerror}") from error
+    if path.is_dir():
+        raise ResourceError(f"can't write {path}: it is a folder")
+
+
 def write(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all.
 
