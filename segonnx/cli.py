@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from segonnx.bench.plan import Model
     from segonnx.bench.result import Row
     from segonnx.exporters.pipeline import Exported
+    from segonnx.progress import Display
 
 BACKENDS = ("eager", "compile", "ort")
 FAMILIES = ("3d", "2d", "encoder")
@@ -212,10 +213,10 @@ def export(
                 failed[system.name] = error
                 if len(systems) == 1:
                     raise
-                click.echo(f"{place}{system.name}: FAILED: {error}", err=True)
+                display.echo(f"{place}{system.name}: FAILED: {error}", err=True)
             else:
                 done.append(exported)
-                click.echo(place + _exported_line(exported))
+                display.echo(place + _exported_line(exported))
     if json_path is not None:
         folder.write(json_path, json.dumps([_exported_json(one) for one in done], indent=1) + "\n")
     if failed:
@@ -368,11 +369,13 @@ def bench(
     with Display() as display:
         models: list[Model] = [subjects.from_artifact(artifact, display) for artifact in artifacts]
         models += [
-            subjects.from_system(system, out, settings, lambda exported: click.echo(_exported_line(exported)), display)
+            subjects.from_system(
+                system, out, settings, lambda exported: display.echo(_exported_line(exported)), display
+            )
             for system in systems
         ]
         x = subjects.read_input(input_path, models) if input_path is not None else None
-        result = run.bench(models, settings, x, _tell, display)
+        result = run.bench(models, settings, x, lambda rows: _tell(rows, display), display)
     click.echo(f"\n{result.autocast}")
     for key in (*FAMILIES, "smp"):
         if any(row.family == key for row in result.rows):
@@ -385,10 +388,10 @@ def bench(
         raise SegonnxError("nothing could be timed")
 
 
-def _tell(rows: list[Row]) -> None:
+def _tell(rows: list[Row], display: Display) -> None:
     from segonnx.report import tables
 
     for row in rows:
         time = tables.seconds(row.median_s) if row.median_s is not None else row.status
         ratio = f", {row.speedup_over_eager:.2f}x eager" if row.speedup_over_eager is not None else ""
-        click.echo(f"{row.model} {row.backend}: {time}{ratio}")
+        display.echo(f"{row.model} {row.backend}: {time}{ratio}")

@@ -5,30 +5,42 @@ from __future__ import annotations
 import sys
 import threading
 from types import TracebackType
+from typing import TYPE_CHECKING
+
+import click
 
 from segonnx.process import Progress
+
+if TYPE_CHECKING:
+    from rich.live import Live
 
 PATIENCE_S = 10.0
 """Where output isn't a terminal, a step is told of once it has lasted this long."""
 
 
 class Display:
-    """A ``Progress`` that people see, on standard error."""
+    """A ``Progress`` that people see, on standard error; results go past it to standard output with ``echo``."""
 
     def __init__(self) -> None:
         self._timer: threading.Timer | None = None
-        self._status = None
+        self._live: Live | None = None
         if sys.stderr.isatty():
             from rich.console import Console
+            from rich.live import Live
 
-            self._status = Console(stderr=True).status("starting")
+            # Standard output may go elsewhere: it must not be drawn into the moving line.
+            self._live = Live(
+                console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
+            )
 
     def __call__(self, step: str, /) -> None:
-        if self._status is not None:
-            self._status.update(step)
+        if self._live is not None:
+            from rich.spinner import Spinner
+
+            self._live.update(Spinner("dots", step))
             return
         self._cancel()
-        self._timer = threading.Timer(PATIENCE_S, lambda: print(f"  {step} ...", file=sys.stderr, flush=True))
+        self._timer = threading.Timer(PATIENCE_S, click.echo, (f"  {step} ...",), {"err": True})
         self._timer.daemon = True
         self._timer.start()
 
@@ -36,18 +48,27 @@ class Display:
         """A Progress whose steps begin with ``prefix``."""
         return lambda step: self(prefix + step)
 
+    def echo(self, line: str, *, err: bool = False) -> None:
+        """Print a line of its own."""
+        self._cancel()
+        if self._live is not None:
+            self._live.stop()
+        click.echo(line, err=err)
+        if self._live is not None:
+            self._live.start()
+
     def _cancel(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
     def __enter__(self) -> Display:
-        if self._status is not None:
-            self._status.start()
+        if self._live is not None:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._cancel()
-        if self._status is not None:
-            self._status.stop()
+        if self._live is not None:
+            self._live.stop()

@@ -1,0 +1,52 @@
+"""Progress on a terminal and elsewhere, with a real pseudo-terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+CODE = """
+import time
+from segonnx import progress
+progress.PATIENCE_S = 0.2
+with progress.Display() as display:
+    display("thinking")
+    time.sleep(0.6)
+    display.echo("a result")
+    display("ending")
+"""
+
+
+def _on_terminal(out: Path) -> tuple[str, str]:
+    """What appears on a terminal that shows standard error, and what standard output got in its file."""
+    ours, theirs = pty.openpty()
+    with out.open("w") as file:
+        done = subprocess.Popen([sys.executable, "-c", CODE], stdout=file, stderr=theirs, cwd=ROOT)
+        os.close(theirs)
+        shown = b""
+        try:
+            while piece := os.read(ours, 4096):
+                shown += piece
+        except OSError:  # the other end was closed
+            pass
+        os.close(ours)
+        assert done.wait() == 0
+    return shown.decode(), out.read_text()
+
+
+def test_a_terminal_shows_a_moving_line_and_results_go_to_standard_output(tmp_path: Path) -> None:
+    shown, printed = _on_terminal(tmp_path / "out")
+    assert "thinking" in shown
+    assert "a result" not in shown
+    assert printed == "a result\n"
+
+
+def test_elsewhere_long_steps_are_plain_lines() -> None:
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stderr == "  thinking ...\n"
+    assert done.stdout == "a result\n"
