@@ -66,7 +66,7 @@ def test_wrong_use_is_one_clear_line(arguments: list[str], message: str, tmp_pat
     assert result.returncode in (1, 2) if arguments[:2] == ["bench", "--artifact"] else result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
-    assert len(result.stderr.strip().splitlines()) <= 3  # click shows the usage, too
+    assert len(result.stderr.strip().splitlines()) <= 4  # click shows the usage, too
     assert not any(path.is_dir() for path in tmp_path.rglob("*") if path.name != "out")
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,21 @@ def test_an_artifact_is_held_against_its_recorded_logits(exports: Path) -> None:
     assert done.rows[0].compared_with == "recorded"
     assert done.rows[0].label_agreement == 1
     assert done.rows[0].warnings == ["only 1 round"]
+
+
+def test_weights_that_were_made_on_another_machine_are_warned_of(exports: Path) -> None:
+    model = replace(subjects.from_artifact(exports / SMALL, lambda _: None), weights_sha256="0" * 64)
+    done = run.bench([model], Settings(("eager", "ort"), 1, rounds=1), None, lambda _: None)
+    assert [row.status for row in done.rows] == [OK, OK]
+    assert ["differ in rounding" in " ".join(row.warnings) for row in done.rows] == [True, False]
+
+
+def test_weights_from_a_file_cannot_be_made_again(exports: Path) -> None:
+    model = replace(subjects.from_artifact(exports / SMALL, lambda _: None), seed=None)
+    done = run.bench([model], Settings(("eager", "ort"), 1, rounds=1), None, lambda _: None)
+    assert "weights came from a file" in done.rows[0].status
+    assert done.rows[1].status == OK
+    assert done.rows[1].compared_with == "recorded"
 
 
 def test_a_given_input_is_used(exports: Path, tmp_path: Path) -> None:
