@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from segonnx.errors import InputError
 
 Ratio = Callable[[dict[str, tuple[float, float]]], float]
 """A ratio, computed from (images per second, efficiency) by model."""
+CLOSE = 1.25
+"""Two ratios that differ by at most this factor are the same, for a conclusion."""
 WIDTH = 1000
 """Columns that a table may take: it is never wrapped or cut, whatever the terminal."""
 
@@ -85,8 +88,9 @@ def _cells(row: Row) -> list[str]:
     notes = "; ".join(row.warnings)
     theirs = ["", "", ""]
     if published is not None:
-        time = seconds(published.time_ms / 1e3) if published.time_ms is not None else ""
-        theirs = [time, f"{published.images_per_s:g}", f"{published.efficiency:g}"]
+        time = f"{published.time_ms:g} ms" if published.time_ms is not None else ""
+        decimals = 0 if row.family == "encoder" else 1  # as the source prints them
+        theirs = [time, f"{published.images_per_s:.{decimals}f}", f"{published.efficiency:g}"]
     if row.status != OK or row.median_s is None or row.images_per_s is None or row.efficiency is None:
         return [row.model, params, row.backend, "-", "-", "-", "-", "-", "-", "-", *theirs, row.status]
     return [
@@ -118,9 +122,8 @@ def seconds(value: float) -> str:
 
 
 def significant(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    digits = 3 - len(str(int(value))) if value >= 1 else 3
-    return f"{value:,.{max(digits, 0)}f}"
+    """Three significant digits of a number above 0, without an exponent."""
+    return f"{value:,.{max(2 - math.floor(math.log10(value)), 0)}f}"
 
 
 @dataclass(frozen=True)
@@ -141,11 +144,11 @@ class Conclusion:
 
     @property
     def verdict(self) -> str:
-        """``holds`` if our ratio is on the same side of 1, and within a factor of 1.5 of the published one."""
+        """``holds`` if our ratio is on the same side of 1, and within a factor ``CLOSE`` of the published one."""
         if (self.ours > 1) != (self.published > 1):
             return "does not hold"
         factor = max(self.ours / self.published, self.published / self.ours)
-        return "holds" if factor <= 1.5 else "holds in direction, not in size"
+        return "holds" if factor <= CLOSE else "holds in direction, not in size"
 
 
 def conclusions(result: Result) -> list[Conclusion]:
@@ -197,4 +200,5 @@ def conclusions_table(rows: Sequence[Conclusion]) -> str:
     table = _table("<the source concludes", "<backend", "published", "ours", "<verdict", title="Conclusions")
     for row in rows:
         table.add_row(row.claim, row.backend, f"{row.published:.2f}", f"{row.ours:.2f}", row.verdict)
-    return _render(table)
+    rule = f"holds: on the same side of 1, and within a factor of {CLOSE:g} of the published ratio"
+    return f"{_render(table)}\n{rule}"

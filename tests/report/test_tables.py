@@ -75,7 +75,8 @@ def test_a_row_without_times_shows_why() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.0234, "0.023"), (1.234, "1.23"), (12.34, "12.3"), (123.4, "123"), (1234.5, "1,234")]
+    ("value", "text"),
+    [(0.0003499, "0.000350"), (0.0234, "0.0234"), (1.234, "1.23"), (12.34, "12.3"), (123.4, "123"), (1234.5, "1,234")],
 )
 def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert tables.significant(value) == text
