@@ -26,6 +26,9 @@ _NO_SPACE = ("No space left on device", "Disk quota exceeded", "StorageFull", " 
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "bad allocation", "Cannot allocate memory")
 
 
+PATIENCE_S = 10.0
+
+
 class Progress(Protocol):
     """Told what is going on, in a few words, whenever a step begins."""
 
@@ -95,9 +98,10 @@ class Worker:
         """What the process has printed so far."""
         return Path(self._log.name).read_text("utf-8", errors="replace")
 
-    def close(self) -> None:
-        """End the process at once."""
+    def close(self, patience: float = 0.0) -> None:
+        """End the process, after ``patience`` seconds in which it may end by itself."""
         self.channel.close()
+        self.process.join(patience)
         self.process.kill()
         self.process.join()
         self.process.close()
@@ -109,7 +113,8 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # One that has answered ends by itself and clears up; where something went wrong nobody waits.
+        self.close(PATIENCE_S if error is None else 0.0)
 
 
 def call(function: Callable[..., T], /, *args: Any, progress: Progress = silent) -> Outcome[T]:
