@@ -36,8 +36,9 @@ class Display:
     def __call__(self, step: str, /) -> None:
         if self._live is not None:
             from rich.spinner import Spinner
+            from rich.text import Text
 
-            self._live.update(Spinner("dots", step))
+            self._live.update(Spinner("dots", Text(step)))
             return
         self._cancel()
         self._timer = threading.Timer(PATIENCE_S, click.echo, (f"  {step} ...",), {"err": True})

@@ -25,7 +25,7 @@ WIDTH = 1000
 
 
 def _render(table: Table) -> str:
-    console = Console(width=WIDTH, file=io.StringIO(), color_system=None)
+    console = Console(width=WIDTH, file=io.StringIO(), color_system=None, markup=False)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip())

@@ -68,9 +68,9 @@ def test_conclusions_need_their_models_in_one_backend() -> None:
 
 def test_a_row_without_times_shows_why() -> None:
     row = _row("stunet-s", 10.0)
-    row.rounds, row.status = [], "torch isn't installed"
+    row.rounds, row.status = [], "torch isn't installed: pip install 'segonnx[export]'"
     printed = tables.family(Result({"threads": 2, "cpu": "test"}, "", [row]), "3d")
-    assert "torch isn't installed" in printed
+    assert "torch isn't installed: pip install 'segonnx[export]'" in printed
     assert "14.60M" in printed
 
 
