@@ -251,9 +251,10 @@ def _exported_line(exported: Exported) -> str:
             f"{content['name']}: kept {exported.folder}, whole and made with these arguments ({exported.seconds:.1f} s)"
         )
     parity = content["parity"]
+    known = "as referenced" if content["parameters"]["reference"] is not None else "(no reference to compare)"
     size = sum(entry["bytes"] for name, entry in content["files"].items() if name.startswith("model.onnx"))
     return (
-        f"{content['name']}: {content['parameters']['count']:,} parameters as referenced; ONNX against PyTorch: "
+        f"{content['name']}: {content['parameters']['count']:,} parameters {known}; ONNX against PyTorch: "
         f"max {parity['max_rel_error']:.1e}, rms {parity['rms_rel_error']:.1e} of the spread, "
         f"labels {100 * parity['label_agreement']:.4f} %; {size / 1e6:,.1f} MB, {exported.seconds:.1f} s, "
         f"peak {exported.peak_rss_bytes / 1e9:.2f} GB -> {exported.folder}"
