@@ -5,26 +5,31 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo bench test test-all check lint reference clean
+.PHONY: install demo bench bench-selftest test test-all check lint reference clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,openvino,report,pyperf,dev]'
 	touch $(STAMP)
 
 # Exports and verifies the fourteen reference systems, smallest first, then times the encoders.
 demo: install
 	$(BIN)/segonnx export --all
+	$(BIN)/segonnx verify artifacts/*/
 	$(BIN)/segonnx bench --family encoder --json results/encoders.json
 
-# All three tables. The two largest models get few rounds: a pass takes up to two minutes.
+# All three tables and the page. The two largest models get few rounds: a pass takes up to two minutes.
 bench: install
 	$(BIN)/segonnx export --all
-	$(BIN)/segonnx bench --family encoder --family 2d stunet-s totalsegmentator stunet-b --json results/all.json
-	$(BIN)/segonnx bench stunet-l stunet-h --rounds 2 --json results/large.json
+	$(BIN)/segonnx bench --all --json results/all.json
+	$(BIN)/segonnx report results/all.json --html results/all.html
+
+# Measures the bench itself, on an idle machine: some minutes. Writes docs/bench-selftest.md.
+bench-selftest: install
+	$(BIN)/python -m tests.bench.selftest
 
 test: install
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term

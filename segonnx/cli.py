@@ -6,6 +6,7 @@ Heavy libraries are imported where they are needed, so that ``segonnx --help`` a
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from segonnx import __version__
-from segonnx.errors import InputError, SegonnxError
+from segonnx.errors import InputError, SegonnxError, VerifyError
 
 if TYPE_CHECKING:
     from segonnx.bench.plan import Model
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from segonnx.exporters.pipeline import Exported
     from segonnx.progress import Display
 
-BACKENDS = ("eager", "compile", "ort")
+BACKENDS = ("eager", "eager-channels-last", "compile", "compile-channels-last", "ort", "openvino")
 FAMILIES = ("3d", "2d", "encoder")
+INTERRUPTED = 130
+"""The exit code that shells give a program that Ctrl-C ended."""
 
 
 class _Group(click.Group):
@@ -54,7 +57,7 @@ def main(debug: bool) -> None:
     segonnx verify artifacts/stunet-s     is it whole, and does it compute what it should?
     segonnx bench stunet-s                its time in every runtime, side by side
 
-    Exit codes: 0 done; 1 a check failed; 2 wrong use or bad input.
+    Exit codes: 0 done; 1 a check failed; 2 wrong use or bad input; 130 interrupted.
     """
 
 
@@ -132,6 +135,28 @@ def _shape(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
         raise InputError(f"--shape takes whole numbers, for example 64,128,128 or 512,512; found {value!r}") from None
 
 
+def _numbers(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Whole numbers above 0, separated by commas."""
+    if value is None:
+        return None
+    parts = value.split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise InputError(f"--{param.name} takes whole numbers above 0, for example 1 or 1,2,4; found {value!r}")
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
+def _fraction(_ctx: click.Context, param: click.Parameter, value: str) -> float:
+    """A fraction above 0, as 3% or 0.03."""
+    try:
+        number = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        name = (param.name or "").replace("_", "-")
+        raise InputError(f"--{name} takes a percentage, for example 3%; found {value!r}")
+    return number
+
+
 @main.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--all", "everything", is_flag=True, help="Export all reference systems, smallest first.")
@@ -157,6 +182,7 @@ def _shape(_ctx: click.Context, _param: click.Parameter, value: str | None) -> t
 @click.option(
     "--shape", callback=_shape, metavar="[D,]H,W", help="Spatial sizes of the input, instead of the system's."
 )
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Instances per pass.")
 @click.option("--dynamic", is_flag=True, help="Leave the batch and the spatial sizes open.")
 @click.option("--overwrite", is_flag=True, help="Replace artifacts that are there already.")
 @click.option("--threads", type=click.IntRange(1), help="Threads for the checks. [default: all cores]")
@@ -170,6 +196,7 @@ def export(
     weights: Path | None,
     seed: int,
     shape: tuple[int, ...] | None,
+    batch: int,
     dynamic: bool,
     overwrite: bool,
     threads: int | None,
@@ -198,10 +225,10 @@ def export(
     if json_path is not None:
         folder.require_writable(json_path)
     settings = pipeline.Settings(
-        out, weights, seed, shape, dynamic, overwrite, threads if threads is not None else machine.usable_cores()
+        out, weights, seed, shape, batch, dynamic, overwrite, threads or machine.usable_cores()
     )
     for system in systems:
-        pipeline.input_shape(system, shape)
+        pipeline.input_shape(system, shape, batch)
     done: list[Exported] = []
     failed: dict[str, SegonnxError] = {}
     with Display() as display:
@@ -277,22 +304,37 @@ def _exported_json(exported: Exported) -> dict[str, Any]:
 
 
 @main.command()
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifacts", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="ARTIFACT...")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the replay. [default: the runtime's choice]")
-def verify(artifact: Path, threads: int | None) -> None:
-    """Check an artifact: schema, every byte, the graph, and a replay of its test data. Needs no torch.
+def verify(artifacts: tuple[Path, ...], threads: int | None) -> None:
+    """Check artifacts: schema, every byte, the graph, and a replay of their test data. Needs no torch.
 
     \b
     segonnx verify artifacts/stunet-s
+    segonnx verify artifacts/*
     """
     from segonnx.artifacts.verify import verify as verify_artifact
     from segonnx.progress import Display
 
-    if not artifact.is_dir():
-        raise InputError(f"{artifact} is not a folder")
+    for artifact in artifacts:
+        if not artifact.is_dir():
+            raise InputError(f"{artifact} is not a folder")
+    failed = 0
     with Display() as display:
-        verified = verify_artifact(artifact, threads=threads or 0, progress=display)
-    click.echo(f"{artifact}: whole ({verified.files} files, {verified.bytes:,} bytes); replay: {verified.difference}")
+        for artifact in artifacts:
+            try:
+                found = verify_artifact(artifact, threads=threads or 0, progress=display)
+            except SegonnxError as error:
+                if len(artifacts) == 1:
+                    raise
+                failed += 1
+                display.echo(f"{artifact}: FAILED: {error}", err=True)
+            else:
+                display.echo(
+                    f"{artifact}: whole ({found.files} files, {found.bytes:,} bytes); replay: {found.difference}"
+                )
+    if failed:
+        raise VerifyError(f"{failed} of {len(artifacts)} artifacts failed")
 
 
 @main.command()
@@ -305,12 +347,44 @@ def verify(artifact: Path, threads: int | None) -> None:
     "backends",
     type=click.Choice(BACKENDS),
     multiple=True,
-    default=BACKENDS,
-    show_default="all",
-    help="Runtime; give it several times to compare.",
+    help="Runtime; give it several times to compare. [default: eager, compile, ort, openvino]",
 )
-@click.option("--threads", type=click.IntRange(1), help="Threads of every runtime. [default: all cores]")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Interleaved rounds.")
+@click.option("--threads", callback=_numbers, metavar="N[,N]...", help="Threads of every runtime. [default: all cores]")
+@click.option("--batch", callback=_numbers, metavar="N[,N]...", default="1", show_default=True, help="Batch sizes.")
+@click.option(
+    "--shape",
+    "shapes",
+    callback=lambda ctx, param, values: tuple(_shape(ctx, param, value) for value in values),
+    metavar="[D,]H,W",
+    multiple=True,
+    help="Spatial sizes of the input, instead of the system's; several times for a sweep.",
+)
+@click.option(
+    "--precision",
+    callback=_fraction,
+    metavar="PERCENT",
+    default="3%",
+    show_default=True,
+    help="Rounds go on until all 95 % intervals reach no further than this.",
+)
+@click.option(
+    "--max-time",
+    type=click.FloatRange(0),
+    default=300,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time for the rounds of one model.",
+)
+@click.option("--rounds", type=click.IntRange(1), help="Exactly so many rounds, whatever the intervals are.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=1800,
+    show_default=True,
+    metavar="SECONDS",
+    help="The longest that loading, or one turn, may take.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the order in the rounds.")
 @click.option(
     "--input", "input_path", type=click.Path(path_type=Path), help="Input as a .npy file of float32, instead of noise."
 )
@@ -322,6 +396,15 @@ def verify(artifact: Path, threads: int | None) -> None:
     help="bfloat16 in PyTorch; auto: where the processor multiplies it.",
 )
 @click.option(
+    "--ort-option",
+    "ort_options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="graph_optimization=all|layout|extended|basic|disabled, spinning=on|off, arena=on|off, outputs=bound|fresh.",
+)
+@click.option("--profile", is_flag=True, help="Tell the time by operator, from passes of their own.")
+@click.option("--no-ceilings", is_flag=True, help="Don't measure the machine's matrix product and memory rates.")
+@click.option(
     "--artifacts",
     "out",
     type=click.Path(path_type=Path),
@@ -330,50 +413,80 @@ def verify(artifact: Path, threads: int | None) -> None:
     help="Folder of the artifacts; what is missing there is exported first.",
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the result with every sample.")
+@click.option("--pyperf", "pyperf_path", type=click.Path(path_type=Path), help="Write a pyperf suite per runtime here.")
 def bench(
     names: tuple[str, ...],
     everything: bool,
     family: tuple[str, ...],
     artifacts: tuple[Path, ...],
     backends: tuple[str, ...],
-    threads: int | None,
-    rounds: int,
+    threads: tuple[int, ...] | None,
+    batch: tuple[int, ...],
+    shapes: tuple[tuple[int, ...], ...],
+    precision: float,
+    max_time: float,
+    rounds: int | None,
+    timeout: float,
+    seed: int,
     input_path: Path | None,
     autocast: Any,
+    ort_options: tuple[str, ...],
+    profile: bool,
+    no_ceilings: bool,
     out: Path,
     json_path: Path | None,
+    pyperf_path: Path | None,
 ) -> None:
     """Time networks in several runtimes side by side, on the same input.
 
-    Each runtime has a process of its own; they take turns in rounds. The logits are compared, too.
+    Each runtime has a process of its own; they take turns in rounds until the intervals are narrow. The logits are
+    compared, too. Ctrl-C ends the bench and keeps what was measured.
 
     \b
     segonnx bench stunet-s
     segonnx bench --all --backend ort
     segonnx bench --family encoder --autocast auto --json encoders.json
-    segonnx bench --artifact artifacts/stunet-s --backend ort --threads 1
+    segonnx bench --artifact artifacts/stunet-s --backend ort --threads 1,2
+    segonnx bench stunet-s --shape 32,64,64 --shape 64,128,128 --profile
     """
-    from segonnx import catalog, machine
+    from segonnx import catalog, machine, runtimes
     from segonnx.artifacts import folder
-    from segonnx.bench import plan, run, subjects
+    from segonnx.bench import plan, pyperf_suites, run, subjects
+    from segonnx.bench.rounds import Rule
     from segonnx.progress import Display
     from segonnx.report import tables
+    from segonnx.runtimes import ort
+    from segonnx.runtimes.base import Options
 
     chosen = [system.name for system in catalog.systems() if system.family in family]
     systems = [] if artifacts and not (names or everything or family) else _systems((*names, *chosen), everything)
+    for name in dict.fromkeys(backends):
+        if (why := runtimes.get(name).missing()) is not None:
+            raise InputError(why)
     settings = plan.Settings(
-        tuple(dict.fromkeys(backends)), threads if threads is not None else machine.usable_cores(), rounds, autocast
+        backends=tuple(dict.fromkeys(backends)) or runtimes.DEFAULTS,
+        threads=threads or (machine.usable_cores(),),
+        rule=Rule(precision, max_time, rounds, seed),
+        timeout_s=timeout,
+        autocast=autocast,
+        options=Options(threads=1, **ort.parse_options(ort_options)),
+        profile=profile,
+        ceilings=not no_ceilings,
     )
     plan.resolve_autocast(autocast)
     if json_path is not None:
         folder.require_writable(json_path)
+    if pyperf_path is not None:
+        pyperf_suites.require(pyperf_path)
     with Display() as display:
         models: list[Model] = [subjects.from_artifact(artifact, display) for artifact in artifacts]
         models += [
             subjects.from_system(
-                system, out, settings, lambda exported: display.echo(_exported_line(exported)), display
+                system, out, settings, lambda exported: display.echo(_exported_line(exported)), display, shape, size
             )
             for system in systems
+            for shape in shapes or (None,)
+            for size in batch
         ]
         x = subjects.read_input(input_path, models) if input_path is not None else None
         result = run.bench(models, settings, x, lambda rows: _tell(rows, display), display)
@@ -383,16 +496,63 @@ def bench(
             click.echo("\n" + tables.family(result, key))
     if found := tables.conclusions(result):
         click.echo("\n" + tables.conclusions_table(found))
+    click.echo("\n" + tables.notes(result))
     if json_path is not None:
         result.write(json_path)
+    if pyperf_path is not None:
+        pyperf_suites.write(result, pyperf_path)
+    if result.interrupted:
+        sys.exit(INTERRUPTED)
+    present = [name for name in settings.backends if not runtimes.get(name).missing()]
+    failed = [row for row in result.rows if row.status != "ok" and row.backend in present]
     if not any(row.status == "ok" for row in result.rows):
         raise SegonnxError("nothing could be timed")
+    if failed:
+        rows = "; ".join(f"{row.model} in {row.backend}: {row.status}" for row in failed[:3])
+        raise SegonnxError(f"{len(failed)} of {len(result.rows)} rows failed: {rows}")
 
 
 def _tell(rows: list[Row], display: Display) -> None:
     from segonnx.report import tables
 
     for row in rows:
-        time = tables.seconds(row.median_s) if row.median_s is not None else row.status
-        ratio = f", {row.speedup_over_eager:.2f}x eager" if row.speedup_over_eager is not None else ""
+        time = row.status
+        if row.median_s is not None and row.ci95_s is not None and row.status == "ok":
+            time = tables.interval(row.median_s, row.ci95_s)
+        ratio = f", {tables.speedup(row)} eager" if row.speedup_over_eager is not None else ""
         display.echo(f"{row.model} {row.backend}: {time}{ratio}")
+
+
+@main.command()
+@click.argument("old", type=click.Path(path_type=Path), metavar="OLD.json")
+@click.argument("new", type=click.Path(path_type=Path), metavar="NEW.json")
+@click.option(
+    "--fail-above",
+    callback=_fraction,
+    metavar="PERCENT",
+    default="5%",
+    show_default=True,
+    help="A row that is slower by more than this, beyond doubt, is a regression.",
+)
+@click.option("--force", is_flag=True, help="Compare other machines, inputs or settings, too.")
+@click.option("--markdown", is_flag=True, help="Print GitHub's markdown, for the summary of a CI job.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the comparison.")
+def compare(old: Path, new: Path, fail_above: float, force: bool, markdown: bool, json_path: Path | None) -> None:
+    """Hold the result of a bench against an older one; exit code 1 tells of a regression.
+
+    \b
+    segonnx compare main.json branch.json
+    segonnx compare main.json branch.json --fail-above 3% --markdown >> "$GITHUB_STEP_SUMMARY"
+    """
+    from segonnx.artifacts import folder
+    from segonnx.bench import comparison, result
+    from segonnx.report import markdown as md
+    from segonnx.report import tables
+
+    found = comparison.compare(result.read(old), result.read(new), fail_above, force=force)
+    click.echo(md.comparison(found) if markdown else tables.comparison(found))
+    if json_path is not None:
+        folder.require_writable(json_path)
+        folder.write(json_path, json.dumps(found.as_dict(), indent=1) + "\n")
+    if found.regressions:
+        sys.exit(1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ PACKAGES = (
     "onnx-ir",
     "onnxscript",
     "onnxruntime",
+    "openvino",
     "numpy",
+    "scipy",
 )
 """The packages whose versions decide what an export or a timing gives."""
 
@@ -78,6 +81,31 @@ def describe() -> dict[str, Any]:
 def usable_cores() -> int:
     """How many cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_cpus(threads: int) -> list[int]:
+    """The processors for a program of so many threads, of those that this process may use; one per core first."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = {}
+    for cpu in usable:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores[cpu] = siblings.read_text("ascii").strip() if siblings.exists() else str(cpu)
+    return spread(cores, threads)
+
+
+def spread(cores: Mapping[int, str], threads: int) -> list[int]:
+    """So many processors, or all if there are fewer, one from each core before a second one from any.
+
+    Args:
+        cores: the core of every processor.
+        threads: how many to choose.
+    """
+    taken: Counter[str] = Counter()
+    ranked = []
+    for cpu in sorted(cores):
+        ranked.append((taken[cores[cpu]], cpu))
+        taken[cores[cpu]] += 1
+    return sorted(cpu for _, cpu in sorted(ranked)[:threads])
 
 
 def available_memory() -> int:

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -27,6 +27,7 @@ _NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "bad al
 
 
 PATIENCE_S = 10.0
+_PR_SET_PDEATHSIG = 1
 
 
 class Progress(Protocol):
@@ -66,6 +67,14 @@ def peak_rss_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def bind(cpus: Iterable[int]) -> None:
+    """Bind this process, with the threads that it has and will have, to these processors; where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        chosen = set(cpus)
+        for thread in Path("/proc/self/task").iterdir():
+            os.sched_setaffinity(int(thread.name), chosen)
+
+
 class Worker:
     """A fresh process that runs ``function(channel, *args)`` and ends with its parent.
 
@@ -78,7 +87,32 @@ class Worker:
         self.channel, theirs = context.Pipe()
         self.process = context.Process(target=_enter, args=(theirs, self._log.name, function, args), daemon=True)
         self.process.start()
+        self._paused = False
         theirs.close()
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def pause(self) -> None:
+        """Stop the process, with every thread of it: it takes no time of a processor until ``resume``."""
+        self._signal(signal.SIGSTOP)
+        self._paused = True
+
+    def resume(self) -> None:
+        """Let a paused process go on."""
+        self._signal(signal.SIGCONT)
+        self._paused = False
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self.process.kill()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.process.is_alive():  # where it isn't, the next receive tells how it ended
+            os.kill(self.pid, number)
 
     def receive(self, what: str, timeout: float | None = None) -> Any:
         """The next message of the process.
@@ -101,7 +135,8 @@ class Worker:
     def close(self, patience: float = 0.0) -> None:
         """End the process, after ``patience`` seconds in which it may end by itself."""
         self.channel.close()
-        self.process.join(patience)
+        if not self._paused:
+            self.process.join(patience)
         self.process.kill()
         self.process.join()
         self.process.close()
@@ -170,8 +205,21 @@ def _enter(channel: Connection, log: str, function: Callable[..., None], args: t
         os.dup2(file.fileno(), 2)
     faulthandler.enable(2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and kills us
+    _die_with_parent()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     function(channel, *args)
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies: a paused one can't see to it itself."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call
+        os._exit(1)
 
 
 def _end_with_parent() -> None:

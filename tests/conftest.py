@@ -19,9 +19,11 @@ SMALL = "encoder-mobilenetv3-small"
 """The reference system with the cheapest pass."""
 
 _BLOCK_TORCH = """
-import sys
-for name in "torch torchvision timm segmentation_models_pytorch onnxscript dynamic_network_architectures".split():
-    sys.modules[name] = None
+from importlib.machinery import PathFinder
+
+blocked = "torch torchvision timm segmentation_models_pytorch onnxscript dynamic_network_architectures".split()
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, path=None, target=None: None if name in blocked else find(name, path, target)
 """
 
 

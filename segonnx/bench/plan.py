@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from segonnx import machine
+from segonnx.bench.rounds import Rule
 from segonnx.catalog import System
 from segonnx.errors import InputError
+from segonnx.runtimes.base import Options
 
 Autocast = Literal["auto", "bf16", "off"]
+_COPY_WEIGHTS = ("ort", "openvino")
 
-MIN_ROUNDS = 5
-SLICES = 4
-"""The source counts one 64x128x128 volume as four 512x512 slices."""
+SLICE = 512 * 512
+"""The source counts a volume as so many slices of this many pixels: one of 64x128x128 as four."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +27,41 @@ class Settings:
 
     Attributes:
         backends: names of runtimes, in the order of the table.
-        threads: of every runtime.
-        rounds: interleaved rounds.
+        threads: of every runtime; several numbers are a sweep.
+        rule: when the rounds of a case end.
+        timeout_s: the longest that loading, or one turn, may take.
         autocast: ``bf16``, ``off``, or ``auto``: bf16 where the processor multiplies it.
-        seed: of the order within rounds and of the input.
+        seed: of the input.
+        options: what is set alike for every runtime that knows it; its threads and bf16 are replaced.
+        profile: tell the time of each operator, too.
+        ceilings: measure what the machine can do at most.
     """
 
     backends: tuple[str, ...]
-    threads: int
-    rounds: int = MIN_ROUNDS
+    threads: tuple[int, ...]
+    rule: Rule = field(default_factory=Rule)
+    timeout_s: float = 1800
     autocast: Autocast = "off"
     seed: int = 0
+    options: Options = field(default_factory=lambda: Options(threads=1))
+    profile: bool = False
+    ceilings: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings, as they stand in the result."""
+        options = asdict(self.options)
+        for key in ("threads", "bf16", "profile"):
+            options.pop(key)
+        return {
+            "backends": list(self.backends),
+            "threads": list(self.threads),
+            **asdict(self.rule),
+            "timeout_s": self.timeout_s,
+            "autocast": self.autocast,
+            "input_seed": self.seed,
+            "options": options,
+            "profile": self.profile,
+        }
 
 
 @dataclass(frozen=True)
@@ -65,9 +93,10 @@ class Model:
     weights_sha256: str | None = None
 
     @property
-    def images(self) -> int:
+    def images(self) -> float:
         """How many images one pass counts for: the batch, and for volumes the slices that the source counts."""
-        return self.input_shape[0] * (SLICES if len(self.input_shape) == 5 else 1)
+        batch, _, *spatial = self.input_shape
+        return batch * (math.prod(spatial) / SLICE if len(spatial) == 3 else 1)
 
 
 def resolve_autocast(mode: Autocast) -> tuple[bool, str]:
@@ -79,7 +108,7 @@ def resolve_autocast(mode: Autocast) -> tuple[bool, str]:
     if mode == "off":
         return False, "autocast off: every runtime computes in float32"
     if machine.has_bf16():
-        return True, "autocast bf16 in PyTorch: this processor multiplies bfloat16; ONNX Runtime computes in float32"
+        return True, "autocast bf16 in PyTorch: this processor multiplies bfloat16; the others compute in float32"
     if mode == "auto":
         return False, "autocast auto: this processor doesn't multiply bfloat16, so every runtime computes in float32"
     raise InputError(
@@ -89,10 +118,27 @@ def resolve_autocast(mode: Autocast) -> tuple[bool, str]:
 
 def memory_needed(model: Model, backend: str) -> int:
     """Bytes that a worker takes, from measured peaks; PyTorch's workers share the pages of their weights' file."""
-    spatial = 1
-    for size in model.input_shape[2:]:
-        spatial *= size
+    spatial = math.prod(model.input_shape[2:])
     classes = model.system.num_classes if model.system is not None else 117
     logits = 0 if model.family == "encoder" else 4 * model.input_shape[0] * classes * spatial
     weights = 4 * model.parameters
-    return 8 * 10**8 + 6 * logits + (weights * 3 // 2 if backend == "ort" else weights)
+    return 8 * 10**8 + 6 * logits + (weights * 3 // 2 if backend in _COPY_WEIGHTS else weights)
+
+
+def blocks(needed: Mapping[str, int], available: int) -> list[list[str]]:
+    """The runtimes that are resident together: all, or as many as fit one after another, in the order given.
+
+    Args:
+        needed: bytes by runtime.
+        available: bytes of memory.
+    """
+    result: list[list[str]] = []
+    left = 0
+    for name, size in needed.items():
+        if result and size <= left:
+            result[-1].append(name)
+        else:
+            result.append([name])
+            left = available
+        left -= size
+    return result

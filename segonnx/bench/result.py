@@ -1,42 +1,68 @@
-"""The result of a bench, as one JSON file."""
+"""The result of a bench, as one JSON file; ``result.schema.json`` says what stands in it."""
 
 from __future__ import annotations
 
+import functools
+import importlib.resources
 import json
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from segonnx.artifacts import folder
 from segonnx.bench import stats
+from segonnx.errors import InputError
+from segonnx.runtimes.base import Operator
 
 OK = "ok"
+SCHEMA_VERSION = 2
+MAX_BYTES = 2**28
+"""A larger file isn't read."""
+
+Case = tuple[str, tuple[int, ...], int]
+"""What must be equal for two rows to be compared: model, input shape and threads."""
 
 
 @dataclass
 class Row:
-    """One model in one runtime.
+    """One model in one runtime, on one input with one number of threads.
 
     Attributes:
         model: its name.
         family: a key of ``catalog.FAMILIES``.
         backend: the runtime's name.
-        status: ``ok``, or why there are no times.
         parameters: exact count.
-        macs: multiply-adds of a pass.
+        macs: multiply-adds of a pass on this input.
         input_shape: (N, C, spatial...).
         input_sha256: of the input's bytes.
         images: how many images a pass counts for.
+        threads: of the runtime, as asked for.
+        status: ``ok``, or why there are no times.
         settings: of the runtime, those that matter for time.
-        rounds: seconds of every pass, by round.
-        load_s: seconds from a process that has imported nothing yet to the first result: importing the library,
-            reading, optimising or compiling, and the first pass.
+        rounds: seconds of every timed pass, by round.
+        started_s: when each round's turn began, in seconds since the bench did.
+        warmup_s: seconds of the passes before them, the first one of the process among them.
+        steady: whether the warm-up ended because its passes had become alike.
+        stopped: why no more rounds were run: ``precision``, ``max-time``, ``rounds`` or ``interrupted``.
+        load_s: seconds until the model was ready, in a process that had not imported the library yet: importing,
+            reading, optimising and compiling.
+        compile_s: the part of ``load_s`` that optimised or compiled.
+        first_result_s: ``load_s`` and the first pass.
+        cpu_s: processor seconds of a pass, all threads together.
         peak_rss_bytes: the most resident memory of the worker.
+        memory_bytes: what a pass must move at least: weights, input and logits, once each.
+        threads_seen: threads of the worker, counted from outside: ``total``, and ``busy`` those that worked in the
+            timed passes.
+        cpus: the processors that all its threads were bound to, seen from outside.
         max_abs_error: largest difference from eager's logits, or from the recorded ones where eager didn't run.
         label_agreement: fraction of voxels with the same label as there.
         compared_with: ``eager`` or ``recorded``.
         speedup_over_eager: eager's time over this one's, the median of the rounds' ratios.
-        interleaved: whether the runtimes of this model took turns.
+        speedup_ci95: its 95 % confidence interval.
+        verdict: ``faster``, ``slower`` or ``no difference``, against eager.
+        interleaved: whether all runtimes of this case took turns.
+        profile: time by operator, from passes of their own; None where it wasn't asked for.
         warnings: what a reader should know.
     """
 
@@ -47,18 +73,37 @@ class Row:
     macs: int
     input_shape: tuple[int, ...]
     input_sha256: str
-    images: int
+    images: float
+    threads: int = 1
     status: str = OK
     settings: dict[str, str] = field(default_factory=dict)
     rounds: list[list[float]] = field(default_factory=list)
+    started_s: list[float] = field(default_factory=list)
+    warmup_s: list[float] = field(default_factory=list)
+    steady: bool | None = None
+    stopped: str | None = None
     load_s: float | None = None
+    compile_s: float | None = None
+    first_result_s: float | None = None
+    cpu_s: float | None = None
     peak_rss_bytes: int | None = None
+    memory_bytes: int | None = None
+    threads_seen: dict[str, int] | None = None
+    cpus: list[int] | None = None
     max_abs_error: float | None = None
     label_agreement: float | None = None
     compared_with: str | None = None
     speedup_over_eager: float | None = None
+    speedup_ci95: tuple[float, float] | None = None
+    verdict: str | None = None
     interleaved: bool = True
+    profile: list[Operator] | None = None
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def case(self) -> Case:
+        """What it shares with the rows that it is compared with."""
+        return self.model, self.input_shape, self.threads
 
     @property
     def samples_s(self) -> list[float]:
@@ -71,6 +116,11 @@ class Row:
         return stats.median(self.samples_s) if self.rounds else None
 
     @property
+    def ci95_s(self) -> tuple[float, float] | None:
+        """Its 95 % confidence interval."""
+        return stats.ci95(self.rounds) if self.rounds else None
+
+    @property
     def images_per_s(self) -> float | None:
         """Images per second."""
         return self.images / self.median_s if self.median_s else None
@@ -80,6 +130,17 @@ class Row:
         """Images per second and million parameters."""
         return self.images_per_s / (self.parameters / 1e6) if self.images_per_s else None
 
+    @property
+    def gflops(self) -> float | None:
+        """Billions of floating-point operations per second that the published method needs, two per multiply-add."""
+        return 2 * self.macs / self.median_s / 1e9 if self.median_s else None
+
+    @property
+    def ns_per_voxel(self) -> float | None:
+        """Nanoseconds per voxel or pixel of the input."""
+        voxels = self.input_shape[0] * math.prod(self.input_shape[2:])
+        return 1e9 * self.median_s / voxels if self.median_s else None
+
     def as_dict(self) -> dict[str, Any]:
         """The row as it stands in the file."""
         content = asdict(self)
@@ -88,10 +149,52 @@ class Row:
             "samples_s": self.samples_s,
             "samples_per_round": [len(one) for one in self.rounds],
             "median_s": self.median_s,
-            "ci95_s": stats.ci95(self.samples_s) if self.rounds else None,
+            "ci95_s": self.ci95_s,
             "images_per_s": self.images_per_s,
             "efficiency": self.efficiency,
+            "gflops": self.gflops,
+            "ns_per_voxel": self.ns_per_voxel,
         }
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Row:
+        """The row that ``as_dict`` gave."""
+        known = {name: content[name] for name in (one.name for one in fields(cls)) if name in content}
+        samples = iter(content["samples_s"])
+        known["rounds"] = [[next(samples) for _ in range(count)] for count in content["samples_per_round"]]
+        known["input_shape"] = tuple(content["input_shape"])
+        if content["speedup_ci95"] is not None:
+            known["speedup_ci95"] = tuple(content["speedup_ci95"])
+        if content["profile"] is not None:
+            known["profile"] = [Operator(**one) for one in content["profile"]]
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster one runtime is than another on the same case, from the rounds that both ran.
+
+    Attributes:
+        model, input_shape, threads: the case.
+        baseline: the runtime whose time is the numerator.
+        backend: the runtime whose time is the denominator: above 1 it is the faster one.
+        speedup: the median of the rounds' ratios.
+        ci95: its 95 % confidence interval; None where there are too few rounds for one.
+        verdict: ``faster``, ``slower``, or ``no difference`` where the interval holds 1; None without an interval.
+        rounds: how many there were.
+        interleaved: whether both took turns; without that, what changed on the machine in between is in the ratio.
+    """
+
+    model: str
+    input_shape: tuple[int, ...]
+    threads: int
+    baseline: str
+    backend: str
+    speedup: float
+    ci95: tuple[float, float] | None
+    verdict: str | None
+    rounds: int
+    interleaved: bool
 
 
 @dataclass
@@ -99,14 +202,39 @@ class Result:
     """A whole bench.
 
     Attributes:
-        machine: as ``machine.describe`` gives it, with the threads.
+        machine: as ``machine.describe`` gives it.
+        settings: how the bench ran.
         autocast: a sentence on the number type.
-        rows: one per model and runtime.
+        rows: one per model, input, number of threads and runtime.
+        ratios: every pair of runtimes, by case.
+        ceilings: what the machine can do at most, by number of threads: ``threads``, ``sgemm_gflops``,
+            ``sgemm_library``, ``bandwidth_gb_s`` (copying memory, read and written bytes together).
+        overhead: what the bench itself took: ``wall_s``, ``timed_s`` (inside timed passes), ``parent_cpu_s``,
+            ``parent_peak_rss_bytes``.
+        interrupted: the user stopped it.
+        warnings: about the machine and the whole run.
+        created: when, in UTC.
     """
 
     machine: dict[str, Any]
     autocast: str
     rows: list[Row] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    ratios: list[Ratio] = field(default_factory=list)
+    ceilings: list[dict[str, Any]] = field(default_factory=list)
+    overhead: dict[str, float] = field(default_factory=dict)
+    interrupted: bool = False
+    warnings: list[str] = field(default_factory=list)
+    created: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of the file."""
+        content: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+        for one in fields(self):
+            content[one.name] = getattr(self, one.name)
+        content["rows"] = [row.as_dict() for row in self.rows]
+        content["ratios"] = [asdict(ratio) for ratio in self.ratios]
+        return content
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all.
@@ -114,10 +242,43 @@ class Result:
         Raises:
             ResourceError: it can't be written.
         """
-        content = {
-            "schema_version": 1,
-            "machine": self.machine,
-            "autocast": self.autocast,
-            "rows": [row.as_dict() for row in self.rows],
-        }
-        folder.write(path, json.dumps(content, indent=1) + "\n")
+        folder.write(path, json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n")
+
+
+def read(path: Path) -> Result:
+    """The result in a file, checked against the schema.
+
+    Raises:
+        InputError: there is none, or it isn't one.
+    """
+    import jsonschema
+
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path} is larger than {MAX_BYTES:,} bytes: no result of a bench")
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"can't read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} isn't JSON: {error}") from error
+    if isinstance(content, dict) and content.get("schema_version") == 1:
+        raise InputError(f"{path} was written by an older segonnx, without the rounds' times: run the bench again")
+    wrong = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema()).iter_errors(content))
+    if wrong is not None:
+        where = "/".join(map(str, wrong.absolute_path)) or "its top"
+        raise InputError(f"{path} isn't the result of a bench: at {where}: {wrong.message[:200]}")
+    content.pop("schema_version")
+    content["rows"] = [Row.from_dict(row) for row in content["rows"]]
+    content["ratios"] = [
+        Ratio(**{**one, "input_shape": tuple(one["input_shape"]), "ci95": one["ci95"] and tuple(one["ci95"])})
+        for one in content["ratios"]
+    ]
+    return Result(**content)
+
+
+@functools.cache
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a result."""
+    text = importlib.resources.files("segonnx.bench").joinpath("result.schema.json").read_text("utf-8")
+    content: dict[str, Any] = json.loads(text)
+    return content

@@ -1,11 +1,14 @@
-"""Runs a bench: every runtime of a model in a process of its own, taking turns in rounds."""
+"""Runs a bench: every runtime of a case in a process of its own, taking turns in rounds."""
 
 from __future__ import annotations
 
 import contextlib
-import random
+import datetime
+import itertools
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +17,25 @@ import numpy as np
 from segonnx import inputs, machine, process, runtimes
 from segonnx.artifacts import testdata
 from segonnx.artifacts.verify import MODEL
-from segonnx.bench import plan, stats
+from segonnx.bench import ceilings, plan, rounds, stats
 from segonnx.bench.plan import Model, Settings
-from segonnx.bench.result import OK, Result, Row
-from segonnx.bench.worker import Job, serve
+from segonnx.bench.result import OK, Ratio, Result, Row
+from segonnx.bench.watch import Watch
+from segonnx.bench.worker import Job, Loaded, Passes, serve
 from segonnx.errors import SegonnxError
 from segonnx.numeric import TOLERANCES, compare
 from segonnx.process import Progress, Worker
-from segonnx.runtimes.base import Options, Subject
+from segonnx.runtimes.base import Runtime, Subject
 
 ROUND_SECONDS = 0.5
 """A runtime's turn in a round lasts about this long, or one pass where that takes longer."""
 MAX_PASSES = 50
+WARMUP_SECONDS = 20.0
+"""No more turns are spent on warming up after this long."""
+PROFILE_SECONDS = 3.0
+_KNOWN = {runtime.name: runtime for runtime in runtimes.RUNTIMES}
+DRIFT = 0.05
+"""From this trend between the first and the last third of the rounds on, a reader is warned."""
 
 
 def bench(
@@ -34,177 +44,363 @@ def bench(
     x: inputs.Array | None,
     tell: Callable[[list[Row]], None],
     progress: Progress = process.silent,
+    known: Mapping[str, type[Runtime]] = _KNOWN,
 ) -> Result:
     """Time the models one after another.
+
+    An interrupt from the keyboard ends the bench, and what was measured until then is in the result.
 
     Args:
         models: what to time.
         settings: how.
         x: the input for all; None makes noise of each model's shape.
-        tell: called with the rows of each model as they come.
+        tell: called with the rows of each case as they come.
         progress: told of each step.
+        known: the runtimes by name.
     """
     bf16, sentence = plan.resolve_autocast(settings.autocast)
-    result = Result(machine.describe() | {"threads": settings.threads}, sentence)
-    for model in models:
-        rows = list(_bench_model(model, settings, bf16, x, progress))
-        result.rows += rows
-        tell(rows)
+    result = Result(
+        machine=machine.describe(),
+        autocast=sentence,
+        settings=settings.as_dict(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    began, cpu = time.perf_counter(), time.process_time()
+    if result.machine["governor"] not in (None, "performance"):
+        result.warnings.append(f"the frequency governor is {result.machine['governor']!r}: clock rates may vary")
+    try:
+        for threads in settings.threads if settings.ceilings else ():
+            result.ceilings.append(ceilings.measure(threads, machine.choose_cpus(threads), progress))
+        for model, threads in itertools.product(models, settings.threads):
+            case = _Case(model, threads, settings, bf16, known, began, progress)
+            try:
+                case.run(x)
+            finally:
+                result.rows += case.rows
+                result.ratios += case.ratios
+                tell(case.rows)
+    except KeyboardInterrupt:
+        result.interrupted = True
+        result.warnings.append("interrupted: what had been measured until then is here")
+    result.overhead = {
+        "wall_s": time.perf_counter() - began,
+        "timed_s": sum(sum(row.samples_s) for row in result.rows),
+        "parent_cpu_s": time.process_time() - cpu,
+        "parent_peak_rss_bytes": process.peak_rss_bytes(),
+    }
     return result
 
 
-def _bench_model(
-    model: Model, settings: Settings, bf16: bool, x: inputs.Array | None, progress: Progress
-) -> Iterator[Row]:
-    tensor = inputs.make("noise", model.input_shape, model.modality, settings.seed) if x is None else x
-    rows = [
-        Row(
-            model=model.name,
-            family=model.family,
-            backend=backend,
-            parameters=model.parameters,
-            macs=model.macs,
-            input_shape=tensor.shape,
-            input_sha256=inputs.sha256(tensor),
-            images=model.images,
-        )
-        for backend in settings.backends
-    ]
-    with tempfile.TemporaryDirectory(prefix="segonnx-") as name:
-        folder = Path(name)
-        np.save(folder / "input.npy", tensor)
-        for row in rows:
-            row.status = runtimes.get(row.backend).missing() or OK
-        subject = _subject(model, rows, folder, progress)
-        needed = sum(plan.memory_needed(model, row.backend) for row in rows if row.status == OK)
-        together = needed <= machine.available_memory()
-        blocks = [rows] if together else [[row] for row in rows]
-        for block in blocks:
-            _run_block(model, block, settings, bf16, subject, folder, progress)
-        _compare(model, rows, folder, progress)
-    eager = next((row for row in rows if row.backend == "eager" and row.rounds), None)
-    for row in rows:
-        row.interleaved = together
-        if not together and len(rows) > 1:
-            row.warnings.append("not interleaved: the runtimes don't fit into memory together")
-        if row.rounds and len(row.rounds) < plan.MIN_ROUNDS:
-            row.warnings.append(f"only {len(row.rounds)} round{'s' * (len(row.rounds) > 1)}")
-        if eager is not None and row.rounds:
-            row.speedup_over_eager = stats.ratio(eager.rounds, row.rounds)
-    yield from rows
+@dataclass
+class _Seat:
+    """A row, the worker that serves it, and who watches that."""
+
+    row: Row
+    worker: Worker
+    watch: Watch
+    passes: int = 1
+    cpu_s: float = 0.0
 
 
-def _subject(model: Model, rows: list[Row], folder: Path, progress: Progress) -> Subject:
-    """What the runtimes run; rows of runtimes that can't have what they need get a status that says so."""
-    needs = {row.backend: runtimes.get(row.backend).needs for row in rows if row.status == OK}
-    weights = None
-    if "network" in needs.values():
-        users = [row for row in rows if needs.get(row.backend) == "network"]
-        try:
-            weights, same = _weights(model, folder, progress)
-        except SegonnxError as error:
-            for row in users:
-                row.status = str(error)
-        else:
-            for row in users if not same else ():
-                row.warnings.append("random weights, made again here, differ in rounding from the artifact's")
-    if model.artifact is None:
-        for row in rows:
-            if needs.get(row.backend) == "artifact":
-                row.status = f"no artifact: segonnx export {model.name}"
-    return Subject(model.system, weights, None if model.artifact is None else model.artifact / MODEL)
+class _Case:
+    """One model with one number of threads, in all runtimes."""
 
+    def __init__(
+        self,
+        model: Model,
+        threads: int,
+        settings: Settings,
+        bf16: bool,
+        known: Mapping[str, type[Runtime]],
+        began: float,
+        progress: Progress,
+    ) -> None:
+        self.model, self.threads, self.settings, self.bf16, self.known = model, threads, settings, bf16, known
+        self.began, self.progress = began, progress
+        self.cpus = tuple(machine.choose_cpus(threads))
+        self.rows: list[Row] = []
+        self.ratios: list[Ratio] = []
+        self._blocks: list[list[str]] = []
+        self._folder = Path()
+        self._subject = Subject()
 
-def _weights(model: Model, folder: Path, progress: Progress) -> tuple[Path, bool]:
-    """Safetensors of the weights, made again as the export made them; whether they are the artifact's bit by bit."""
-    from segonnx.exporters.prepare import STATE, write_weights
+    def run(self, x: inputs.Array | None) -> None:
+        """Fill ``rows`` and ``ratios``; an interrupt leaves what was measured in them."""
+        model, settings = self.model, self.settings
+        tensor = inputs.make("noise", model.input_shape, model.modality, settings.seed) if x is None else x
+        self.rows = [
+            Row(
+                model=model.name,
+                family=model.family,
+                backend=backend,
+                parameters=model.parameters,
+                macs=model.macs,
+                input_shape=tensor.shape,
+                input_sha256=inputs.sha256(tensor),
+                images=model.images,
+                threads=self.threads,
+                status=self.known[backend].missing() or OK,
+            )
+            for backend in settings.backends
+        ]
+        with tempfile.TemporaryDirectory(prefix="segonnx-") as name:
+            self._folder = Path(name)
+            np.save(self._folder / "input.npy", tensor)
+            try:
+                self._subject = self._make_subject()
+                needed = {row.backend: plan.memory_needed(model, row.backend) for row in self.rows if row.status == OK}
+                self._blocks = plan.blocks(needed, machine.available_memory())
+                for block in self._blocks:
+                    self._run_block([row for row in self.rows if row.backend in block])
+                self._compare()
+                if settings.profile:
+                    self._profile()
+            except KeyboardInterrupt:
+                for row in self.rows:
+                    if row.rounds:
+                        row.stopped = "interrupted"
+                        if row.compared_with is None:
+                            row.warnings.append("its logits were not compared: interrupted")
+                    elif row.status == OK:
+                        row.status = "interrupted"
+                raise
+            finally:
+                self._conclude()
 
-    if model.system is None or model.seed is None:
-        raise SegonnxError("needs the network: the artifact's weights came from a file")
-    digest = process.call(write_weights, model.system, None, model.seed, folder / STATE, progress=progress).value
-    return folder / STATE, model.weights_sha256 in (None, digest)
+    def _make_subject(self) -> Subject:
+        """What the runtimes run; rows of runtimes that can't have what they need get a status that says so."""
+        needs = {row.backend: self.known[row.backend].needs for row in self.rows if row.status == OK}
+        weights = None
+        if "network" in needs.values():
+            users = [row for row in self.rows if needs.get(row.backend) == "network"]
+            try:
+                weights, same = self._weights()
+            except SegonnxError as error:
+                for row in users:
+                    row.status = str(error)
+            else:
+                for row in users if not same else ():
+                    row.warnings.append("random weights, made again here, differ in rounding from the artifact's")
+        artifact = self.model.artifact
+        if artifact is None:
+            for row in self.rows:
+                if needs.get(row.backend) == "artifact":
+                    row.status = f"no artifact: segonnx export {self.model.name}"
+        return Subject(self.model.system, weights, None if artifact is None else artifact / MODEL)
 
+    def _weights(self) -> tuple[Path, bool]:
+        """Safetensors of the weights, made as the export made them; whether they are the artifact's bit by bit."""
+        from segonnx.exporters.prepare import STATE, write_weights
 
-def _run_block(
-    model: Model, rows: list[Row], settings: Settings, bf16: bool, subject: Subject, folder: Path, progress: Progress
-) -> None:
-    """Load the rows' runtimes, run the rounds, and end them all, whatever happens."""
-    order = random.Random(settings.seed)  # noqa: S311 (an order, not a secret)
-    with contextlib.ExitStack() as stack:
-        workers: dict[str, Worker] = {}
-        passes: dict[str, int] = {}
-        for row in rows:
-            if row.status != OK:
-                continue
-            progress(f"{model.name}: loading {row.backend}")
-            options = Options(settings.threads, bf16 and runtimes.get(row.backend).autocasts)
-            name = row.backend
-            job = Job(name, subject, options, folder / "input.npy", folder / f"{name}.npy", folder / f"{name}-cache")
-            worker = stack.enter_context(Worker(serve, job))
-            loaded = _ask(worker, row)
-            if loaded is not None:
-                row.load_s, row.settings = loaded["load_s"], loaded["settings"]
-                workers[row.backend] = worker
-                # The pass that loading ended with, and the one that gave the logits, were the warm-up.
-                passes[row.backend] = min(MAX_PASSES, max(1, int(ROUND_SECONDS / loaded["pass_s"])))
-        for number in range(settings.rounds):
-            turns = [row for row in rows if row.status == OK]
-            order.shuffle(turns)
-            for row in turns:
-                progress(f"{model.name}: round {number + 1} of {settings.rounds}, {row.backend}")
-                count = passes[row.backend]
-                # The first pass of a turn wakes threads and caches; where passes are many it isn't counted.
-                extra = 1 if count > 1 else 0
-                seconds = _ask(workers[row.backend], row, "run", count + extra)
-                if seconds is not None:
-                    row.rounds.append(seconds[extra:])
-        for row in rows:
-            if row.status == OK:
-                row.peak_rss_bytes = _ask(workers[row.backend], row, "end")
+        model = self.model
+        if model.system is None or model.seed is None:
+            raise SegonnxError("needs the network: the artifact's weights came from a file")
+        path = self._folder / STATE
+        digest = process.call(write_weights, model.system, None, model.seed, path, progress=self.progress).value
+        return path, model.weights_sha256 in (None, digest)
 
+    def _run_block(self, rows: list[Row]) -> None:
+        """Load the rows' runtimes, run the rounds, and end them all, whatever happens.
 
-def _ask(worker: Worker, row: Row, *command: Any) -> Any:
-    """The worker's answer to the command, or to being started; None, and the row's status says why, where it failed."""
-    try:
-        if command:
-            with contextlib.suppress(BrokenPipeError):  # it died; receive tells how
-                worker.channel.send(command)
-        kind, value = worker.receive(f"{row.model} in {row.backend}")
-    except SegonnxError as error:
-        kind, value = "error", error
-    if kind == "ok":
-        return value
-    row.status = str(value)
-    row.rounds = []
-    return None
+        A worker is paused but for its turns, so that even one whose threads never rest takes nothing from the others.
+        """
+        with contextlib.ExitStack() as stack:
+            seats: dict[str, _Seat] = {}
+            done: dict[str, list[list[float]]] = {}
+            for row in rows:
+                if (seat := self._load(row, stack)) is not None:
+                    seats[row.backend] = seat
+            try:
+                stopped = rounds.collect(
+                    seats, lambda name: self._turn(seats[name], done), self.settings.rule, time.perf_counter, done
+                )
+            finally:
+                for name, its in done.items():
+                    if its:
+                        self._keep(seats[name], its)
+            for name in done:
+                seat = seats[name]
+                seat.row.stopped = stopped
+                seat.worker.resume()
+                seat.row.peak_rss_bytes = self._ask(seat.worker, seat.row, "end")
 
+    def _keep(self, seat: _Seat, its: list[list[float]]) -> None:
+        """Write into a row what its rounds gave."""
+        row = seat.row
+        row.rounds, row.started_s = its, row.started_s[: len(its)]
+        row.cpu_s = seat.cpu_s / len(row.samples_s)
+        row.threads_seen = {"total": seat.watch.total, "busy": seat.watch.busy}
+        row.cpus = sorted(seat.watch.cpus)
+        row.warnings += seat.watch.warnings(self.threads)
 
-def _compare(model: Model, rows: list[Row], folder: Path, progress: Progress) -> None:
-    """Hold every runtime's logits against eager's, or against the artifact's recorded ones."""
-    eager = next((row for row in rows if row.backend == "eager" and row.status == OK), None)
-    if eager is not None:
-        reference, name = np.load(folder / "eager.npy", mmap_mode="r"), "eager"
-    elif (recorded := _recorded(model, rows)) is not None:
-        reference, name = recorded, "recorded"
-    else:
-        return
-    for row in rows:
+    def _load(self, row: Row, stack: contextlib.ExitStack) -> _Seat | None:
+        """Load a row's runtime and run it until it is warm; None where it failed."""
         if row.status != OK:
-            continue
-        progress(f"{model.name}: comparing the logits of {row.backend}")
-        difference = compare(reference, np.load(folder / f"{row.backend}.npy", mmap_mode="r"))
-        row.max_abs_error, row.label_agreement = difference.max_abs_error, difference.label_agreement
-        row.compared_with = name
-        dtype = "float32" if row.settings.get("dtype") == "float32" else "bfloat16"
-        if not difference.within(TOLERANCES[dtype]):
-            row.status = f"its logits differ: {difference}"
+            return None
+        self.progress(f"{self._name}: loading {row.backend}")
+        worker = stack.enter_context(Worker(serve, self._job(row.backend)))
+        loaded: Loaded | None = self._ask(worker, row)
+        if loaded is None:
+            return None
+        row.load_s, row.compile_s = loaded.load_s, loaded.compile_s
+        row.first_result_s = loaded.load_s + loaded.first_pass_s
+        row.settings = loaded.settings
+        row.memory_bytes = 4 * row.parameters + 4 * int(np.prod(row.input_shape)) + loaded.logits_bytes
+        seat = _Seat(row, worker, Watch(worker.pid, self.cpus))
+        self.progress(f"{self._name}: warming up {row.backend}")
+        row.warmup_s = [loaded.first_pass_s]
+        turns = [loaded.first_pass_s]
+        spent = 0.0
+        # After the first pass, turns like those of the rounds, until the last two are alike.
+        while not stats.steady(turns) and spent < WARMUP_SECONDS:
+            seat.passes = min(MAX_PASSES, max(1, int(ROUND_SECONDS / min(row.warmup_s))))
+            passes: Passes | None = self._ask(worker, row, "run", seat.passes)
+            if passes is None:
+                return None
+            row.warmup_s += passes.seconds
+            turns.append(stats.median(passes.seconds))
+            spent += sum(passes.seconds)
+        row.steady = stats.steady(turns)
+        seat.passes = min(MAX_PASSES, max(1, int(ROUND_SECONDS / turns[-1])))
+        worker.pause()
+        return seat
 
+    def _turn(self, seat: _Seat, done: dict[str, list[list[float]]]) -> list[float] | None:
+        """Seconds of every pass of one turn; None where the runtime failed."""
+        self._progress_of(done)
+        # The first pass of a turn wakes threads and caches; where passes are many it isn't counted.
+        extra = 1 if seat.passes > 1 else 0
+        seat.worker.resume()
+        seat.watch.begin()
+        began = time.perf_counter() - self.began
+        passes: Passes | None = self._ask(seat.worker, seat.row, "run", seat.passes + extra)
+        if passes is None:
+            return None
+        seat.watch.end()
+        seat.worker.pause()
+        seat.row.started_s.append(began)
+        seconds = passes.seconds[extra:]
+        seat.cpu_s += passes.cpu_s * len(seconds) / len(passes.seconds)
+        return seconds
 
-def _recorded(model: Model, rows: list[Row]) -> inputs.Array | None:
-    """PyTorch's logits from the artifact's test data, if that has the bench's input."""
-    if model.artifact is None:
+    def _progress_of(self, done: dict[str, list[list[float]]]) -> None:
+        number = max(map(len, done.values()), default=0)
+        self.progress(f"{self._name}: round {number + 1}, {', '.join(done) or 'starting'}")
+
+    @property
+    def _name(self) -> str:
+        swept = len(self.settings.threads) > 1
+        return f"{self.model.name}, {self.threads} threads" if swept else self.model.name
+
+    def _job(self, backend: str, *, profile: bool = False) -> Job:
+        runtime = self.known[backend]
+        options = replace(
+            self.settings.options, threads=self.threads, bf16=self.bf16 and runtime.autocasts, profile=profile
+        )
+        return Job(
+            runtime, self._subject, options, self.cpus, self._folder / "input.npy", self._logits(backend),
+            self._folder / f"{backend}-cache",
+        )  # fmt: skip
+
+    def _logits(self, backend: str) -> Path:
+        return self._folder / f"{backend}.npy"
+
+    def _ask(self, worker: Worker, row: Row, *command: Any) -> Any:
+        """The worker's answer to the command, or to being started; where it failed, None, and the row says why."""
+        try:
+            if command:
+                with contextlib.suppress(BrokenPipeError):  # it died; receive tells how
+                    worker.channel.send(command)
+            kind, value = worker.receive(f"{row.model} in {row.backend}", self.settings.timeout_s)
+        except SegonnxError as error:
+            kind, value = "error", error
+        if kind == "ok":
+            return value
+        row.status = str(value)
+        row.rounds, row.started_s = [], []
+        worker.kill()
         return None
-    data = model.artifact / testdata.FOLDER
-    if inputs.sha256(testdata.read(data / "input_0.pb")) != rows[0].input_sha256:
-        return None
-    return testdata.read(data / "output_0.pb")
+
+    def _compare(self) -> None:
+        """Hold every runtime's logits against eager's, or against the artifact's recorded ones."""
+        rows = [row for row in self.rows if row.status == OK]
+        if any(row.backend == "eager" for row in rows):
+            reference, name = np.load(self._logits("eager"), mmap_mode="r"), "eager"
+        elif rows and (recorded := self._recorded(rows[0].input_sha256)) is not None:
+            reference, name = recorded, "recorded"
+        else:
+            return
+        for row in rows:
+            self.progress(f"{self._name}: comparing the logits of {row.backend}")
+            try:
+                difference = compare(reference, np.load(self._logits(row.backend), mmap_mode="r"))
+            except SegonnxError as error:
+                row.status = f"its {error}"
+                continue
+            row.max_abs_error, row.label_agreement = difference.max_abs_error, difference.label_agreement
+            row.compared_with = name
+            dtype = "float32" if row.settings.get("dtype") == "float32" else "bfloat16"
+            if not difference.within(TOLERANCES[dtype]):
+                row.status = f"its logits differ: {difference}"
+
+    def _recorded(self, input_sha256: str) -> inputs.Array | None:
+        """PyTorch's logits from the artifact's test data, if that has the bench's input."""
+        if self.model.artifact is None:
+            return None
+        data = self.model.artifact / testdata.FOLDER
+        if inputs.sha256(testdata.read(data / "input_0.pb")) != input_sha256:
+            return None
+        return testdata.read(data / "output_0.pb")
+
+    def _profile(self) -> None:
+        """Time by operator, in new processes: a profiler slows what it looks at."""
+        for row in self.rows:
+            if row.status != OK or row.median_s is None:
+                continue
+            self.progress(f"{self._name}: profiling {row.backend}")
+            with Worker(serve, self._job(row.backend, profile=True)) as worker:
+                copy = replace(row)  # a profiler that fails takes no times away
+                if self._ask(worker, copy) is not None:
+                    row.profile = self._ask(worker, copy, "profile", max(1, int(PROFILE_SECONDS / row.median_s)))
+                    self._ask(worker, copy, "end")
+                if row.profile is None:
+                    row.warnings.append(f"no profile: {copy.status}")
+
+    def _ratio(self, a: Row, b: Row) -> Ratio:
+        together = any(a.backend in block and b.backend in block for block in self._blocks)
+        value, interval = (stats.speedup if together else stats.ratio_of_runs)(a.rounds, b.rounds)
+        return Ratio(
+            model=a.model,
+            input_shape=a.input_shape,
+            threads=a.threads,
+            baseline=a.backend,
+            backend=b.backend,
+            speedup=value,
+            ci95=interval,
+            verdict=stats.verdict(interval),
+            rounds=min(len(a.rounds), len(b.rounds)),
+            interleaved=together,
+        )
+
+    def _conclude(self) -> None:
+        """What the rows say together, and what a reader should know of each."""
+        rows = sorted((row for row in self.rows if row.rounds), key=lambda row: row.backend != "eager")
+        self.ratios = [self._ratio(a, b) for a, b in itertools.combinations(rows, 2)]
+        for row in self.rows:
+            others = [ratio for ratio in self.ratios if row.backend in (ratio.baseline, ratio.backend)]
+            row.interleaved = all(ratio.interleaved for ratio in others)
+            if row.rounds and row.backend == "eager":
+                row.speedup_over_eager = 1.0
+        for ratio in self.ratios:
+            if ratio.baseline == "eager":
+                row = next(row for row in rows if row.backend == ratio.backend)
+                row.speedup_over_eager, row.speedup_ci95, row.verdict = ratio.speedup, ratio.ci95, ratio.verdict
+        for row in rows:
+            if not row.interleaved:
+                row.warnings.append("not interleaved with all others: they don't fit into memory together")
+            if len(row.rounds) < stats.MIN_ROUNDS:
+                row.warnings.append(f"only {len(row.rounds)} round{'s' * (len(row.rounds) > 1)}")
+            if row.steady is False:
+                row.warnings.append("its passes still changed by more than 5 % when the warm-up ended")
+            if abs(drift := stats.drift(row.rounds) or 0.0) > DRIFT:
+                row.warnings.append(f"drifted by {100 * drift:+.0f} % between its first and its last rounds")

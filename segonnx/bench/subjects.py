@@ -19,15 +19,23 @@ if TYPE_CHECKING:
     from segonnx.exporters.pipeline import Exported
 
 
-def from_artifact(folder: Path, progress: Progress) -> Model:
+def from_artifact(folder: Path, progress: Progress, shape: tuple[int, ...] | None = None) -> Model:
     """The model of an artifact, whose every byte is checked first.
+
+    Args:
+        folder: the artifact.
+        progress: told of each step.
+        shape: of the input, (N, C, spatial...); None takes the one that the artifact was made for.
 
     Raises:
         VerifyError: it isn't whole.
-        InputError: its sizes are open, so that its inputs have no shape of their own.
+        InputError: it doesn't take that shape.
     """
     content = verify(folder, replay=False, progress=progress).manifest
-    shape = content["parity"]["inputs"][0]["shape"]
+    own = tuple(content["parity"]["inputs"][0]["shape"])
+    if shape is not None and shape != own:
+        fixed = "x".join(map(str, own))
+        raise InputError(f"{folder} was made for inputs of {fixed}: export it with another --shape and --batch")
     try:
         system = catalog.find(content["name"])
     except InputError:
@@ -37,7 +45,7 @@ def from_artifact(folder: Path, progress: Progress) -> Model:
         family=content["family"],
         parameters=content["parameters"]["count"],
         macs=content["macs"],
-        input_shape=tuple(shape),
+        input_shape=own,
         modality=content["preprocessing"]["modality"],
         artifact=folder,
         system=system,
@@ -47,9 +55,17 @@ def from_artifact(folder: Path, progress: Progress) -> Model:
 
 
 def from_system(
-    system: System, out: Path, settings: Settings, tell: Callable[[Exported], None], progress: Progress
+    system: System,
+    out: Path,
+    settings: Settings,
+    tell: Callable[[Exported], None],
+    progress: Progress,
+    spatial: tuple[int, ...] | None = None,
+    batch: int = 1,
 ) -> Model:
     """The model of a system: its artifact in ``out``, exported first if it isn't there and a runtime needs it.
+
+    Artifacts for another shape than the system's are in a folder of that name, such as ``out/1x1x64x64x64``.
 
     Args:
         system: what to time.
@@ -57,17 +73,29 @@ def from_system(
         settings: of the bench.
         tell: called with an export that was made.
         progress: told of each step.
+        spatial: sizes of the input; None takes the system's.
+        batch: instances per pass.
+
+    Raises:
+        InputError: the network doesn't take that shape, or what is missing can't be exported here.
     """
     from segonnx.exporters import pipeline
 
+    shape = pipeline.input_shape(system, spatial, batch)
+    own = shape == system.input_shape
+    if not own:
+        out /= "x".join(map(str, shape))
     folder = out / pipeline.folder_name(system)
     if folder.exists():
-        return from_artifact(folder, progress)
-    needed = system.reference is None or any(runtimes.get(name).needs == "artifact" for name in settings.backends)
+        return from_artifact(folder, progress, shape)
+    # What isn't in the catalogue is counted by the export.
+    needed = not own or system.reference is None
+    needed |= any(runtimes.get(name).needs == "artifact" for name in settings.backends)
     if needed and runtimes.get("eager").missing() is None:
-        tell(pipeline.export(system, pipeline.Settings(out), lambda step: progress(f"{system.name}: {step}")))
-        return from_artifact(folder, progress)
-    if system.reference is None:
+        how = pipeline.Settings(out, shape=spatial, batch=batch)
+        tell(pipeline.export(system, how, lambda step: progress(f"{system.name}: {step}")))
+        return from_artifact(folder, progress, shape)
+    if not own or system.reference is None:
         raise InputError(
             f"{folder} isn't there, and exporting {system.name} needs torch: pip install 'segonnx[export]'"
         )
@@ -76,7 +104,7 @@ def from_system(
         family=system.family,
         parameters=system.reference.parameters,
         macs=system.reference.inference_macs,
-        input_shape=system.input_shape,
+        input_shape=shape,
         modality=system.modality,
         system=system,
     )

@@ -1,4 +1,4 @@
-"""The process that holds one model in one runtime, sleeps while others are timed, and runs when it's told to."""
+"""The process that holds one model in one runtime, and runs it when it's told to."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from segonnx import process
-from segonnx.runtimes.base import Options, Subject
+from segonnx.inputs import Array
+from segonnx.runtimes.base import Operator, Options, Runtime, Subject
 
 
 @dataclass(frozen=True)
@@ -20,29 +18,60 @@ class Job:
     """What a worker runs.
 
     Attributes:
-        backend: the runtime's name.
+        runtime: the runtime's class.
         subject: what it runs.
         options: how.
+        cpus: the processors that it is bound to.
         x: file of the input, as ``numpy.save`` wrote it.
         logits: file that the logits are saved to.
         cache: an empty folder for what torch.compile compiles: a warm cache would hide the compile time.
     """
 
-    backend: str
+    runtime: type[Runtime]
     subject: Subject
     options: Options
+    cpus: tuple[int, ...]
     x: Path
     logits: Path
     cache: Path
 
 
-def serve(channel: Connection, job: Job) -> None:
-    """Load, then answer each ``("run", n)`` with the seconds of n runs, and ``("end",)`` with the peak of memory.
+@dataclass(frozen=True)
+class Loaded:
+    """What loading gave.
 
-    Answers are ``("ok", value)`` or ``("error", exception)``.
+    Attributes:
+        load_s: seconds until the model was ready: importing the library, reading, optimising or compiling.
+        compile_s: the part that optimised or compiled.
+        first_pass_s: seconds of the first pass after that.
+        logits_bytes: size of the logits.
+        settings: of the runtime.
+    """
+
+    load_s: float
+    compile_s: float
+    first_pass_s: float
+    logits_bytes: int
+    settings: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What passes took: seconds of each, and processor seconds of all threads for all of them together."""
+
+    seconds: list[float]
+    cpu_s: float
+
+
+def serve(channel: Connection, job: Job) -> None:
+    """Load, then answer commands, each with ``("ok", value)`` or ``("error", exception)``.
+
+    Loading is answered with a ``Loaded``, ``("run", n)`` with the ``Passes`` of n runs, ``("profile", n)`` with the
+    operators of n more, and ``("end",)`` with the peak of memory in bytes.
     """
     threads = str(job.options.threads)
     os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TORCHINDUCTOR_CACHE_DIR=str(job.cache))
+    process.bind(job.cpus)
     try:
         _serve(channel, job)
     except EOFError:
@@ -52,28 +81,41 @@ def serve(channel: Connection, job: Job) -> None:
 
 
 def _serve(channel: Connection, job: Job) -> None:
-    from segonnx import runtimes
+    import numpy as np
 
     x = np.load(job.x, allow_pickle=False)
-    runtime = runtimes.get(job.backend)()
+    runtime = job.runtime()
     started = time.perf_counter()
-    runtime.load(job.subject, job.options, x)
-    loaded: dict[str, Any] = {"load_s": time.perf_counter() - started, "settings": runtime.describe()}
-    started = time.perf_counter()
+    runtime.load(job.subject, job.options)
+    read = time.perf_counter()
+    runtime.prepare(x)
+    ready = time.perf_counter()
     logits = runtime.run(x)
-    loaded["pass_s"] = time.perf_counter() - started
+    ran = time.perf_counter()
     np.save(job.logits, logits)
+    size = logits.nbytes
     del logits
-    channel.send(("ok", loaded))
+    channel.send(("ok", Loaded(ready - started, ready - read, ran - ready, size, runtime.describe())))
     while True:
         command, *arguments = channel.recv()
         if command == "end":
             runtime.close()
             channel.send(("ok", process.peak_rss_bytes()))
             return
-        seconds = []
-        for _ in range(arguments[0]):
-            started = time.perf_counter()
-            runtime.run(x)
-            seconds.append(time.perf_counter() - started)
-        channel.send(("ok", seconds))
+        work = _profile if command == "profile" else _time
+        channel.send(("ok", work(runtime, x, arguments[0])))
+
+
+def _profile(runtime: Runtime, x: Array, passes: int) -> list[Operator]:
+    return runtime.profile(x, passes)
+
+
+def _time(runtime: Runtime, x: Array, passes: int) -> Passes:
+    """Run ``passes`` passes; nothing but the pass is between two looks at the clock."""
+    seconds = []
+    cpu = time.process_time()
+    for _ in range(passes):
+        started = time.perf_counter()
+        runtime.run(x)
+        seconds.append(time.perf_counter() - started)
+    return Passes(seconds, time.process_time() - cpu)

@@ -43,6 +43,7 @@ class Settings:
         checkpoint: a file of weights; random weights from ``seed`` where there is none.
         seed: of random weights.
         shape: spatial sizes of the input, where they aren't the system's.
+        batch: instances per pass.
         dynamic: leave batch and spatial sizes open.
         overwrite: replace an artifact that was made with other arguments.
         threads: of PyTorch and ONNX Runtime.
@@ -52,6 +53,7 @@ class Settings:
     checkpoint: Path | None = None
     seed: int = 0
     shape: tuple[int, ...] | None = None
+    batch: int = 1
     dynamic: bool = False
     overwrite: bool = False
     threads: int = field(default_factory=machine.usable_cores)
@@ -97,7 +99,7 @@ def export(system: System, settings: Settings, progress: Progress = process.sile
     """
     started = time.perf_counter()
     target = settings.out / folder_name(system)
-    shape = input_shape(system, settings.shape)
+    shape = input_shape(system, settings.shape, settings.batch)
     arguments = _arguments(system, settings, shape)
     if (kept := _existing(target, arguments, settings, progress)) is not None:
         return Exported(target, kept, True, {}, time.perf_counter() - started)
@@ -137,14 +139,14 @@ def folder_name(system: System) -> str:
     return system.name.replace(":", "-").replace("/", "-")
 
 
-def input_shape(system: System, spatial: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The system's input shape with other spatial sizes.
+def input_shape(system: System, spatial: tuple[int, ...] | None, batch: int = 1) -> tuple[int, ...]:
+    """The system's input shape with another batch size and other spatial sizes.
 
     Raises:
         InputError: their number is wrong, or the network can't take them.
     """
     if spatial is None:
-        return system.input_shape
+        return (batch, *system.input_shape[1:])
     wanted = len(system.input_shape) - 2
     axes = "D,H,W" if wanted == 3 else "H,W"
     if len(spatial) != wanted:
@@ -156,7 +158,7 @@ def input_shape(system: System, spatial: tuple[int, ...] | None) -> tuple[int, .
             )
     if wanted == 3 and math.prod(spatial) == system.divisor**3:
         raise InputError(f"{system.name} needs more than one voxel at its deepest level: double a size of --shape")
-    return (*system.input_shape[:2], *spatial)
+    return (batch, system.input_shape[1], *spatial)
 
 
 def memory_needed(system: System, shape: tuple[int, ...]) -> int:

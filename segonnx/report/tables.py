@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from segonnx import catalog
+from segonnx.bench import stats
+from segonnx.bench.comparison import Comparison
 from segonnx.bench.result import OK, Result, Row
 from segonnx.catalog import System
 from segonnx.errors import InputError
@@ -68,45 +70,99 @@ def family(result: Result, name: str) -> str:
     """One family's table, with the source's columns for each backend and the published figures beside them."""
     rows = [row for row in result.rows if row.family == name]
     per = "equiv/s" if name == "3d" else "img/s"
+    sweep = _swept(rows)
+    threads = "" if "threads" in sweep else f"{rows[0].threads} threads of "
+    shapes = "" if "input" in sweep else f"{shape(rows[0].input_shape)}, "
     table = _table(
-        "<model", "params", "<backend", "time", per, "efficiency", "vs eager", "load", "peak", "max error",
-        "published*", f"{per}*", "efficiency*", "<notes",
-        title=f"{catalog.FAMILIES[name]}, {', '.join(sorted({shape(row.input_shape) for row in rows}))}, "
-        f"{result.machine['threads']} threads of {result.machine['cpu']}",
+        "<model", "params", *sweep, "<backend", "time", per, "efficiency", "<vs eager", "GFLOP/s", "of sgemm", "cpu",
+        "load", "peak", "max error", "published*", f"{per}*", "efficiency*", "<notes",
+        title=f"{catalog.FAMILIES[name]}, {shapes}{threads}{result.machine['cpu']}",
     )  # fmt: skip
     for row in rows:
-        table.add_row(*_cells(row))
+        table.add_row(*_cells(row, result, sweep))
     notes = ["* the source's figures, measured on another machine: ratios may carry over, times do not"]
-    notes.append(f"{per}: " + ("4 slices of 512x512 per volume, per second" if name == "3d" else "per second"))
+    notes.append(f"{per}: " + ("slices of 512x512 per second, 4 per volume" if name == "3d" else "per second"))
     return "\n".join([_render(table), *notes])
 
 
-def _cells(row: Row) -> list[str]:
+def notes(result: Result) -> str:
+    """What a reader of the tables must know: what the figures mean, what was found of the machine and the run."""
+    lines = [
+        "time: median of all passes, with its 95 % bootstrap interval; vs eager: median of the rounds' ratios, with",
+        "its 95 % interval, = where that holds 1; cpu: processor seconds of a pass; load: until the model is ready;",
+        "peak: resident memory; GFLOP/s: two operations per multiply-add of the published method",
+    ]
+    lines += [
+        f"ceilings at {one['threads']} threads: {one['sgemm_gflops']:,.0f} GFLOP/s ({one['sgemm_library']}), "
+        f"{one['bandwidth_gb_s']:,.1f} GB/s"
+        for one in result.ceilings
+    ]
+    if result.overhead:
+        spent = result.overhead
+        lines.append(
+            f"{spent['timed_s']:,.0f} of {spent['wall_s']:,.0f} s were timed passes; the bench's own process took "
+            f"{spent['parent_cpu_s']:,.1f} s of a processor and {spent['parent_peak_rss_bytes'] / 1e9:.2f} GB"
+        )
+    return "\n".join([*lines, *(f"warning: {one}" for one in result.warnings)])
+
+
+def _swept(rows: Sequence[Row]) -> list[str]:
+    """The columns that a sweep needs, because their values differ among the rows."""
+    columns = []
+    if len({row.input_shape for row in rows}) > 1:
+        columns += ["input", "ns/voxel"]
+    if len({row.threads for row in rows}) > 1:
+        columns.append("threads")
+    return columns
+
+
+def _cells(row: Row, result: Result, sweep: Sequence[str]) -> list[str]:
     system = _system(row.model)
-    published = system.published_time if system is not None else None
-    params = f"{row.parameters / 1e6:,.2f}M"
-    notes = "; ".join(row.warnings)
+    published = system.published_time if system is not None and row.input_shape == system.input_shape else None
+    values = {
+        "input": shape(row.input_shape),
+        "ns/voxel": significant(row.ns_per_voxel) if row.ns_per_voxel else "-",
+        "threads": str(row.threads),
+    }
+    first = [row.model, f"{row.parameters / 1e6:,.2f}M", *(values[column] for column in sweep), row.backend]
     theirs = ["", "", ""]
     if published is not None:
         time = f"{published.time_ms:g} ms" if published.time_ms is not None else ""
         decimals = 0 if row.family == "encoder" else 1  # as the source prints them
         theirs = [time, f"{published.images_per_s:.{decimals}f}", f"{published.efficiency:g}"]
-    if row.status != OK or row.median_s is None or row.images_per_s is None or row.efficiency is None:
-        return [row.model, params, row.backend, "-", "-", "-", "-", "-", "-", "-", *theirs, row.status]
+    if row.status != OK or row.median_s is None or row.ci95_s is None or not row.images_per_s or not row.efficiency:
+        return [*first, *["-"] * 10, *theirs, row.status]
+    ceiling = next((one["sgemm_gflops"] for one in result.ceilings if one["threads"] == row.threads), None)
     return [
-        row.model,
-        params,
-        row.backend,
-        seconds(row.median_s),
+        *first,
+        interval(row.median_s, row.ci95_s),
         significant(row.images_per_s),
         significant(row.efficiency),
-        f"{row.speedup_over_eager:.2f}x" if row.speedup_over_eager is not None else "-",
-        seconds(row.load_s or 0.0),
-        f"{(row.peak_rss_bytes or 0) / 1e9:.2f} GB",
+        speedup(row),
+        significant(row.gflops) if row.gflops else "-",
+        f"{100 * row.gflops / ceiling:.0f} %" if row.gflops and ceiling else "-",
+        seconds(row.cpu_s) if row.cpu_s is not None else "-",
+        seconds(row.load_s) if row.load_s is not None else "-",
+        f"{row.peak_rss_bytes / 1e9:.2f} GB" if row.peak_rss_bytes is not None else "-",
         f"{row.max_abs_error:.1e}" if row.max_abs_error is not None else "-",
         *theirs,
-        notes,
+        "; ".join(row.warnings),
     ]
+
+
+def speedup(row: Row) -> str:
+    """How many times faster than eager a row is, with the interval, and ``=`` where there is no difference."""
+    if row.speedup_over_eager is None:
+        return "-"
+    text = f"{row.speedup_over_eager:.2f}x"
+    if row.speedup_ci95 is not None:
+        text += f" ({row.speedup_ci95[0]:.2f}-{row.speedup_ci95[1]:.2f})"
+    return f"{text} =" if row.verdict == "no difference" else text
+
+
+def interval(value: float, ends: tuple[float, float]) -> str:
+    """A time and how far its interval reaches."""
+    return f"{seconds(value)} ±{100 * stats.half_width(value, ends):.1f} %"
 
 
 def _system(name: str) -> System | None:
@@ -159,8 +215,9 @@ def conclusions(result: Result) -> list[Conclusion]:
     for backend in dict.fromkeys(row.backend for row in result.rows):
         speed = {
             row.model: (row.images_per_s, row.efficiency)
-            for row in result.rows
+            for row in sorted(result.rows, key=lambda row: row.threads)  # of a sweep, the most threads
             if row.backend == backend and row.images_per_s is not None and row.efficiency is not None
+            if (system := _system(row.model)) is not None and row.input_shape == system.input_shape
         }
         theirs = {
             system.name: (system.published_time.images_per_s, system.published_time.efficiency)
@@ -202,3 +259,50 @@ def conclusions_table(rows: Sequence[Conclusion]) -> str:
         table.add_row(row.claim, row.backend, f"{row.published:.2f}", f"{row.ours:.2f}", row.verdict)
     rule = f"holds: on the same side of 1, and within a factor of {CLOSE:g} of the published ratio"
     return f"{_render(table)}\n{rule}"
+
+
+def comparison(content: Comparison) -> str:
+    """What became of each row, and what it means."""
+    header, rows = comparison_rows(content)
+    table = _table(*(f"<{name}" if name in {"model", "runtime", "verdict"} else name for name in header))
+    for row in rows:
+        table.add_row(*row)
+    return f"{_render(table)}\n{comparison_summary(content)}"
+
+
+def comparison_rows(content: Comparison) -> tuple[list[str], list[list[str]]]:
+    """The header and the cells of a comparison's table."""
+    rows = []
+    for change in content.changes:
+        ratio = f"{change.speedup:.3f}x" if change.speedup is not None else "-"
+        if change.ci95 is not None:
+            ratio += f" ({change.ci95[0]:.3f}-{change.ci95[1]:.3f})"
+        verdict = change.verdict or ("too few rounds" if change.speedup is not None else "failed before")
+        rows.append(
+            [
+                change.model,
+                shape(change.input_shape),
+                str(change.threads),
+                change.backend,
+                seconds(change.old_s) if change.old_s is not None else "-",
+                seconds(change.new_s) if change.new_s is not None else "-",
+                ratio,
+                f"{verdict}: regression" if change.regression else verdict,
+            ]
+        )
+    return ["model", "input", "threads", "runtime", "old", "new", "speed-up", "verdict"], rows
+
+
+def comparison_summary(content: Comparison) -> str:
+    """The last lines of a comparison: what differs, and how many rows are regressions."""
+    lines = [f"only in the old result: {name}" for name in content.only_old]
+    lines += [f"only in the new result: {name}" for name in content.only_new]
+    lines += [f"{name}: {old or 'none'} -> {new or 'none'}" for name, (old, new) in content.versions.items()]
+    lines += [f"compared nevertheless: {reason}" for reason in content.ignored]
+    found = content.regressions
+    names = ", ".join(f"{change.model} {change.backend}" for change in found)
+    lines.append(
+        f"{len(found)} of {len(content.changes)} rows slower by more than {100 * content.fail_above:g} %, or failed"
+        + (f": {names}" if found else "")
+    )
+    return "\n".join(lines)

@@ -1,18 +1,28 @@
 """The runtimes that segonnx compares.
 
-To add one: one file here with a class, and its place in ``_RUNTIMES``; ``tests/runtimes/test_conformance.py`` checks it
+To add one: one file here with a class, and its place in ``RUNTIMES``; ``tests/runtimes/test_conformance.py`` checks it
 with the others.
 """
 
 from __future__ import annotations
 
 from segonnx.runtimes.base import Runtime
-from segonnx.runtimes.compiled import CompileRuntime
-from segonnx.runtimes.eager import EagerRuntime
+from segonnx.runtimes.compiled import CompileChannelsLastRuntime, CompileRuntime
+from segonnx.runtimes.eager import EagerChannelsLastRuntime, EagerRuntime
+from segonnx.runtimes.openvino import OpenVinoRuntime
 from segonnx.runtimes.ort import OrtRuntime
 
-RUNTIMES: tuple[type[Runtime], ...] = (EagerRuntime, CompileRuntime, OrtRuntime)
+RUNTIMES: tuple[type[Runtime], ...] = (
+    EagerRuntime,
+    EagerChannelsLastRuntime,
+    CompileRuntime,
+    CompileChannelsLastRuntime,
+    OrtRuntime,
+    OpenVinoRuntime,
+)
 NAMES = tuple(runtime.name for runtime in RUNTIMES)
+DEFAULTS = ("eager", "compile", "ort", "openvino")
+"""Those that a bench compares where none is named."""
 
 
 def get(name: str) -> type[Runtime]:

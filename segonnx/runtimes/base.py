@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from segonnx.catalog import System
 from segonnx.inputs import Array
+from segonnx.runtimes.kinds import kind
 
 Needs = Literal["network", "artifact"]
+Outputs = Literal["bound", "fresh"]
+GraphOptimization = Literal["all", "layout", "extended", "basic", "disabled"]
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,37 @@ class Options:
     Attributes:
         threads: of each operator.
         bf16: compute in bfloat16 where the runtime's autocast does; float32 otherwise.
+        outputs: write into one output that is ``bound`` once, where the runtime can, or into a ``fresh`` one each run.
+        spinning: let idle threads wait actively for a while, where the runtime has a switch for it.
+        arena: let ONNX Runtime keep the memory that it has freed.
+        graph_optimization: what ONNX Runtime does to the graph.
+        profile: get ready for ``profile``, which may slow the runs down.
     """
 
     threads: int
     bf16: bool = False
+    outputs: Outputs = "bound"
+    spinning: bool = True
+    arena: bool = True
+    graph_optimization: GraphOptimization = "all"
+    profile: bool = False
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What the operators of one type took together in one pass.
+
+    Attributes:
+        operator: as the runtime calls it, for example ``Conv`` or ``aten::mkldnn_convolution``.
+        kind: the same words for all runtimes, one of ``kinds.KINDS``.
+        calls: how many of them a pass ran.
+        seconds: of a pass, all of them together.
+    """
+
+    operator: str
+    kind: str
+    calls: float
+    seconds: float
 
 
 class Runtime(ABC):
@@ -60,8 +91,12 @@ class Runtime(ABC):
         """Why this runtime can't run here and what to install, or None where it can."""
 
     @abstractmethod
-    def load(self, subject: Subject, options: Options, example: Array) -> None:
-        """Make ready to run inputs like ``example``; all that is done once belongs here, compilation too."""
+    def load(self, subject: Subject, options: Options) -> None:
+        """Import the library and read the model."""
+
+    def prepare(self, example: Array) -> None:
+        """Optimise or compile for inputs like ``example``: all that is done once and takes time apart from reading."""
+        del example
 
     @abstractmethod
     def run(self, x: Array) -> Array:
@@ -77,3 +112,21 @@ class Runtime(ABC):
     @abstractmethod
     def describe(self) -> dict[str, str]:
         """The settings that matter for time, for the result file."""
+
+    @abstractmethod
+    def profile(self, x: Array, passes: int) -> list[Operator]:
+        """What the operators took in so many runs of ``x``, by the runtime's own profiler, the slowest type first.
+
+        The runtime was loaded with ``Options.profile``. Each operator's own time, without what it calls, so that all of
+        them together are about a pass.
+        """
+
+
+def by_type(timed: Iterable[tuple[str, float, float]], passes: int) -> list[Operator]:
+    """Sum (operator, calls, seconds) of several passes by operator; those that took no time are left out."""
+    sums: dict[str, tuple[float, float]] = {}
+    for operator, count, spent in timed:
+        calls, seconds = sums.get(operator, (0.0, 0.0))
+        sums[operator] = calls + count, seconds + spent
+    found = [Operator(name, kind(name), calls / passes, spent / passes) for name, (calls, spent) in sums.items()]
+    return sorted((one for one in found if one.seconds > 0), key=lambda one: -one.seconds)

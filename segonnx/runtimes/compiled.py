@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
+from segonnx.inputs import Array
 from segonnx.runtimes.eager import EagerRuntime
 
 if TYPE_CHECKING:
@@ -23,7 +24,17 @@ class CompileRuntime(EagerRuntime):
         found = any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++"))
         return None if found else "torch.compile needs a C++ compiler on the PATH: install g++ or clang++"
 
-    def _prepare(self, module: nn.Module) -> nn.Module:
+    def prepare(self, example: Array) -> None:
         import torch
 
-        return torch.compile(module)  # type: ignore[return-value]
+        assert self._module is not None
+        compiled: nn.Module = torch.compile(self._module)  # type: ignore[assignment]
+        self._module = compiled
+        self.run(example)  # the compiler starts at the first pass
+
+
+class CompileChannelsLastRuntime(CompileRuntime):
+    """The same with the channels innermost in memory."""
+
+    name = "compile-channels-last"
+    channels_last = True

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from segonnx.inputs import Array
-from segonnx.runtimes.base import Options, Runtime, Subject
+from segonnx.runtimes.base import Operator, Options, Runtime, Subject, by_type
 
 if TYPE_CHECKING:
     import torch
@@ -20,16 +21,19 @@ class EagerRuntime(Runtime):
     name = "eager"
     needs = "network"
     autocasts = True
+    channels_last: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._module: nn.Module | None = None
-        self._bf16 = False
+        self._options = Options(1)
 
     @classmethod
     def missing(cls) -> str | None:
         return None if importlib.util.find_spec("torch") else "PyTorch isn't installed: pip install 'segonnx[export]'"
 
-    def load(self, subject: Subject, options: Options, example: Array) -> None:
+    def load(self, subject: Subject, options: Options) -> None:
+        if not options.spinning:
+            os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch loads OpenMP
         import torch
 
         from segonnx.models import weights
@@ -37,29 +41,66 @@ class EagerRuntime(Runtime):
         assert subject.system is not None and subject.weights is not None
         torch.set_num_threads(options.threads)
         torch.set_num_interop_threads(1)
-        self._bf16 = options.bf16
-        self._module = self._prepare(weights.restore(subject.system, subject.weights).module)
-        self.run(example)
-
-    def _prepare(self, module: nn.Module) -> nn.Module:
-        return module
+        self._options = options
+        self._module = weights.restore(subject.system, subject.weights).module
+        if self.channels_last:
+            self._module.to(memory_format=self._format(len(subject.system.input_shape)))
 
     def run(self, x: Array) -> Array:
         import torch
 
         assert self._module is not None
+        tensor = torch.from_numpy(x)
+        if self.channels_last:
+            tensor = tensor.contiguous(memory_format=self._format(x.ndim))
         with torch.inference_mode(), self._autocast():
-            logits: torch.Tensor = self._module(torch.from_numpy(x))
-        result: Array = logits.float().numpy()
+            logits: torch.Tensor = self._module(tensor)
+        result: Array = logits.float().contiguous().numpy()
         return result
+
+    def profile(self, x: Array, passes: int) -> list[Operator]:
+        import torch
+
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            for _ in range(passes):
+                self.run(x)
+        timed = ((event.key, event.count, event.self_cpu_time_total / 1e6) for event in profiler.key_averages())
+        return by_type(((_short(name), count, seconds) for name, count, seconds in timed), passes)
+
+    @staticmethod
+    def _format(dimensions: int) -> torch.memory_format:
+        import torch
+
+        return torch.channels_last_3d if dimensions == 5 else torch.channels_last
 
     def _autocast(self) -> AbstractContextManager[object]:
         import torch
 
-        return torch.autocast("cpu", torch.bfloat16) if self._bf16 else nullcontext()
+        return torch.autocast("cpu", torch.bfloat16) if self._options.bf16 else nullcontext()
 
     def close(self) -> None:
         self._module = None
 
     def describe(self) -> dict[str, str]:
-        return {"dtype": "bfloat16 autocast" if self._bf16 else "float32", "outputs": "fresh for every run"}
+        import torch
+
+        layout = "channels last; converting the input and the logits is part of a pass"
+        return {
+            "dtype": "bfloat16 autocast" if self._options.bf16 else "float32",
+            "outputs": "fresh for every run",
+            "memory_format": layout if self.channels_last else "contiguous",
+            "spinning": "OpenMP's default" if self._options.spinning else "off",
+            "version": str(torch.__version__),  # it is of a class of torch's own
+        }
+
+
+class EagerChannelsLastRuntime(EagerRuntime):
+    """The same with the channels innermost in memory."""
+
+    name = "eager-channels-last"
+    channels_last = True
+
+
+def _short(event: str) -> str:
+    """An event's name without the hash of a compiled graph."""
+    return "CompiledFxGraph" if "CompiledFxGraph" in event else event

@@ -2,43 +2,90 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from segonnx.errors import InputError
 from segonnx.inputs import Array
-from segonnx.runtimes.base import Options, Runtime, Subject
+from segonnx.runtimes.base import GraphOptimization, Operator, Options, Outputs, Runtime, Subject, by_type
 
 if TYPE_CHECKING:
     import onnxruntime
 
+_CHOICES: dict[str, dict[str, Any]] = {
+    "graph_optimization": {level: level for level in get_args(GraphOptimization)},
+    "spinning": {"on": True, "off": False},
+    "arena": {"on": True, "off": False},
+    "outputs": {kind: kind for kind in get_args(Outputs)},
+}
+
+
+def parse_options(texts: Iterable[str]) -> dict[str, Any]:
+    """Fields of ``Options`` from texts such as ``spinning=off``.
+
+    Raises:
+        InputError: no such key or value.
+    """
+    result = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        if key not in _CHOICES:
+            raise InputError(f"--ort-option {text!r}: the keys are {', '.join(_CHOICES)}, as in spinning=off")
+        if value not in _CHOICES[key]:
+            raise InputError(f"--ort-option {text!r}: {key} takes {', '.join(_CHOICES[key])}")
+        result[key] = _CHOICES[key][value]
+    return result
+
 
 class OrtRuntime(Runtime):
-    """The artifact in ONNX Runtime; outputs of known shape are bound once and reused."""
+    """The artifact in ONNX Runtime; outputs of known shape are bound once and reused, if they may be."""
 
     name = "ort"
     needs = "artifact"
 
     def __init__(self) -> None:
+        self._model = ""
+        self._options = Options(1)
         self._session: onnxruntime.InferenceSession | None = None
         self._output: Array | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod
     def missing(cls) -> str | None:
         return None  # part of the base install
 
-    def load(self, subject: Subject, options: Options, example: Array) -> None:
-        import onnxruntime
+    def load(self, subject: Subject, options: Options) -> None:
+        import onnxruntime  # noqa: F401 (loading it is part of this)
 
         assert subject.model is not None
+        self._model, self._options = str(subject.model), options
+
+    def prepare(self, example: Array) -> None:  # noqa: ARG002 (the file has its shapes)
+        import onnxruntime
+
         settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = options.threads
+        settings.intra_op_num_threads = self._options.threads
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(subject.model), settings, providers=["CPUExecutionProvider"])
+        settings.enable_cpu_mem_arena = self._options.arena
+        level = self._options.graph_optimization
+        name = "ORT_DISABLE_ALL" if level == "disabled" else f"ORT_ENABLE_{level.upper()}"
+        settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, name)
+        settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(self._options.spinning)))
+        if self._options.profile:
+            self._folder = tempfile.TemporaryDirectory(prefix="segonnx-")
+            settings.enable_profiling = True
+            settings.profile_file_prefix = os.path.join(self._folder.name, "profile")  # noqa: PTH118 (ORT's prefix)
+        self._session = onnxruntime.InferenceSession(self._model, settings, providers=["CPUExecutionProvider"])
         shape = self._session.get_outputs()[0].shape
-        self._output = np.empty(shape, np.float32) if all(isinstance(size, int) for size in shape) else None
-        self.run(example)
+        if self._options.outputs == "bound" and all(isinstance(size, int) for size in shape):
+            self._output = np.empty(shape, np.float32)
 
     def run(self, x: Array) -> Array:
         assert self._session is not None
@@ -53,10 +100,35 @@ class OrtRuntime(Runtime):
         self._session.run_with_iobinding(binding)
         return out
 
+    def profile(self, x: Array, passes: int) -> list[Operator]:
+        assert self._session is not None and self._folder is not None
+        for _ in range(passes):
+            self.run(x)
+        path = Path(self._session.end_profiling())
+        events = json.loads(path.read_text("utf-8"))
+        self._folder.cleanup()
+        # The file has every run since the session was made; of those the last ones count.
+        runs = [event for event in events if event["name"] == "model_run"][-passes:]
+        began = min(event["ts"] for event in runs)
+        nodes = (
+            (event["args"]["op_name"], 1, event["dur"] / 1e6)
+            for event in events
+            if event["cat"] == "Node" and event["name"].endswith("_kernel_time") and event["ts"] >= began
+        )
+        return by_type(nodes, passes)
+
     def close(self) -> None:
         self._session = None
         self._output = None
 
     def describe(self) -> dict[str, str]:
-        outputs = "fresh for every run" if self._output is None else "bound once and reused"
-        return {"dtype": "float32", "outputs": outputs, "graph_optimization": "all", "spinning": "on"}
+        import onnxruntime
+
+        return {
+            "dtype": "float32",
+            "outputs": "fresh for every run" if self._output is None else "bound once and reused",
+            "graph_optimization": self._options.graph_optimization,
+            "spinning": "on" if self._options.spinning else "off",
+            "arena": "on" if self._options.arena else "off",
+            "version": onnxruntime.__version__,
+        }

@@ -3,23 +3,30 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
-from segonnx import inputs, machine, runtimes
+from segonnx import inputs, machine, process
 from segonnx.bench import plan, run, stats, subjects
-from segonnx.bench.plan import Model, Settings
-from segonnx.bench.result import OK, Row
+from segonnx.bench import result as result_file
+from segonnx.bench.plan import Settings
+from segonnx.bench.result import OK, Result
+from segonnx.bench.rounds import Rule
 from segonnx.catalog import System
 from segonnx.errors import InputError, VerifyError
 from segonnx.exporters import pipeline
-from segonnx.runtimes.base import Options, Runtime, Subject
-from tests.conftest import SMALL
+from segonnx.runtimes.base import Operator
+from tests.bench import fakes
+from tests.conftest import ROOT, SMALL
 from tests.conftest import run as segonnx
 
 
@@ -27,7 +34,7 @@ from tests.conftest import run as segonnx
 def result(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the command line writes for the small reference system in all runtimes."""
     path = tmp_path_factory.mktemp("bench") / "result.json"
-    done = segonnx("bench", SMALL, "--artifacts", exports, "--threads", 1, "--json", path)
+    done = segonnx("bench", SMALL, "--artifacts", exports, "--threads", 1, "--rounds", 7, "--profile", "--json", path)
     assert done.returncode == 0, done.stderr
     content = json.loads(path.read_text())
     content["printed"] = done.stdout
@@ -36,13 +43,19 @@ def result(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 def test_every_runtime_has_a_row_on_the_same_input(result: dict[str, Any]) -> None:
     rows = result["rows"]
-    assert [row["backend"] for row in rows] == ["eager", "compile", "ort"]
+    assert [row["backend"] for row in rows] == ["eager", "compile", "ort", "openvino"]
     assert len({row["input_sha256"] for row in rows}) == 1
     assert rows[0]["input_sha256"] == inputs.sha256(inputs.make("noise", (1, 3, 512, 512), "RGB"))
     for row in rows:
         assert row["status"] == OK
         assert row["interleaved"]
-        assert len(row["samples_per_round"]) == plan.MIN_ROUNDS
+        assert len(row["samples_per_round"]) == len(row["started_s"]) == stats.MIN_ROUNDS
+        assert row["stopped"] == "rounds"
+        assert row["threads_seen"]["busy"] == 1
+        assert row["cpus"] == machine.choose_cpus(1)
+        assert row["gflops"] == pytest.approx(2 * row["macs"] / row["median_s"] / 1e9)
+        assert row["ns_per_voxel"] == pytest.approx(1e9 * row["median_s"] / 512**2)
+        assert any(one["kind"] == "convolution" and one["calls"] > 0 for one in row["profile"])
         assert sum(row["samples_per_round"]) == len(row["samples_s"])
         assert row["median_s"] == pytest.approx(np.median(row["samples_s"]))
         assert row["ci95_s"][0] <= row["median_s"] <= row["ci95_s"][1]
@@ -54,8 +67,24 @@ def test_every_runtime_has_a_row_on_the_same_input(result: dict[str, Any]) -> No
         assert row["compared_with"] == "eager"
         assert row["max_abs_error"] < 1e-3
     assert rows[0]["speedup_over_eager"] == 1
-    assert result["machine"]["threads"] == 1
+    for row in rows[1:]:
+        assert row["speedup_ci95"][0] <= row["speedup_over_eager"] <= row["speedup_ci95"][1]
+        assert row["verdict"] in {"faster", "slower", "no difference"}
+    assert len(result["ratios"]) == 6
+    assert [one["threads"] for one in result["ceilings"]] == [1]
+    assert result["settings"]["rounds"] == 7
     assert result["machine"]["versions"]["onnxruntime"]
+
+
+def test_the_benchs_own_process_stays_small(exports: Path) -> None:
+    code = (
+        "import sys; from segonnx.cli import main\nif __name__ == '__main__':\n"
+        f" try: main(['bench', '--artifact', {str(exports / SMALL)!r}, '--backend', 'eager', '--backend', 'openvino',"
+        " '--rounds', '7', '--no-ceilings'])\n"
+        " finally: print('imported:', {'torch', 'openvino', 'onnxruntime'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "imported: set()" in done.stdout
 
 
 def test_the_table_has_the_sources_columns_and_figures(result: dict[str, Any]) -> None:
@@ -65,28 +94,28 @@ def test_the_table_has_the_sources_columns_and_figures(result: dict[str, Any]) -
     assert "measured on another machine" in printed
     assert "float32" in printed
     assert [line.split()[:3] for line in printed.splitlines() if line.startswith(SMALL) and "M " in line] == [
-        [SMALL, "2.54M", backend] for backend in ("eager", "compile", "ort")
+        [SMALL, "2.54M", backend] for backend in ("eager", "compile", "ort", "openvino")
     ]
 
 
 def test_an_artifact_is_held_against_its_recorded_logits(exports: Path) -> None:
     model = subjects.from_artifact(exports / SMALL, lambda _: None)
-    done = run.bench([model], Settings(("ort",), 1, rounds=1), None, lambda _: None)
+    done = run.bench([model], Settings(("ort",), (1,), Rule(rounds=1)), None, lambda _: None)
     assert done.rows[0].compared_with == "recorded"
     assert done.rows[0].label_agreement == 1
-    assert done.rows[0].warnings == ["only 1 round"]
+    assert "only 1 round" in done.rows[0].warnings
 
 
 def test_weights_that_were_made_on_another_machine_are_warned_of(exports: Path) -> None:
     model = replace(subjects.from_artifact(exports / SMALL, lambda _: None), weights_sha256="0" * 64)
-    done = run.bench([model], Settings(("eager", "ort"), 1, rounds=1), None, lambda _: None)
+    done = run.bench([model], Settings(("eager", "ort"), (1,), Rule(rounds=1)), None, lambda _: None)
     assert [row.status for row in done.rows] == [OK, OK]
     assert ["differ in rounding" in " ".join(row.warnings) for row in done.rows] == [True, False]
 
 
 def test_weights_from_a_file_cannot_be_made_again(exports: Path) -> None:
     model = replace(subjects.from_artifact(exports / SMALL, lambda _: None), seed=None)
-    done = run.bench([model], Settings(("eager", "ort"), 1, rounds=1), None, lambda _: None)
+    done = run.bench([model], Settings(("eager", "ort"), (1,), Rule(rounds=1)), None, lambda _: None)
     assert "weights came from a file" in done.rows[0].status
     assert done.rows[1].status == OK
     assert done.rows[1].compared_with == "recorded"
@@ -94,8 +123,8 @@ def test_weights_from_a_file_cannot_be_made_again(exports: Path) -> None:
 
 def test_a_given_input_is_used(exports: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", inputs.make("phantom", (1, 3, 512, 512), "RGB"))
-    arguments = ["--artifact", exports / SMALL, "--backend", "ort", "--rounds", 1, "--input", tmp_path / "x.npy"]
-    done = segonnx("bench", *arguments, "--json", tmp_path / "r.json")
+    arguments = ["--artifact", exports / SMALL, "--backend", "ort", "--rounds", 1, "--no-ceilings"]
+    done = segonnx("bench", *arguments, "--input", tmp_path / "x.npy", "--json", tmp_path / "r.json")
     assert done.returncode == 0, done.stderr
     row = json.loads((tmp_path / "r.json").read_text())["rows"][0]
     assert row["input_sha256"] == inputs.sha256(np.load(tmp_path / "x.npy"))
@@ -129,7 +158,7 @@ def test_a_damaged_artifact_is_not_timed(artifact: Path) -> None:
 
 def test_a_system_without_artifact_is_exported_first(tiny: System, tmp_path: Path) -> None:
     made: list[pipeline.Exported] = []
-    settings = Settings(("ort",), 2)
+    settings = Settings(("ort",), (2,))
     model = subjects.from_system(tiny, tmp_path, settings, made.append, lambda _: None)
     assert [one.folder for one in made] == [tmp_path / tiny.name]
     assert model.artifact == tmp_path / tiny.name
@@ -137,109 +166,189 @@ def test_a_system_without_artifact_is_exported_first(tiny: System, tmp_path: Pat
     assert len(made) == 1
 
 
-class Broken(Runtime):
-    """A runtime that fails in the way that its subject's weights name."""
-
-    name = "broken"
-    needs = "artifact"
-
-    @classmethod
-    def missing(cls) -> str | None:
-        return None
-
-    def load(self, subject: Subject, options: Options, example: inputs.Array) -> None:
-        self.runs = 0
-        assert subject.model is not None
-        self.way = subject.model.parent.name
-        if self.way == "load":
-            raise ValueError("this model is too strange")
-
-    def run(self, x: inputs.Array) -> inputs.Array:
-        self.runs += 1
-        if self.runs > 3:
-            if self.way == "crash":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise RuntimeError("gone astray")
-        time.sleep(0.6)
-        return np.zeros((1, 5, 4), np.float32)
-
-    def close(self) -> None:
-        pass
-
-    def describe(self) -> dict[str, str]:
-        return {"dtype": "float32"}
+def fake_bench(folder: Path, *backends: str, rounds: int | None = 3, timeout_s: float = 60) -> Result:
+    settings = Settings(backends, (1,), Rule(rounds=rounds), timeout_s=timeout_s)
+    return run.bench([fakes.model(folder)], settings, None, lambda _: None, known=fakes.KNOWN)
 
 
-class Steady(Broken):
-    """One that works."""
-
-    name = "steady"
-
-    def load(self, subject: Subject, options: Options, example: inputs.Array) -> None:
-        pass
-
-    def run(self, x: inputs.Array) -> inputs.Array:
-        return np.zeros((1, 5, 4), np.float32)
-
-
-class Absent(Steady):
-    """One that isn't installed."""
-
-    name = "absent"
-
-    @classmethod
-    def missing(cls) -> str | None:
-        return "absent isn't installed: pip install absent"
+@pytest.fixture(autouse=True)
+def _nothing_recorded(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Fakes' artifacts have no test data."""
+    if "exports" not in request.fixturenames:
+        monkeypatch.setattr(run._Case, "_recorded", lambda *_: None)
 
 
 @pytest.mark.parametrize(
-    ("way", "status"),
+    ("name", "status"),
     [
-        ("load", "this model is too strange"),
-        ("raise", "gone astray"),
-        ("crash", "killed by SIGKILL"),
+        ("unloadable", "this model is too strange"),
+        ("raising", "gone astray"),
+        ("killed", "killed by SIGKILL (the machine may have run out of memory)"),
+        ("hanging", "took more than 2 s"),
+        ("absent", "absent isn't installed: pip install absent"),
     ],
 )
-def test_a_runtime_that_fails_has_a_row_and_the_others_go_on(
-    way: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    known = {kind.name: kind for kind in (Broken, Steady, Absent)}
-    monkeypatch.setattr(run.runtimes, "get", known.__getitem__)
-    monkeypatch.setattr(run, "serve", serve_fakes)
-    monkeypatch.setattr(run, "_recorded", lambda *_: None)
-    model = Model("fake", "2d", 10**6, 10**6, (1, 3, 4), "RGB", artifact=tmp_path / way)
-    told: list[Row] = []
-    result = run.bench([model], Settings(("broken", "steady", "absent"), 1), None, told.extend)
-    broken, steady, absent = result.rows
-    assert told == result.rows
+def test_a_runtime_that_fails_has_a_row_and_the_others_go_on(name: str, status: str, tmp_path: Path) -> None:
+    broken, steady = fake_bench(tmp_path, name, "steady", timeout_s=2 if name == "hanging" else 60).rows
     assert status in broken.status
     assert broken.as_dict()["median_s"] is None
+    assert broken.rounds == broken.started_s == []
     assert steady.status == OK
-    assert len(steady.rounds) == plan.MIN_ROUNDS
-    assert absent.status == "absent isn't installed: pip install absent"
+    assert len(steady.rounds) == len(steady.started_s) == 3
+    assert steady.stopped == "rounds"
 
 
-def serve_fakes(channel: Any, job: Any) -> None:
-    """A worker that knows the fakes."""
-    from segonnx.bench.worker import serve
+def test_times_warm_up_threads_and_ratios_are_told(tmp_path: Path) -> None:
+    done = fake_bench(tmp_path, "steady", "quick", "slow", rounds=None)
+    steady, _, slow = done.rows
+    assert steady.stopped == "precision"
+    assert len(steady.rounds) >= stats.MIN_ROUNDS
+    assert len(steady.rounds[0]) == 49  # half a second of passes, without the first
+    assert len(slow.rounds[0]) == 1
+    for row in done.rows:
+        assert row.steady
+        assert len(row.warmup_s) >= 2
+        assert row.threads_seen is not None and row.threads_seen["busy"] == 1 <= row.threads_seen["total"]
+        assert row.cpus == machine.choose_cpus(1)
+        assert row.load_s is not None and row.compile_s is not None and row.first_result_s is not None
+        assert 0 <= row.compile_s <= row.load_s < row.first_result_s
+        assert row.cpu_s is not None and row.cpu_s >= 0
+        assert row.memory_bytes == 4 * 10**6 + 4 * 12 + 4 * 20
+    assert [(one.baseline, one.backend) for one in done.ratios] == [
+        ("steady", "quick"), ("steady", "slow"), ("quick", "slow"),
+    ]  # fmt: skip
+    assert [one.verdict for one in done.ratios] == ["faster", "slower", "slower"]
+    assert done.overhead.keys() == {"wall_s", "timed_s", "parent_cpu_s", "parent_peak_rss_bytes"}
+    assert done.overhead["timed_s"] == sum(sum(row.samples_s) for row in done.rows) < done.overhead["wall_s"]
 
-    fakes = {kind.name: kind for kind in (Broken, Steady)}
-    runtimes.get = fakes.__getitem__  # type: ignore[assignment]  # in this process alone
-    serve(channel, job)
+
+def test_the_result_is_read_as_it_was_written(tmp_path: Path) -> None:
+    settings = Settings(("steady", "raising"), (1,), Rule(rounds=7), profile=True)
+    done = run.bench([fakes.model(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN)
+    done.write(tmp_path / "result.json")
+    assert result_file.read(tmp_path / "result.json") == done
+    assert done.rows[0].profile == [Operator("Sleep", "other", 1, fakes.Steady.seconds)]
+    assert done.rows[1].profile is None
 
 
-def test_logits_that_differ_are_no_result(tmp_path: Path) -> None:
-    reference, other = np.random.default_rng(0).standard_normal((2, 1, 5, 4)).astype(np.float32)
-    model = Model("fake", "2d", 10**6, 10**6, (1, 3, 4), "RGB")
-    rows = [
-        Row("fake", "2d", backend, 10**6, 10**6, (1, 3, 4), "", 1, settings={"dtype": "float32"})
-        for backend in ("eager", "ort")
-    ]
-    np.save(tmp_path / "eager.npy", reference)
-    np.save(tmp_path / "ort.npy", other)
-    run._compare(model, rows, tmp_path, lambda _: None)
-    assert rows[0].status == OK
-    assert rows[1].status.startswith("its logits differ")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content["rows"][0].update(median_s="fast"), "rows/0/median_s"),
+        (lambda content: content.pop("machine"), "'machine' is a required property"),
+        (lambda content: content.update(surprise=1), "surprise"),
+        (lambda content: content.update(schema_version=1), "older segonnx"),
+    ],
+)
+def test_a_file_that_is_no_result_is_refused(
+    change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
+) -> None:
+    content = fake_bench(tmp_path, "steady", rounds=1).as_dict()
+    change(content)
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message):
+        result_file.read(path)
+    path.write_text("{")
+    with pytest.raises(InputError, match="isn't JSON"):
+        result_file.read(path)
+    with pytest.raises(InputError, match="can't read"):
+        result_file.read(tmp_path / "none.json")
+
+
+def test_a_runtime_that_never_rests_takes_nothing_from_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its processor time stands still outside its turns; without the pause it doesn't, so the look can fail."""
+    assert _rested(tmp_path)
+    monkeypatch.setattr(process.Worker, "pause", lambda _: None)
+    assert not _rested(tmp_path)
+
+
+def _rested(folder: Path) -> bool:
+    """Whether the spinning runtime's process took hardly any processor time while the other one had its turns."""
+    spent = []
+    turn = run._Case._turn
+
+    def watched(case: Any, seat: Any, done: Any) -> Any:
+        spinning = next(p for p in psutil.Process().children() if p.pid == pids["spinning"]) if len(pids) == 2 else None
+        before = sum(spinning.cpu_times()[:2]) if spinning else 0.0
+        seconds = turn(case, seat, done)
+        pids[seat.row.backend] = seat.worker.pid
+        if spinning and seat.row.backend == "slow":
+            spent.append(sum(spinning.cpu_times()[:2]) - before)
+        return seconds
+
+    pids: dict[str, int] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run._Case, "_turn", watched)
+        fake_bench(folder, "spinning", "slow", rounds=4)
+    assert spent
+    return max(spent) < 0.1 * fakes.Slow.seconds
+
+
+def test_workers_are_bound_and_loads_beside_them_are_warned_of(tmp_path: Path) -> None:
+    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(machine.usable_cores())]
+    try:
+        loaded = fake_bench(tmp_path, "slow").rows[0]
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+    assert any("other programs took" in warning for warning in loaded.warnings)
+
+
+def test_ctrl_c_keeps_the_rounds_and_leaves_no_process(exports: Path, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    command = [
+        sys.executable, "-m", "segonnx", "bench", SMALL, "--artifacts", exports, "--backend", "ort", "--precision",
+        "0.0001%", "--max-time", "1000", "--threads", "1", "--no-ceilings", "--json", path,
+    ]  # fmt: skip
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as bench:
+        workers = _wait_for(lambda: [p for p in _children(bench.pid) if p.status() == psutil.STATUS_STOPPED])
+        time.sleep(3)
+        bench.send_signal(signal.SIGINT)
+        out, err = bench.communicate(timeout=60)
+    assert bench.returncode == 130, err
+    row = result_file.read(path).rows[0]
+    assert row.stopped == "interrupted"
+    assert len(row.rounds) >= 1
+    assert "interrupted" in out
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+
+
+def test_paused_workers_die_with_a_bench_that_is_killed(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from tests.bench import fakes; from segonnx.bench import run, plan, rounds;"
+        "run._Case._recorded = lambda *_: None;"
+        "run.bench([fakes.model(Path('x'))], plan.Settings(('slow', 'steady'), (1,), rounds.Rule(rounds=999)), None,"
+        "lambda _: None, known=fakes.KNOWN)"
+    )
+    with subprocess.Popen([sys.executable, "-c", f"if __name__ == '__main__':\n exec({code!r})"], cwd=ROOT) as bench:
+        workers = _wait_for(lambda: found if len(found := _children(bench.pid)) >= 3 else None)
+        _wait_for(lambda: any(p.status() == psutil.STATUS_STOPPED for p in workers))
+        bench.kill()
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def _wait_for(look: Callable[[], Any]) -> Any:
+    for _ in range(600):
+        if found := look():
+            return found
+        time.sleep(0.1)
+    raise AssertionError("it did not happen within a minute")
+
+
+def test_logits_that_differ_are_no_result(exports: Path) -> None:
+    model = subjects.from_artifact(exports / SMALL, lambda _: None)
+    settings = Settings(("wrong", "steady"), (1,), Rule(rounds=1))
+    wrong, other = run.bench([model], settings, None, lambda _: None, known=fakes.KNOWN).rows
+    assert wrong.status.startswith("its logits differ: max")
+    assert other.status == "its logits have the shape (1, 5, 4), expected (1, 1000)"
 
 
 def test_autocast_says_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,31 +366,17 @@ def test_autocast_says_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "multiplies bfloat16" in why
 
 
-def test_models_that_do_not_fit_together_run_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {kind.name: kind for kind in (Steady, Broken)}
-    monkeypatch.setattr(run.runtimes, "get", known.__getitem__)
-    monkeypatch.setattr(run, "serve", serve_fakes)
-    monkeypatch.setattr(run, "_recorded", lambda *_: None)
-    monkeypatch.setattr(machine, "available_memory", lambda: 10**9)
-    model = Model("fake", "2d", 10**6, 10**6, (1, 3, 4), "RGB", artifact=tmp_path / "raise")
-    result = run.bench([model], Settings(("steady", "broken"), 1, rounds=1), None, lambda _: None)
-    assert result.rows[0].status == OK
-    assert not result.rows[0].interleaved
-    assert any("not interleaved" in warning for warning in result.rows[0].warnings)
-
-
-def test_statistics() -> None:
-    rng = np.random.default_rng(1)
-    inside = 0
-    for _ in range(100):
-        samples = rng.lognormal(0, 0.2, 25)
-        low, high = stats.ci95(samples.tolist())
-        inside += low <= 1 <= high
-    assert inside >= 88
-    # A drift that both share leaves the ratio as it is.
-    drift = np.linspace(1, 2, 9)
-    assert stats.ratio([[2 * d] for d in drift], [[d] for d in drift]) == pytest.approx(2)
-    assert stats.median([3, 1, 2]) == 2
+def test_runtimes_that_do_not_fit_together_run_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan.blocks({"a": 4, "b": 5, "c": 3, "d": 20}, 10) == [["a", "b"], ["c"], ["d"]]
+    one = plan.memory_needed(fakes.model(tmp_path), "steady")
+    monkeypatch.setattr(machine, "available_memory", lambda: 2 * one)
+    done = fake_bench(tmp_path, "steady", "equal", "quick", rounds=stats.MIN_ROUNDS)
+    assert [row.status for row in done.rows] == [OK] * 3
+    assert [ratio.interleaved for ratio in done.ratios] == [True, False, False]
+    assert [row.interleaved for row in done.rows] == [False, False, False]
+    assert all(any("not interleaved" in warning for warning in row.warnings) for row in done.rows)
+    first, second, third = (row.started_s for row in done.rows)
+    assert max(first[-1], second[-1]) < third[0]
 
 
 def test_the_machine_is_described() -> None:

@@ -66,14 +66,18 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
         new.append(added)
         return added.outputs[0]
 
-    mean = x
-    for axis in axes:
-        mean = add("ReduceMean", mean, axis)
-    centred = add("Sub", x, mean)
+    def over_axes(first: str, value: ir.Value) -> ir.Value:
+        """(N, C, 1, ...): a reduction over the last axis, then means over the others, one at a time."""
+        for number, axis in enumerate(axes):
+            # OpenVINO would merge reductions that treat their axes alike, and add up all voxels in one sum again.
+            keep = ir.AttrInt64("keepdims", 1 - number % 2)
+            value = add("ReduceMean" if number else first, value, axis, keepdims=keep)
+        shape = np.array([0, 0, *[1] * (rank - 2)], np.int64)
+        return add("Reshape", value, _constant(graph, f"channels_{rank}", shape))
+
+    centred = add("Sub", x, over_axes("ReduceMean", x))
     # The sum over a row, then means of rows, then the division by the row's length.
-    square = add("ReduceSumSquare", centred, axes[0])
-    for axis in axes[1:]:
-        square = add("ReduceMean", square, axis)
+    square = over_axes("ReduceSumSquare", centred)
     length = add(
         "Cast", add("Shape", centred, start=ir.AttrInt64("start", -1)), to=ir.AttrInt64("to", ir.DataType.FLOAT)
     )

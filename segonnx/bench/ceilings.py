@@ -1,0 +1,92 @@
+"""What the machine can do at most: the rate of a large matrix product, and of copying memory."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from segonnx import machine, process
+from segonnx.process import Progress
+
+SIZE = 3072
+REPEATS = 7
+CACHES = 4
+"""The memory that is copied is so many times the last cache."""
+MIN_BYTES, MAX_BYTES = 2**28, 2**31
+
+
+def measure(threads: int, cpus: Sequence[int], progress: Progress = process.silent) -> dict[str, Any]:
+    """The ceilings of so many threads on these processors, as they stand in a result.
+
+    ``sgemm_gflops`` is the median rate of float32 matrix products of 3072x3072, by the faster of the libraries that
+    are installed (NumPy's OpenBLAS, PyTorch's); ``bandwidth_gb_s`` counts the bytes read and the bytes written by a
+    copy that is too large for the caches. Each has a process of its own. Takes some seconds.
+    """
+    bandwidth = process.call(_bandwidth, threads, cpus, progress=progress).value
+    rates = [process.call(_numpy, threads, cpus, progress=progress).value]
+    if importlib.util.find_spec("torch"):
+        rates.append(process.call(_torch, threads, cpus, progress=progress).value)
+    gflops, library = max(rates)
+    return {
+        "threads": threads, "sgemm_gflops": gflops, "sgemm_library": library, "bandwidth_gb_s": bandwidth,
+    }  # fmt: skip
+
+
+def _numpy(threads: int, cpus: Sequence[int], progress: Progress) -> tuple[float, str]:
+    import numpy as np
+    import threadpoolctl
+
+    progress(f"measuring NumPy's matrix product, {threads} threads")
+    process.bind(cpus)
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, SIZE, SIZE), np.float32)
+    out = np.empty_like(a)
+    with threadpoolctl.threadpool_limits(threads):
+        gflops = 2 * SIZE**3 / _median(lambda: np.matmul(a, b, out=out)) / 1e9
+    return gflops, f"NumPy {np.__version__}"
+
+
+def _torch(threads: int, cpus: Sequence[int], progress: Progress) -> tuple[float, str]:
+    progress(f"measuring PyTorch's matrix product, {threads} threads")
+    process.bind(cpus)
+    import torch
+
+    torch.set_num_threads(threads)
+    a, b = torch.randn(2, SIZE, SIZE)
+    out = torch.empty_like(a)
+    return 2 * SIZE**3 / _median(lambda: torch.mm(a, b, out=out)) / 1e9, f"PyTorch {torch.__version__}"
+
+
+def _bandwidth(threads: int, cpus: Sequence[int], progress: Progress) -> float:
+    import numpy as np
+
+    progress(f"measuring the memory, {threads} threads")
+    process.bind(cpus)
+    wanted = min(max(MIN_BYTES, CACHES * _last_cache()), MAX_BYTES, machine.available_memory() // 4)
+    source = np.ones(wanted // 4, np.float32)
+    target = np.zeros_like(source)
+    parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
+    with ThreadPoolExecutor(threads) as pool:
+        seconds = _median(lambda: list(pool.map(lambda part: np.copyto(*part), parts)))
+    return 2 * source.nbytes / seconds / 1e9
+
+
+def _median(work: Callable[[], object]) -> float:
+    work()
+    seconds = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def _last_cache() -> int:
+    """Bytes of the largest cache, or 0 where the system doesn't tell."""
+    names = ("SC_LEVEL4_CACHE_SIZE", "SC_LEVEL3_CACHE_SIZE", "SC_LEVEL2_CACHE_SIZE")
+    return max((os.sysconf(name) for name in names if name in os.sysconf_names), default=0)

@@ -1,0 +1,93 @@
+"""When to stop: rounds in a shuffled order until every interval is narrow, or the time is up. No process, no clock."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from segonnx.bench import stats
+
+Turn = Callable[[str], list[float] | None]
+"""Runs one runtime's turn: seconds of each pass, or None where the runtime has failed and takes no further part."""
+Stopped = Literal["precision", "max-time", "rounds"]
+
+GROWTH = 1.2
+"""The intervals are looked at again when the rounds have grown by this factor: who looks at each, stops by chance."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When the rounds end.
+
+    Attributes:
+        precision: how far the 95 % intervals may reach, as a fraction.
+        max_time_s: no round is begun that would probably end after this many seconds; the first one is always run.
+        rounds: run exactly this many instead; neither of the other two counts then.
+        seed: of the order within the rounds.
+    """
+
+    precision: float = 0.03
+    max_time_s: float = 300
+    rounds: int | None = None
+    seed: int = 0
+
+
+def collect(
+    names: Iterable[str], turn: Turn, rule: Rule, clock: Callable[[], float], done: dict[str, list[list[float]]]
+) -> Stopped:
+    """Run rounds until the rule says stop.
+
+    Args:
+        names: the runtimes; each has one turn in every round.
+        turn: runs one.
+        rule: when to stop.
+        clock: seconds.
+        done: filled with the rounds of every runtime, so that what was measured is there if this is interrupted.
+
+    Returns:
+        Why it stopped: every interval is narrow, the time is up, or the rounds asked for are run.
+    """
+    order = random.Random(rule.seed)  # noqa: S311 (an order, not a secret)
+    active = list(names)
+    for name in active:
+        done[name] = []
+    started = clock()
+    look = stats.MIN_ROUNDS
+    number = 0
+    while True:
+        began = clock()
+        turns = list(active)
+        order.shuffle(turns)
+        for name in turns:
+            seconds = turn(name)
+            if seconds is None:
+                active.remove(name)
+                del done[name]
+            else:
+                done[name].append(seconds)
+        number += 1
+        if rule.rounds is not None or not active:
+            if number == rule.rounds or not active:
+                return "rounds"
+            continue
+        if number >= look:
+            if max(reach(done).values()) <= rule.precision:
+                return "precision"
+            look = max(number + 1, round(number * GROWTH))
+        now = clock()
+        if now - started + (now - began) > rule.max_time_s:
+            return "max-time"
+
+
+def reach(done: Mapping[str, list[list[float]]]) -> dict[str, float]:
+    """How far each interval reaches, as a fraction: of every runtime's median, and of every speed-up over the first."""
+    result = {}
+    names = list(done)
+    for name in names:
+        result[name] = stats.half_width(stats.median([s for one in done[name] for s in one]), stats.ci95(done[name]))
+    for name in names[1:]:
+        value, interval = stats.speedup(done[names[0]], done[name])
+        result[f"{names[0]} / {name}"] = float("inf") if interval is None else stats.half_width(value, interval)
+    return result

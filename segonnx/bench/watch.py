@@ -1,0 +1,102 @@
+"""A look from outside at a worker's threads, and at what else ran on its processors while it was timed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import psutil
+
+BUSY = 0.1
+"""A thread that took this fraction of the busiest one's time has worked."""
+FOREIGN = 0.05
+STEAL = 0.01
+"""From these fractions of the processors' time on, a reader is warned."""
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Counters at one moment, in seconds."""
+
+    clock: float
+    threads: dict[int, float]
+    busy: float
+    steal: float
+
+
+class Watch:
+    """Watches the turns of one worker.
+
+    Args:
+        pid: the worker's number.
+        cpus: the processors that it's bound to.
+    """
+
+    def __init__(self, pid: int, cpus: Iterable[int]) -> None:
+        self._process = psutil.Process(pid)
+        self._wanted = sorted(cpus)
+        self._begun: _Look | None = None
+        self._threads: Counter[int] = Counter()
+        self._capacity = self._foreign = self._steal = 0.0
+        self.total = 0
+        """Threads of the worker, the most at any time."""
+        self.cpus: set[int] = set()
+        """The processors that any of them was allowed to run on."""
+
+    def begin(self) -> None:
+        """A turn is about to begin."""
+        self._begun = self._look()
+
+    def end(self) -> None:
+        """A turn is over."""
+        begun, now = self._begun, self._look()
+        assert begun is not None
+        worked = {tid: spent - begun.threads.get(tid, 0.0) for tid, spent in now.threads.items()}
+        self._threads.update({tid: round(1e3 * spent) for tid, spent in worked.items()})
+        self._capacity += (now.clock - begun.clock) * len(self._wanted)
+        self._foreign += now.busy - begun.busy - sum(worked.values())
+        self._steal += now.steal - begun.steal
+        self.total = max(self.total, len(now.threads))
+        if hasattr(os, "sched_getaffinity"):
+            for tid in now.threads:
+                self.cpus |= os.sched_getaffinity(tid)
+
+    @property
+    def busy(self) -> int:
+        """Threads of the worker that worked during the turns."""
+        most = max(self._threads.values(), default=0)
+        return sum(spent > 0 and spent >= BUSY * most for spent in self._threads.values())
+
+    def warnings(self, threads: int) -> list[str]:
+        """What a reader should know of the turns.
+
+        Args:
+            threads: how many the runtime was told to use.
+        """
+        result = []
+        foreign = self._foreign / self._capacity if self._capacity else 0.0
+        steal = self._steal / self._capacity if self._capacity else 0.0
+        if foreign > FOREIGN:
+            result.append(f"other programs took {100 * foreign:.0f} % of the processors while it was timed")
+        if steal > STEAL:
+            result.append(f"the host took {100 * steal:.0f} % of the processors' time away (steal)")
+        if self.busy > threads:
+            result.append(f"{self.busy} of its threads worked, {threads} were asked for")
+        if self.cpus - set(self._wanted):
+            result.append(f"it ran on processors {sorted(self.cpus)}, not only on {self._wanted}")
+        return result
+
+    def _look(self) -> _Look:
+        try:
+            threads = {one.id: one.user_time + one.system_time for one in self._process.threads()}
+        except psutil.Error:  # it has died, and its row will say so
+            threads = {}
+        times = psutil.cpu_times(percpu=True)
+        mine = [times[cpu] for cpu in self._wanted if cpu < len(times)]
+        busy = sum(one.user + one.system + getattr(one, "irq", 0) + getattr(one, "softirq", 0) for one in mine)
+        busy += sum(getattr(one, "nice", 0) for one in mine)
+        steal = sum(getattr(one, "steal", 0.0) for one in mine)
+        return _Look(time.perf_counter(), threads, busy, steal)

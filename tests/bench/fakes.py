@@ -1,0 +1,186 @@
+"""Runtimes that do what tests need, in real worker processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from segonnx import inputs
+from segonnx.bench.plan import Model
+from segonnx.runtimes.base import Operator, Options, Runtime, Subject
+
+SHAPE = (1, 5, 4)
+TURN_S = 0.3
+
+
+class Steady(Runtime):
+    """One that works, and takes ``seconds`` for a pass."""
+
+    name = "steady"
+    needs = "artifact"
+    seconds: ClassVar[float] = 0.01
+
+    @classmethod
+    def missing(cls) -> str | None:
+        return None
+
+    def load(self, subject: Subject, options: Options) -> None:
+        pass
+
+    def run(self, x: inputs.Array) -> inputs.Array:
+        end = time.perf_counter() + self.seconds
+        time.sleep(max(0.0, self.seconds - 2e-3))  # a sleep ends late, so the rest is waited for
+        while time.perf_counter() < end:
+            pass
+        return np.zeros(SHAPE, np.float32)
+
+    def close(self) -> None:
+        pass
+
+    def describe(self) -> dict[str, str]:
+        return {"dtype": "float32"}
+
+    def profile(self, x: inputs.Array, passes: int) -> list[Operator]:
+        return [Operator("Sleep", "other", 1, self.seconds)]
+
+
+class Equal(Steady):
+    """Another one like it."""
+
+    name = "equal"
+
+
+class Quick(Steady):
+    """One that is twice as fast."""
+
+    name = "quick"
+    seconds = 0.005
+
+
+class Slow(Steady):
+    """One whose pass is longer than a turn."""
+
+    name = "slow"
+    seconds = 0.6
+
+
+class Absent(Steady):
+    """One that isn't installed."""
+
+    name = "absent"
+
+    @classmethod
+    def missing(cls) -> str | None:
+        return "absent isn't installed: pip install absent"
+
+
+class Unloadable(Steady):
+    """One that can't load the model."""
+
+    name = "unloadable"
+
+    def load(self, subject: Subject, options: Options) -> None:
+        raise ValueError("this model is too strange")
+
+
+class _Late(Steady):
+    """One that fails once its warm-up is over."""
+
+    seconds = TURN_S
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def run(self, x: inputs.Array) -> inputs.Array:
+        self.runs += 1
+        if self.runs > 4:
+            self.fail()
+        return super().run(x)
+
+    def fail(self) -> None:
+        raise NotImplementedError
+
+
+class Raising(_Late):
+    """One that raises."""
+
+    name = "raising"
+
+    def fail(self) -> None:
+        raise RuntimeError("gone astray")
+
+
+class Killed(_Late):
+    """One that the kernel kills, as it does where memory runs out."""
+
+    name = "killed"
+
+    def fail(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Hanging(_Late):
+    """One that never comes back."""
+
+    name = "hanging"
+
+    def fail(self) -> None:
+        time.sleep(1000)
+
+
+class Wrong(Steady):
+    """One whose logits are others'."""
+
+    name = "wrong"
+
+    def run(self, x: inputs.Array) -> inputs.Array:
+        super().run(x)
+        return np.random.default_rng(0).standard_normal((1, 1000)).astype(np.float32)
+
+
+class Working(Steady):
+    """One that multiplies matrices."""
+
+    name = "working"
+    size = 256
+
+    def run(self, x: inputs.Array) -> inputs.Array:
+        matrix = np.full((self.size, self.size), 0.01, np.float32)
+        for _ in range(8):
+            np.dot(matrix, matrix)
+        return np.zeros(SHAPE, np.float32)
+
+
+class Spinning(Steady):
+    """One whose threads never rest, timed or not."""
+
+    name = "spinning"
+
+    def load(self, subject: Subject, options: Options) -> None:
+        for _ in range(os.cpu_count() or 1):
+            threading.Thread(target=self._spin, daemon=True).start()
+
+    @staticmethod
+    def _spin() -> None:
+        matrix = np.full((256, 256), 0.01, np.float32)
+        while True:
+            np.dot(matrix, matrix)  # lets go of the interpreter's lock
+
+
+KNOWN: dict[str, type[Runtime]] = {
+    kind.name: kind
+    for kind in (
+        Steady, Equal, Quick, Slow, Absent, Unloadable, Raising, Killed, Hanging, Wrong, Working, Spinning,
+    )
+}  # fmt: skip
+
+
+def model(folder: Path) -> Model:
+    """A model for them."""
+    return Model("fake", "2d", 10**6, 10**6, (1, 3, 4), "RGB", artifact=folder)

@@ -1,0 +1,170 @@
+"""When the rounds stop, and what the statistics then say, on simulated runtimes: no process, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from segonnx.bench import rounds, stats
+from segonnx.bench.rounds import Rule
+from tests.bench.simulate import bench
+
+FAST = Rule(precision=0.03, max_time_s=1e9)
+
+
+class Clock:
+    """Time that passes only when a turn is run."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def turns(clock: Clock, seconds: dict[str, float], log: list[str] | None = None) -> Callable[[str], list[float]]:
+    def turn(name: str) -> list[float]:
+        clock.now += seconds[name]
+        if log is not None:
+            log.append(name)
+        return [seconds[name]]
+
+    return turn
+
+
+def test_a_quiet_bench_ends_as_soon_as_an_interval_can_be_had() -> None:
+    clock, done = Clock(), {}
+    assert rounds.collect("ab", turns(clock, {"a": 1, "b": 2}), FAST, clock, done) == "precision"
+    assert done == {"a": [[1]] * stats.MIN_ROUNDS, "b": [[2]] * stats.MIN_ROUNDS}
+
+
+def test_a_noisy_bench_goes_on() -> None:
+    quiet = bench(1.0, 0.005, 0, FAST)
+    noisy = bench(1.0, 0.05, 0, FAST)
+    assert len(noisy["a"]) > 3 * len(quiet["a"])
+    assert max(rounds.reach(noisy).values()) <= 0.03 < max(rounds.reach({k: v[:7] for k, v in noisy.items()}).values())
+
+
+def test_no_round_is_begun_that_would_end_late() -> None:
+    clock, done = Clock(), {}
+    rule = Rule(precision=1e-9, max_time_s=10)
+    rng = np.random.default_rng(0)
+    assert rounds.collect("ab", lambda _: _spend(clock, rng.uniform(1, 1.2)), rule, clock, done) == "max-time"
+    assert [len(its) for its in done.values()] == [4, 4]
+    assert clock.now <= 10
+
+
+def test_one_round_is_always_run() -> None:
+    clock, done = Clock(), {}
+    assert rounds.collect("a", turns(clock, {"a": 50}), Rule(max_time_s=0), clock, done) == "max-time"
+    assert done == {"a": [[50]]}
+
+
+def test_rounds_asked_for_are_run() -> None:
+    clock, done = Clock(), {}
+    assert rounds.collect("a", turns(clock, {"a": 50}), Rule(max_time_s=0, rounds=3), clock, done) == "rounds"
+    assert len(done["a"]) == 3
+
+
+def test_the_order_is_shuffled_by_seed_and_every_round_has_every_runtime() -> None:
+    logs = []
+    for seed in (0, 0, 1):
+        clock, log = Clock(), []
+        rounds.collect("abc", turns(clock, dict.fromkeys("abc", 1.0), log), Rule(rounds=20, seed=seed), clock, {})
+        assert all(sorted(log[i : i + 3]) == ["a", "b", "c"] for i in range(0, 60, 3))
+        logs.append(log)
+    assert logs[0] == logs[1] != logs[2]
+    assert len({tuple(logs[0][i : i + 3]) for i in range(0, 60, 3)}) > 3
+
+
+def test_a_runtime_that_fails_takes_no_further_part() -> None:
+    clock, done = Clock(), {}
+
+    def turn(name: str) -> list[float] | None:
+        clock.now += 1
+        return None if name == "b" and clock.now > 5 else [1.0]
+
+    assert rounds.collect("ab", turn, FAST, clock, done) == "precision"
+    assert done.keys() == {"a"}
+    assert len(done["a"]) >= stats.MIN_ROUNDS
+    assert rounds.collect("a", lambda _: None, FAST, clock, done := {}) == "rounds"
+    assert done == {}
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.04])
+def test_verdicts_are_right_about_as_often_as_they_say(noise: float) -> None:
+    """``make bench-selftest`` has the whole measure; this is enough to see that a broken interval would be found."""
+    same = [stats.verdict(stats.speedup(*bench(1.0, noise, seed, FAST).values())[1]) for seed in range(40)]
+    faster = [stats.verdict(stats.speedup(*bench(1.05, noise, seed, FAST).values())[1]) for seed in range(40)]
+    assert same.count("no difference") >= 36
+    assert faster.count("faster") >= 35
+
+
+def test_intervals_hold_the_truth() -> None:
+    rng = np.random.default_rng(1)
+    inside = 0
+    for _ in range(100):
+        low, high = stats.ci95([[one] for one in rng.lognormal(0, 0.2, 25)])
+        inside += low <= 1 <= high
+    assert inside >= 88
+
+
+def test_passes_of_one_round_do_not_count_as_independent() -> None:
+    """Rounds differ, passes within one hardly do: many passes must not make the interval narrow."""
+    rng = np.random.default_rng(2)
+    inside = 0
+    for _ in range(100):
+        low, high = stats.ci95([(rng.lognormal(0, 0.1) * rng.lognormal(0, 0.001, 30)).tolist() for _ in range(15)])
+        inside += low <= 1 <= high
+    assert inside >= 88
+
+
+def test_rounds_of_different_length_are_pooled() -> None:
+    low, high = stats.ci95([[1.0, 1.0], [1.0], [1.0, 2.0, 3.0]])
+    assert 1.0 == low <= high <= 3.0
+    assert stats.ci95([[1.0, 2.0]] * 7) == (1.5, 1.5)
+
+
+def test_a_drift_that_both_share_leaves_the_ratio_as_it_is() -> None:
+    slower = np.linspace(1, 2, 9)
+    assert stats.speedup([[2 * d] for d in slower], [[d] for d in slower]) == (pytest.approx(2), (2, 2))
+
+
+def test_too_few_rounds_have_no_interval() -> None:
+    few = [[1.0]] * (stats.MIN_ROUNDS - 1)
+    assert stats.speedup(few, few) == (1, None)
+    assert stats.ratio_of_runs(few, few) == (1, None)
+    assert stats.verdict(None) is None
+    enough = [[1.0]] * stats.MIN_ROUNDS
+    assert stats.speedup(enough, enough) == (1, (1, 1))
+    assert stats.ratio_of_runs(enough, [[0.5]] * 9) == (2, (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("interval", "says"),
+    [((1.01, 1.2), "faster"), ((0.8, 0.99), "slower"), ((0.9, 1.1), "no difference"), ((1.0, 1.1), "no difference")],
+)
+def test_verdict(interval: tuple[float, float], says: str) -> None:
+    assert stats.verdict(interval) == says
+
+
+@pytest.mark.parametrize(
+    ("passes", "steady"), [([1.0], False), ([9.0, 1.0], False), ([9, 1.0, 1.04], True), ([1.0, 1.2], False)]
+)
+def test_steady(passes: list[float], steady: bool) -> None:
+    assert stats.steady(passes) == steady
+
+
+def test_drift_is_a_trend_and_not_noise() -> None:
+    rng = np.random.default_rng(0)
+    assert stats.drift([[t] for t in np.linspace(1, 1.3, 12)]) == pytest.approx(0.2, abs=0.05)
+    assert sum(stats.drift([[t] for t in rng.lognormal(0, 0.1, 12)]) is not None for _ in range(100)) <= 5
+    assert stats.drift([[1.0]] * 12) is None
+    assert stats.drift([[1.0], [2.0]]) is None
+
+
+def _spend(clock: Clock, seconds: float) -> list[float]:
+    clock.now += seconds
+    return [seconds]
