@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/segonnx export --all
 	$(BIN)/segonnx verify artifacts/*/
-	$(BIN)/segonnx bench --family encoder --json results/encoders.json
+	$(BIN)/segonnx bench --family encoder --max-time 15 --json results/encoders.json
 
 # All three tables and the page. The two largest models get few rounds: a pass takes up to two minutes.
 bench: install

@@ -556,3 +556,30 @@ def compare(old: Path, new: Path, fail_above: float, force: bool, markdown: bool
         folder.write(json_path, json.dumps(found.as_dict(), indent=1) + "\n")
     if found.regressions:
         sys.exit(1)
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path), metavar="RESULT.json")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page: one file, no network.")
+@click.option("--markdown", is_flag=True, help="Print the tables in GitHub's markdown.")
+def report(path: Path, html: Path | None, markdown: bool) -> None:
+    """Show the result of a bench as a page, or as markdown for a README.
+
+    \b
+    segonnx report results/all.json --html results/all.html
+    segonnx report results/all.json --markdown
+    """
+    from segonnx.artifacts import folder
+    from segonnx.bench import result
+    from segonnx.report import html as page
+    from segonnx.report import markdown as md
+
+    if html is None and not markdown:
+        raise InputError("give --html FILE or --markdown")
+    content = result.read(path)
+    if html is not None:
+        folder.require_writable(html)
+        folder.write(html, page.render(content))
+        click.echo(html)
+    if markdown:
+        click.echo(md.result(content))

@@ -1,0 +1,326 @@
+"""The charts of a page, as Vega-Lite specifications with their data inside."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from segonnx import catalog
+from segonnx.bench.result import OK, Case, Result, Row
+from segonnx.errors import InputError
+from segonnx.report import tables
+
+Spec = dict[str, Any]
+
+# Okabe and Ito's colours, which colour-blind people can tell apart, and a shape for each besides.
+_LOOKS = {
+    "eager": ("#d55e00", "circle"),
+    "eager-channels-last": ("#e69f00", "triangle-up"),
+    "compile": ("#cc79a7", "square"),
+    "compile-channels-last": ("#999999", "triangle-down"),
+    "ort": ("#0072b2", "diamond"),
+    "openvino": ("#009e73", "cross"),
+}
+_OTHER = ("#56b4e9", "triangle-right")
+
+SECTIONS = {
+    "Time": "Median time of a pass, with its 95 % interval (bootstrap over whole rounds). Further left is faster.",
+    "Accuracy against speed": "Published Dice score of each network with its published weights, against slices of "
+    "512x512 per second measured here. The scores are others' measurements; further up and to the right is better.",
+    "Every sample": "All timed passes in the order in which they ran, relative to the median of their runtime. A "
+    "cloud that rises or falls is drift; the intervals don't know of it.",
+    "Roofline": "Operations per second that each runtime achieved, against operations per byte. The lines are the "
+    "machine's limits as measured in the same run: a large matrix product, and copying memory. Bytes are weights, "
+    "input and logits, each moved once, the least that a pass can do, so the true place of a point is further left. "
+    "Operations are those of the published method: a runtime that needs fewer can lie above the line.",
+    "Time by kind of operator": "From passes under each runtime's own profiler, which slows them a little.",
+}
+LOG = 8
+"""An axis is logarithmic where its values differ by more than this factor."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart.
+
+    Attributes:
+        section: a key of ``SECTIONS``.
+        title: of the chart within it.
+        text: what it shows, for those who don't see it.
+        spec: for Vega-Lite.
+    """
+
+    section: str
+    title: str
+    text: str
+    spec: Spec
+
+
+def charts(result: Result) -> list[Chart]:
+    """Every chart that the result has data for."""
+    rows = [row for row in result.rows if row.status == OK and row.median_s is not None]
+    names = case_names(result)
+    found = []
+    for key, title in catalog.FAMILIES.items():
+        if family := [row for row in rows if row.family == key]:
+            found.append(_time(title, family, names))
+    found += _accuracy(rows, names)
+    found += _roofline(rows, names, result.ceilings)
+    found += _kinds(rows, names)
+    found += _samples(rows, names)
+    return found
+
+
+def case_names(result: Result) -> dict[Case, str]:
+    """A name for every case: the model, and the input and threads where a model has several."""
+    cases = list(dict.fromkeys(row.case for row in result.rows))
+    names = {}
+    for case in cases:
+        model, shape, threads = case
+        same = [other for other in cases if other[0] == model]
+        name = model
+        if len({other[1] for other in same}) > 1:
+            name += f" {tables.shape(shape)}"
+        if len({other[2] for other in same}) > 1:
+            name += f", {threads} threads"
+        names[case] = name
+    return names
+
+
+def _time(title: str, rows: list[Row], names: dict[Case, str]) -> Chart:
+    values: list[dict[str, Any]] = []
+    for row in rows:
+        assert row.median_s is not None and row.ci95_s is not None
+        low, high = row.ci95_s
+        values.append(
+            {
+                "model": names[row.case], "runtime": row.backend, "ms": 1e3 * row.median_s, "low": 1e3 * low,
+                "high": 1e3 * high, "time": tables.interval(row.median_s, row.ci95_s), "vs eager": tables.speedup(row),
+            }
+        )  # fmt: skip
+    x = {"type": "quantitative", "title": "milliseconds per pass", "scale": _scale([one["ms"] for one in values])}
+    y = {
+        "y": {"field": "model", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 260}},
+        "yOffset": {"field": "runtime", "type": "nominal", "sort": _present(rows)},
+    }
+    looks = _looks(rows)
+    spec = _spec(
+        values,
+        height=16 * len(rows) + 12 * len({row.case for row in rows}),  # a step would be refused beside "container"
+        layer=[
+            {
+                "mark": {"type": "rule", "strokeWidth": 2},
+                "encoding": {**y, "x": {"field": "low", **x}, "x2": {"field": "high"}, "color": looks["color"]},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
+                "encoding": {
+                    **y,
+                    "x": {"field": "ms", **x},
+                    **looks,
+                    "tooltip": _tips("model", "runtime", "time", "vs eager"),
+                },
+            },
+        ],
+    )
+    return Chart("Time", title[0].upper() + title[1:], f"Time of {len(rows)} rows by runtime; see the table.", spec)
+
+
+def _accuracy(rows: list[Row], names: dict[Case, str]) -> list[Chart]:
+    values: list[dict[str, Any]] = []
+    for row in rows:
+        try:
+            system = catalog.find(row.model)
+        except InputError:
+            continue
+        if system.dsc_percent is not None and row.input_shape == system.input_shape:
+            assert row.images_per_s is not None
+            values.append(
+                {
+                    "model": names[row.case], "runtime": row.backend, "slices": row.images_per_s,
+                    "dsc": system.dsc_percent, "slices/s": tables.significant(row.images_per_s),
+                    "Dice": f"{system.dsc_percent:g} %",
+                }
+            )  # fmt: skip
+    if len({one["model"] for one in values}) < 2:
+        return []
+    used = [row for row in rows if any(one["runtime"] == row.backend for one in values)]
+    fastest = {one["model"]: one for one in sorted(values, key=lambda one: one["slices"])}
+    for one in values:
+        one["label"] = one["model"] if fastest[one["model"]] is one else ""
+    x = {
+        "field": "slices", "type": "quantitative", "title": "slices of 512x512 per second",
+        "scale": _scale([one["slices"] for one in values]),
+    }  # fmt: skip
+    y = {
+        "field": "dsc", "type": "quantitative", "title": "published Dice score, %",
+        "scale": {"zero": False, "padding": 18},
+    }  # fmt: skip
+    spec = _spec(
+        values,
+        height=300,
+        layer=[
+            {
+                "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
+                "encoding": {"x": x, "y": y, **_looks(used), "tooltip": _tips("model", "runtime", "Dice", "slices/s")},
+            },
+            {
+                "mark": {"type": "text", "align": "right", "dy": -12, "dx": 8},
+                "encoding": {"x": x, "y": y, "text": {"field": "label"}},
+            },
+        ],
+    )
+    return [Chart("Accuracy against speed", "3D networks", f"{len(values)} points; the table has the speeds.", spec)]
+
+
+def _samples(rows: list[Row], names: dict[Case, str]) -> list[Chart]:
+    found = []
+    for case in dict.fromkeys(row.case for row in rows):
+        its = [row for row in rows if row.case == case]
+        values = []
+        for row in its:
+            assert row.median_s is not None
+            for began, seconds in zip(row.started_s, row.rounds, strict=True):
+                when = began
+                for one in seconds:
+                    values.append({"s": round(when, 3), "part": round(one / row.median_s, 4), "runtime": row.backend})
+                    when += one
+        count = len(values)
+        spec = _spec(
+            values,
+            height=150,
+            mark={"type": "point", "filled": True, "size": 12 if count > 400 else 30, "opacity": 0.6},
+            encoding={
+                "x": {
+                    "field": "s", "type": "quantitative", "title": "seconds since the bench began",
+                    "scale": {"zero": False},
+                },
+                "y": {
+                    "field": "part", "type": "quantitative", "title": "of the median",
+                    "scale": {"zero": False}, "axis": {"format": ".0%"},
+                },
+                **_looks(its),
+            },
+        )  # fmt: skip
+        spec["usermeta"] = {"canvas": True}
+        found.append(Chart("Every sample", names[case], f"{count} samples of {names[case]} over time.", spec))
+    return found
+
+
+def _roofline(rows: list[Row], names: dict[Case, str], ceilings: list[dict[str, Any]]) -> list[Chart]:
+    points: list[dict[str, Any]] = [
+        {
+            "model": names[row.case], "runtime": row.backend, "intensity": 2 * row.macs / row.memory_bytes,
+            "gflops": row.gflops, "GFLOP/s": tables.significant(row.gflops),
+        }
+        for row in rows
+        if row.memory_bytes and row.gflops
+    ]  # fmt: skip
+    if not points or not ceilings:
+        return []
+    lowest = min(one["intensity"] for one in points) / 2
+    highest = max(one["intensity"] for one in points) * 2
+    lines = []
+    for one in ceilings:
+        corner = one["sgemm_gflops"] / one["bandwidth_gb_s"]
+        low = min(lowest, corner / 2)
+        label = f"{one['threads']} threads"
+        lines += [
+            {"threads": label, "intensity": x, "gflops": min(one["sgemm_gflops"], x * one["bandwidth_gb_s"])}
+            for x in (low, corner, max(highest, 2 * corner))
+        ]
+    x = {"field": "intensity", "type": "quantitative", "title": "operations per byte", "scale": {"type": "log"}}
+    y = {"field": "gflops", "type": "quantitative", "title": "GFLOP/s", "scale": {"type": "log"}}
+    spec = _spec(
+        None,
+        height=340,
+        layer=[
+            {
+                "data": {"values": lines},
+                "mark": {"type": "line", "strokeWidth": 1.5, "strokeDash": [5, 3]},
+                "encoding": {"x": x, "y": y, "detail": {"field": "threads"}},
+            },
+            {
+                "data": {"values": points},
+                "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
+                "encoding": {"x": x, "y": y, **_looks(rows), "tooltip": _tips("model", "runtime", "GFLOP/s")},
+            },
+        ],
+    )
+    limits = "; ".join(
+        f"{one['threads']} threads: {one['sgemm_gflops']:,.0f} GFLOP/s ({one['sgemm_library']}), "
+        f"{one['bandwidth_gb_s']:,.1f} GB/s"
+        for one in ceilings
+    )
+    return [Chart("Roofline", limits, f"{len(points)} points below the machine's limits: {limits}.", spec)]
+
+
+def _kinds(rows: list[Row], names: dict[Case, str]) -> list[Chart]:
+    found = []
+    for case in dict.fromkeys(row.case for row in rows if row.profile):
+        values = []
+        for row in rows:
+            if row.case != case or not row.profile:
+                continue
+            for kind in dict.fromkeys(one.kind for one in row.profile):
+                ms = 1e3 * sum(one.seconds for one in row.profile if one.kind == kind)
+                values.append({"runtime": row.backend, "kind": kind, "ms": ms, "time": tables.seconds(ms / 1e3)})
+        spec = _spec(
+            values,
+            height=30 * len({one["runtime"] for one in values}),
+            mark={"type": "bar"},
+            encoding={
+                "y": {"field": "runtime", "type": "nominal", "title": None, "sort": None},
+                "x": {"field": "ms", "type": "quantitative", "title": "milliseconds per pass", "stack": True},
+                "color": {
+                    "field": "kind", "type": "nominal", "scale": {"scheme": "tableau20"},
+                    "legend": {"orient": "bottom", "columns": 4, "title": None},
+                },
+                "tooltip": _tips("runtime", "kind", "time"),
+            },
+        )  # fmt: skip
+        found.append(Chart("Time by kind of operator", names[case], f"Operators of {names[case]} by runtime.", spec))
+    return found
+
+
+def _spec(values: list[Any] | None, **content: Any) -> Spec:
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "width": "container",
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        **({} if values is None else {"data": {"values": values}}),
+        **content,
+    }
+
+
+def _present(rows: Sequence[Row]) -> list[str]:
+    backends = dict.fromkeys(row.backend for row in rows)
+    return [name for name in _LOOKS if name in backends] + [name for name in backends if name not in _LOOKS]
+
+
+def _looks(rows: Sequence[Row]) -> Spec:
+    """A colour and a shape for each runtime, the same in all charts."""
+    names = _present(rows)
+    looks = [_LOOKS.get(name, _OTHER) for name in names]
+    legend = {"orient": "top", "title": None}
+    return {
+        "color": {
+            "field": "runtime", "type": "nominal", "legend": legend,
+            "scale": {"domain": names, "range": [colour for colour, _ in looks]},
+        },
+        "shape": {
+            "field": "runtime", "type": "nominal", "legend": legend,
+            "scale": {"domain": names, "range": [shape for _, shape in looks]},
+        },
+    }  # fmt: skip
+
+
+def _scale(values: Sequence[float]) -> Spec:
+    wide = min(values) > 0 and math.log(max(values) / min(values)) > math.log(LOG)
+    return {"type": "log", "nice": True} if wide else {"zero": True}
+
+
+def _tips(*names: str) -> list[Spec]:
+    return [{"field": name, "type": "nominal"} for name in names]
