@@ -559,14 +559,15 @@ def compare(old: Path, new: Path, fail_above: float, force: bool, markdown: bool
 
 
 @main.command()
-@click.argument("path", type=click.Path(path_type=Path), metavar="RESULT.json")
+@click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RESULT.json...")
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page: one file, no network.")
 @click.option("--markdown", is_flag=True, help="Print the tables in GitHub's markdown.")
-def report(path: Path, html: Path | None, markdown: bool) -> None:
-    """Show the result of a bench as a page, or as markdown for a README.
+def report(paths: tuple[Path, ...], html: Path | None, markdown: bool) -> None:
+    """Show the result of a bench, or several of one machine, as a page or as markdown for a README.
 
     \b
     segonnx report results/all.json --html results/all.html
+    segonnx report results/3d.json results/2d.json --html both.html
     segonnx report results/all.json --markdown
     """
     from segonnx.artifacts import folder
@@ -576,7 +577,7 @@ def report(path: Path, html: Path | None, markdown: bool) -> None:
 
     if html is None and not markdown:
         raise InputError("give --html FILE or --markdown")
-    content = result.read(path)
+    content = result.merge([result.read(path) for path in paths])
     if html is not None:
         folder.require_writable(html)
         folder.write(html, page.render(content))

@@ -6,7 +6,8 @@ import functools
 import importlib.resources
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,40 @@ def read(path: Path) -> Result:
         for one in content["ratios"]
     ]
     return Result(**content)
+
+
+def merge(results: Sequence[Result]) -> Result:
+    """Several results of one machine as one, to be shown together; what they share comes from the first.
+
+    Raises:
+        InputError: they are of several machines or number types, or two hold the same row.
+    """
+    first, *others = results
+    seen = {(row.case, row.backend) for row in first.rows}
+    for other in others:
+        for key in ("cpu", "usable_cores", "versions"):
+            if other.machine[key] != first.machine[key]:
+                raise InputError(f"these results can't be shown together: their machines differ in {key}")
+        if other.autocast != first.autocast:
+            raise InputError("these results can't be shown together: their number types differ")
+        for row in other.rows:
+            if (row.case, row.backend) in seen:
+                raise InputError(f"two of these results hold {row.model} in {row.backend}")
+            seen.add((row.case, row.backend))
+    threads = {one["threads"]: one for one in reversed([one for result in results for one in result.ceilings])}
+    overhead: dict[str, float] = {}
+    for key in first.overhead:
+        values = [result.overhead[key] for result in results if key in result.overhead]
+        overhead[key] = max(values) if key.endswith("bytes") else sum(values)
+    return replace(
+        first,
+        rows=[row for result in results for row in result.rows],
+        ratios=[ratio for result in results for ratio in result.ratios],
+        ceilings=[threads[count] for count in sorted(threads)],
+        overhead=overhead,
+        interrupted=any(result.interrupted for result in results),
+        warnings=list(dict.fromkeys(warning for result in results for warning in result.warnings)),
+    )
 
 
 @functools.cache

@@ -30,6 +30,8 @@ from segonnx.runtimes.base import Runtime, Subject
 ROUND_SECONDS = 0.5
 """A runtime's turn in a round lasts about this long, or one pass where that takes longer."""
 MAX_PASSES = 50
+WAKE_SECONDS = 2.0
+"""A turn begins with a pass that isn't counted, which wakes threads and caches, where a pass takes less than this."""
 WARMUP_SECONDS = 20.0
 """No more turns are spent on warming up after this long."""
 PROFILE_SECONDS = 3.0
@@ -93,11 +95,12 @@ def bench(
 
 @dataclass
 class _Seat:
-    """A row, the worker that serves it, and who watches that."""
+    """A row, its worker, who watches that, and the passes of a turn: those that wake it up, and those that count."""
 
     row: Row
     worker: Worker
     watch: Watch
+    wakes: int = 0
     passes: int = 1
     cpu_s: float = 0.0
 
@@ -210,9 +213,17 @@ class _Case:
             for row in rows:
                 if (seat := self._load(row, stack)) is not None:
                     seats[row.backend] = seat
+            if len(seats) > 1:
+                # While the others were loaded the system took its memory back: the round that finds out isn't counted.
+                for name, seat in list(seats.items()):
+                    self.progress(f"{self._name}: waking {name}")
+                    if (passes := self._turn(seat)) is None:
+                        del seats[name]
+                    else:
+                        seat.row.warmup_s += passes.seconds
             try:
                 stopped = rounds.collect(
-                    seats, lambda name: self._turn(seats[name], done), self.settings.rule, time.perf_counter, done
+                    seats, lambda name: self._timed_turn(seats[name], done), self.settings.rule, time.perf_counter, done
                 )
             finally:
                 for name, its in done.items():
@@ -262,26 +273,31 @@ class _Case:
             spent += sum(passes.seconds)
         row.steady = stats.steady(turns)
         seat.passes = min(MAX_PASSES, max(1, int(ROUND_SECONDS / turns[-1])))
+        seat.wakes = 1 if turns[-1] < WAKE_SECONDS else 0
         worker.pause()
         return seat
 
-    def _turn(self, seat: _Seat, done: dict[str, list[list[float]]]) -> list[float] | None:
-        """Seconds of every pass of one turn; None where the runtime failed."""
+    def _timed_turn(self, seat: _Seat, done: dict[str, list[list[float]]]) -> list[float] | None:
+        """Seconds of every counted pass of one turn; None where the runtime failed."""
         self._progress_of(done)
-        # The first pass of a turn wakes threads and caches; where passes are many it isn't counted.
-        extra = 1 if seat.passes > 1 else 0
-        seat.worker.resume()
-        seat.watch.begin()
         began = time.perf_counter() - self.began
-        passes: Passes | None = self._ask(seat.worker, seat.row, "run", seat.passes + extra)
+        seat.watch.begin()
+        passes = self._turn(seat)
         if passes is None:
             return None
         seat.watch.end()
-        seat.worker.pause()
         seat.row.started_s.append(began)
-        seconds = passes.seconds[extra:]
+        seconds = passes.seconds[seat.wakes :]
         seat.cpu_s += passes.cpu_s * len(seconds) / len(passes.seconds)
         return seconds
+
+    def _turn(self, seat: _Seat) -> Passes | None:
+        """One turn of a runtime that is paused before and after it; None where it failed."""
+        seat.worker.resume()
+        passes: Passes | None = self._ask(seat.worker, seat.row, "run", seat.wakes + seat.passes)
+        if passes is not None:
+            seat.worker.pause()
+        return passes
 
     def _progress_of(self, done: dict[str, list[list[float]]]) -> None:
         number = max(map(len, done.values()), default=0)

@@ -37,6 +37,7 @@ SECTIONS = {
     "Operations are those of the published method: a runtime that needs fewer can lie above the line.",
     "Time by kind of operator": "From passes under each runtime's own profiler, which slows them a little.",
 }
+TICKS = {"tickCount": 8}
 LOG = 8
 """An axis is logarithmic where its values differ by more than this factor."""
 
@@ -100,7 +101,10 @@ def _time(title: str, rows: list[Row], names: dict[Case, str]) -> Chart:
                 "high": 1e3 * high, "time": tables.interval(row.median_s, row.ci95_s), "vs eager": tables.speedup(row),
             }
         )  # fmt: skip
-    x = {"type": "quantitative", "title": "milliseconds per pass", "scale": _scale([one["ms"] for one in values])}
+    x = {
+        "type": "quantitative", "title": "milliseconds per pass", "scale": _scale([one["ms"] for one in values]),
+        "axis": TICKS,
+    }  # fmt: skip
     y = {
         "y": {"field": "model", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 260}},
         "yOffset": {"field": "runtime", "type": "nominal", "sort": _present(rows)},
@@ -152,7 +156,7 @@ def _accuracy(rows: list[Row], names: dict[Case, str]) -> list[Chart]:
         one["label"] = one["model"] if fastest[one["model"]] is one else ""
     x = {
         "field": "slices", "type": "quantitative", "title": "slices of 512x512 per second",
-        "scale": _scale([one["slices"] for one in values]),
+        "scale": _scale([one["slices"] for one in values]), "axis": TICKS,
     }  # fmt: skip
     y = {
         "field": "dsc", "type": "quantitative", "title": "published Dice score, %",
@@ -191,11 +195,11 @@ def _samples(rows: list[Row], names: dict[Case, str]) -> list[Chart]:
         spec = _spec(
             values,
             height=150,
-            mark={"type": "point", "filled": True, "size": 12 if count > 400 else 30, "opacity": 0.6},
+            mark={"type": "point", "filled": True, "size": 12 if count > 400 else 60, "opacity": 0.6},
             encoding={
                 "x": {
                     "field": "s", "type": "quantitative", "title": "seconds since the bench began",
-                    "scale": {"zero": False},
+                    "scale": {"zero": False}, "axis": TICKS,
                 },
                 "y": {
                     "field": "part", "type": "quantitative", "title": "of the median",
@@ -231,8 +235,9 @@ def _roofline(rows: list[Row], names: dict[Case, str], ceilings: list[dict[str, 
             {"threads": label, "intensity": x, "gflops": min(one["sgemm_gflops"], x * one["bandwidth_gb_s"])}
             for x in (low, corner, max(highest, 2 * corner))
         ]
-    x = {"field": "intensity", "type": "quantitative", "title": "operations per byte", "scale": {"type": "log"}}
-    y = {"field": "gflops", "type": "quantitative", "title": "GFLOP/s", "scale": {"type": "log"}}
+    log = {"scale": {"type": "log", "nice": False, "padding": 12}, "axis": TICKS}
+    x = {"field": "intensity", "type": "quantitative", "title": "operations per byte", **log}
+    y = {"field": "gflops", "type": "quantitative", "title": "GFLOP/s", **log}
     spec = _spec(
         None,
         height=340,

@@ -87,7 +87,9 @@ def _finding(result: Result, case: Case, name: str) -> str | None:
     if level:
         text = f"{name}: {' and '.join([best.backend, *level])} are level, at about {time}"
     if best.speedup_over_eager is not None and best.backend != "eager":
-        text += f", {tables.speedup(best)} eager"
+        text += f", {best.speedup_over_eager:.2f} times as fast as eager"
+        if best.speedup_ci95 is not None:
+            text += f" ({best.speedup_ci95[0]:.2f} to {best.speedup_ci95[1]:.2f})"
     return text + (f"; too few rounds for a verdict against {' and '.join(unsure)}" if unsure else "")
 
 
@@ -158,7 +160,7 @@ def _facts(content: dict[str, Any]) -> list[tuple[str, str]]:
             text = ", ".join(f"{name} {item}" for name, item in value.items())
         else:
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        if value is not None and text:
+        if value not in (None, False) and text:
             found.append((key.replace("_", " "), text))
     return found
 

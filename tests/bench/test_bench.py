@@ -28,6 +28,7 @@ from segonnx.runtimes.base import Operator
 from tests.bench import fakes
 from tests.conftest import ROOT, SMALL
 from tests.conftest import run as segonnx
+from tests.report import results
 
 
 @pytest.fixture(scope="module")
@@ -200,11 +201,12 @@ def test_a_runtime_that_fails_has_a_row_and_the_others_go_on(name: str, status: 
 
 def test_times_warm_up_threads_and_ratios_are_told(tmp_path: Path) -> None:
     done = fake_bench(tmp_path, "steady", "quick", "slow", rounds=None)
-    steady, _, slow = done.rows
+    steady, quick, slow = done.rows
     assert steady.stopped == "precision"
     assert len(steady.rounds) >= stats.MIN_ROUNDS
-    assert len(steady.rounds[0]) == 49  # half a second of passes, without the first
+    assert 45 <= len(steady.rounds[0]) <= 50  # half a second of passes
     assert len(slow.rounds[0]) == 1
+    assert len(quick.warmup_s) >= 1 + 50 + 51  # the first pass, a turn, and the round before the rounds
     for row in done.rows:
         assert row.steady
         assert len(row.warmup_s) >= 2
@@ -256,6 +258,24 @@ def test_a_file_that_is_no_result_is_refused(
         result_file.read(tmp_path / "none.json")
 
 
+def test_results_of_one_machine_are_shown_together() -> None:
+    one, other = results.make(("stunet-s",)), results.make(("unet-resnet18",))
+    other.warnings = ["hot"]
+    both = result_file.merge([one, other])
+    assert both.rows == one.rows + other.rows
+    assert both.ratios == one.ratios + other.ratios
+    assert both.ceilings == one.ceilings
+    assert both.overhead["wall_s"] == 200
+    assert both.overhead["parent_peak_rss_bytes"] == 10**8
+    assert both.warnings == ["hot"]
+    assert result_file.merge([one]) == one
+    with pytest.raises(InputError, match="two of these results hold stunet-s in eager"):
+        result_file.merge([one, one])
+    other.machine["cpu"] = "Other CPU"
+    with pytest.raises(InputError, match="their machines differ in cpu"):
+        result_file.merge([one, other])
+
+
 def test_a_runtime_that_never_rests_takes_nothing_from_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,14 +290,14 @@ def _rested(folder: Path) -> bool:
     spent = []
     turn = run._Case._turn
 
-    def watched(case: Any, seat: Any, done: Any) -> Any:
-        spinning = next(p for p in psutil.Process().children() if p.pid == pids["spinning"]) if len(pids) == 2 else None
+    def watched(case: Any, seat: Any) -> Any:
+        spinning = psutil.Process(pids["spinning"]) if len(pids) == 2 else None
         before = sum(spinning.cpu_times()[:2]) if spinning else 0.0
-        seconds = turn(case, seat, done)
+        passes = turn(case, seat)
         pids[seat.row.backend] = seat.worker.pid
         if spinning and seat.row.backend == "slow":
             spent.append(sum(spinning.cpu_times()[:2]) - before)
-        return seconds
+        return passes
 
     pids: dict[str, int] = {}
     with pytest.MonkeyPatch.context() as patch:

@@ -11,7 +11,7 @@
     const text = color("--text"), soft = color("--soft"), line = color("--line");
     return {
       background: "transparent",
-      font: style.fontFamily,
+      font: getComputedStyle(document.body).fontFamily,
       view: { stroke: null },
       axis: { labelColor: text, titleColor: soft, gridColor: line, domainColor: line, tickColor: line, labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal" },
       legend: { labelColor: text, titleColor: soft, labelFontSize: 12, symbolSize: 90 },
