@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from segonnx import machine, process
@@ -16,7 +16,7 @@ from segonnx.process import Progress
 SIZE = 3072
 REPEATS = 7
 CACHES = 4
-"""The memory that is copied is so many times the last cache."""
+"""The memory that is copied is so many times the last caches."""
 MIN_BYTES, MAX_BYTES = 2**28, 2**31
 
 
@@ -24,8 +24,8 @@ def measure(threads: int, cpus: Sequence[int], progress: Progress = process.sile
     """The ceilings of so many threads on these processors, as they stand in a result.
 
     ``sgemm_gflops`` is the median rate of float32 matrix products of 3072x3072, by the faster of the libraries that
-    are installed (NumPy's OpenBLAS, PyTorch's); ``bandwidth_gb_s`` counts the bytes read and the bytes written by a
-    copy that is too large for the caches. Each has a process of its own. Takes some seconds.
+    are installed (NumPy's OpenBLAS, PyTorch's); ``bandwidth_gb_s`` is the median rate of the bytes read and the bytes
+    written by a copy that is too large for the caches. Each has a process of its own. Takes some ten seconds.
     """
     bandwidth = process.call(_bandwidth, threads, cpus, progress=progress).value
     rates = [process.call(_numpy, threads, cpus, progress=progress).value]
@@ -48,7 +48,8 @@ def _numpy(threads: int, cpus: Sequence[int], progress: Progress) -> tuple[float
     out = np.empty_like(a)
     with threadpoolctl.threadpool_limits(threads):
         gflops = 2 * SIZE**3 / _median(lambda: np.matmul(a, b, out=out)) / 1e9
-    return gflops, f"NumPy {np.__version__}"
+    blas = [f" ({one['internal_api']} {one['version']})" for one in threadpoolctl.threadpool_info()][:1]
+    return gflops, "".join((f"NumPy {np.__version__}", *blas))
 
 
 def _torch(threads: int, cpus: Sequence[int], progress: Progress) -> tuple[float, str]:
@@ -67,7 +68,7 @@ def _bandwidth(threads: int, cpus: Sequence[int], progress: Progress) -> float:
 
     progress(f"measuring the memory, {threads} threads")
     process.bind(cpus)
-    wanted = min(max(MIN_BYTES, CACHES * _last_cache()), MAX_BYTES, machine.available_memory() // 4)
+    wanted = min(max(MIN_BYTES, CACHES * last_caches(cpus)), MAX_BYTES, machine.available_memory() // 4)
     source = np.ones(wanted // 4, np.float32)
     target = np.zeros_like(source)
     parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
@@ -86,7 +87,19 @@ def _median(work: Callable[[], object]) -> float:
     return statistics.median(seconds)
 
 
-def _last_cache() -> int:
-    """Bytes of the largest cache, or 0 where the system doesn't tell."""
-    names = ("SC_LEVEL4_CACHE_SIZE", "SC_LEVEL3_CACHE_SIZE", "SC_LEVEL2_CACHE_SIZE")
-    return max((os.sysconf(name) for name in names if name in os.sysconf_names), default=0)
+def last_caches(cpus: Sequence[int], system: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Bytes of the last caches of these processors, all of them together; 0 where the system doesn't tell.
+
+    Args:
+        cpus: the processors.
+        system: where Linux describes them.
+    """
+    found = {}
+    for cpu in cpus:
+        caches = (system / f"cpu{cpu}" / "cache").glob("index*")
+        levels = {int((one / "level").read_text("ascii")): one for one in caches if (one / "size").exists()}
+        if levels:
+            last = levels[max(levels)]
+            size = (last / "size").read_text("ascii").strip().removesuffix("K")  # Linux always writes KiB
+            found[(last / "shared_cpu_list").read_text("ascii")] = int(size) * 1024
+    return sum(found.values())

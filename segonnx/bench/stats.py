@@ -14,8 +14,8 @@ Interval = tuple[float, float]
 Verdict = Literal["faster", "slower", "no difference"]
 
 LEVEL = 0.95
-NOMINAL = 0.98
-MIN_ROUNDS = 7
+NOMINAL = 0.99
+MIN_ROUNDS = 8
 """The fewest rounds from which an interval of a ratio can be had at ``NOMINAL``."""
 RESAMPLES = 1000
 ALIKE = 0.05

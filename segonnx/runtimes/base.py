@@ -117,8 +117,8 @@ class Runtime(ABC):
     def profile(self, x: Array, passes: int) -> list[Operator]:
         """What the operators took in so many runs of ``x``, by the runtime's own profiler, the slowest type first.
 
-        The runtime was loaded with ``Options.profile``. Each operator's own time, without what it calls, so that all of
-        them together are about a pass.
+        Called once, on a runtime that was loaded with ``Options.profile``. Each operator's own time, without what it
+        calls, so that all of them together are about a pass.
         """
 
 

@@ -28,7 +28,10 @@ class CompileRuntime(EagerRuntime):
         import torch
 
         assert self._module is not None
-        compiled: nn.Module = torch.compile(self._module)  # type: ignore[assignment]
+        compiled: nn.Module = torch.compile(  # type: ignore[assignment]
+            self._module,
+            options={"cpp.enable_kernel_profile": self._options.profile},  # without it all fused kernels are one event
+        )
         self._module = compiled
         self.run(example)  # the compiler starts at the first pass
 

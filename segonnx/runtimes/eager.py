@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,6 +14,9 @@ from segonnx.runtimes.base import Operator, Options, Runtime, Subject, by_type
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+_SPINNING = {"passive": "off", "active": "on"}
+"""What OpenMP's OMP_WAIT_POLICY means; users may have set it."""
 
 
 class EagerRuntime(Runtime):
@@ -89,7 +93,7 @@ class EagerRuntime(Runtime):
             "dtype": "bfloat16 autocast" if self._options.bf16 else "float32",
             "outputs": "fresh for every run",
             "memory_format": layout if self.channels_last else "contiguous",
-            "spinning": "OpenMP's default" if self._options.spinning else "off",
+            "spinning": _SPINNING.get(os.environ.get("OMP_WAIT_POLICY", "").lower(), "OpenMP's default"),
             "version": str(torch.__version__),  # it is of a class of torch's own
         }
 
@@ -102,5 +106,7 @@ class EagerChannelsLastRuntime(EagerRuntime):
 
 
 def _short(event: str) -> str:
-    """An event's name without the hash of a compiled graph."""
-    return "CompiledFxGraph" if "CompiledFxGraph" in event else event
+    """An event's name without what is another for each graph and place: numbers, and a compiled graph's hash."""
+    if "CompiledFxGraph" in event:
+        return "CompiledFxGraph"
+    return re.sub(r"^graph_\d+_(cpp_fused_.+)_\d+$", r"\1", event)

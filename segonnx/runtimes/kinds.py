@@ -6,16 +6,16 @@ import re
 
 _PATTERNS = {
     "fused": r"compiledfxgraph|subgraph|^triton|^cpp_fused",
-    "data movement": r"convert|cast|copy|reorder|concat|^cat|split|slice|transpose|permute|shape|view|expand|tile|pad"
-    r"|clone|contiguous|gather|scatter|squeeze|flatten|empty|strided|broadcast|depthtospace|spacetodepth|fill|resize_$"
-    r"|detach|select|repeat|index",
-    "convolution": r"conv",
-    "resampling": r"resize|upsample|interpolate|gridsample",
-    "matrix product": r"gemm|matmul|addmm|bmm|^mm|linear|fullyconnected|^dot",
+    "convolution": r"conv(?!ert)",
     "normalisation": r"norm|mvn",
-    "activation": r"relu|sigmoid|swish|gelu|silu|softmax|tanh|erf|elu|clip|clamp",
+    "resampling": r"resize$|upsample|interpolate|gridsample|grid_sample",
+    "data movement": r"convert|cast|copy|reorder|concat|^cat|split|slice|transpose|permute|shape|view|expand|tile|pad"
+    r"|clone|contiguous|gather|scatter|squeeze|flatten|empty|strided|broadcast|depthtospace|spacetodepth|shuffle|fill"
+    r"|resize_$|detach|select|repeat|index|identity",
+    "matrix product": r"gemm|matmul|addmm|bmm|^mm|linear|fullyconnected|^dot|einsum|attention",
+    "activation": r"relu|sigmoid|swish|gelu|silu|softmax|softplus|mish|tanh|erf|elu|clip|clamp",
     "reduction": r"reduce|mean|sum|arg|pool|amax|amin|var",
-    "elementwise": r"add|sub|mul|div|eltwise|pow|sqrt|exp|neg|abs|where|max|min",
+    "elementwise": r"add|sub|mul|div|eltwise|pow|sqrt|exp|neg|abs|where|max|min|reciprocal|equal|greater|less",
 }
 """Each kind with what the names of its operators hold; the first that fits counts."""
 

@@ -104,8 +104,7 @@ class OrtRuntime(Runtime):
         assert self._session is not None and self._folder is not None
         for _ in range(passes):
             self.run(x)
-        path = Path(self._session.end_profiling())
-        events = json.loads(path.read_text("utf-8"))
+        events = json.loads(Path(self._session.end_profiling()).read_text("utf-8"))
         self._folder.cleanup()
         # The file has every run since the session was made; of those the last ones count.
         runs = [event for event in events if event["name"] == "model_run"][-passes:]
@@ -120,15 +119,20 @@ class OrtRuntime(Runtime):
     def close(self) -> None:
         self._session = None
         self._output = None
+        if self._folder is not None:
+            self._folder.cleanup()  # where nobody asked for the profile
 
     def describe(self) -> dict[str, str]:
         import onnxruntime
 
+        assert self._session is not None
+        settings = self._session.get_session_options()  # what ONNX Runtime took, rather than what it was told
+        spins = settings.get_session_config_entry("session.intra_op.allow_spinning")
         return {
             "dtype": "float32",
             "outputs": "fresh for every run" if self._output is None else "bound once and reused",
             "graph_optimization": self._options.graph_optimization,
-            "spinning": "on" if self._options.spinning else "off",
-            "arena": "on" if self._options.arena else "off",
+            "spinning": "on" if spins == "1" else "off",
+            "arena": "on" if settings.enable_cpu_mem_arena else "off",
             "version": onnxruntime.__version__,
         }

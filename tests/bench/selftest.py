@@ -24,7 +24,7 @@ from tests.bench import fakes, simulate
 PAGE = Path(__file__).parents[2] / "docs" / "bench-selftest.md"
 NAME = "encoder-lcnet-100"
 SIMULATIONS = 100
-NOISES = (0.01, 0.03, 0.06)
+NOISES = (0.01, 0.03)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def loaded() -> Iterator[Claim]:
     with tempfile.TemporaryDirectory() as name:
         from segonnx import catalog
 
-        settings = Settings((*names,), (machine.usable_cores(),), Rule(rounds=21))
+        settings = Settings((*names,), (machine.usable_cores(),), Rule(rounds=15))
         model = subjects.from_system(catalog.find(NAME), Path(name), settings, lambda _: None, process.silent)
         quiet = _ratio(model, settings)
         with _busy(2):

@@ -35,7 +35,7 @@ from tests.report import results
 def result(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the command line writes for the small reference system in all runtimes."""
     path = tmp_path_factory.mktemp("bench") / "result.json"
-    done = segonnx("bench", SMALL, "--artifacts", exports, "--threads", 1, "--rounds", 7, "--profile", "--json", path)
+    done = segonnx("bench", SMALL, "--artifacts", exports, "--threads", 1, "--rounds", 8, "--profile", "--json", path)
     assert done.returncode == 0, done.stderr
     content = json.loads(path.read_text())
     content["printed"] = done.stdout
@@ -73,7 +73,7 @@ def test_every_runtime_has_a_row_on_the_same_input(result: dict[str, Any]) -> No
         assert row["verdict"] in {"faster", "slower", "no difference"}
     assert len(result["ratios"]) == 6
     assert [one["threads"] for one in result["ceilings"]] == [1]
-    assert result["settings"]["rounds"] == 7
+    assert result["settings"]["rounds"] == 8
     assert result["machine"]["versions"]["onnxruntime"]
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from segonnx import machine
@@ -15,3 +17,27 @@ def test_ceilings_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.1 < found["sgemm_gflops"] < 1e5
     monkeypatch.setattr(ceilings.importlib.util, "find_spec", lambda _: None)
     assert ceilings.measure(1, machine.choose_cpus(1))["sgemm_library"].startswith("NumPy")
+
+
+def describe_cache(system: Path, cpu: int, level: int, size: str, shared: str) -> None:
+    """Write what Linux says of a cache."""
+    folder = system / f"cpu{cpu}" / "cache" / f"index{level}"
+    folder.mkdir(parents=True)
+    for name, text in (("level", str(level)), ("size", size), ("shared_cpu_list", shared)):
+        (folder / name).write_text(text + "\n")
+
+
+def test_last_caches_count_once_each(tmp_path: Path) -> None:
+    for cpu, shared in ((0, "0-1"), (1, "0-1"), (2, "2-3"), (3, "2-3")):
+        describe_cache(tmp_path, cpu, 2, "1024K", str(cpu))
+        describe_cache(tmp_path, cpu, 3, "32768K", shared)
+    assert ceilings.last_caches([0, 1], tmp_path) == 2**25
+    assert ceilings.last_caches([0, 2], tmp_path) == 2**26
+    assert ceilings.last_caches([0, 1, 2, 3], tmp_path) == 2**26
+    assert ceilings.last_caches([7], tmp_path) == 0
+
+
+def test_this_systems_caches_are_found() -> None:
+    if not Path("/sys/devices/system/cpu/cpu0/cache/index0/size").exists():
+        pytest.skip("this system doesn't describe its caches")
+    assert ceilings.last_caches(machine.choose_cpus(1)) > 2**17

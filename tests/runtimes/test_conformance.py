@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import time
+import socket
+import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 
 from segonnx import inputs, process, runtimes
 from segonnx.artifacts.verify import MODEL
+from segonnx.bench.worker import Job, Loaded, serve
 from segonnx.catalog import System
 from segonnx.errors import InputError
 from segonnx.exporters import pipeline
@@ -88,6 +91,8 @@ def test_a_runtime_says_what_matters(name: str, answers: Callable[..., dict[str,
     assert settings["dtype"] == "float32"
     assert all(type(value) is str for value in settings.values())  # a library's own class would need the library
     assert ("channels last" in settings.get("memory_format", "")) == ("channels-last" in name)
+    own = {"ort": {"graph_optimization", "arena"}, "openvino": {"streams", "threads"}}
+    assert own.get(name, {"memory_format"}) <= settings.keys()
 
 
 @pytest.mark.parametrize("name", ["ort", "openvino"])
@@ -100,13 +105,22 @@ def test_outputs_are_reused_or_not_as_asked(name: str, answers: Callable[..., di
     assert np.array_equal(bound["outputs"][0], fresh["outputs"][0])
 
 
-@pytest.mark.parametrize("name", ["eager", "compile", "ort", "openvino"])
+@pytest.mark.parametrize("name", ["eager", "eager-channels-last", "compile", "ort", "openvino"])
 def test_a_profile_tells_operators_by_kind(name: str, answers: Callable[..., dict[str, Any]]) -> None:
     profile = answers(name, profile=True)["profile"]
     assert all(one.seconds > 0 and one.calls > 0 and one.kind in kinds.KINDS for one in profile)
     assert [one.seconds for one in profile] == sorted((one.seconds for one in profile), reverse=True)
-    assert profile[0].kind != kinds.OTHER
+    assert len({one.operator for one in profile}) == len(profile)
     assert any(one.kind == "convolution" for one in profile)
+    known = sum(one.seconds for one in profile if one.kind != kinds.OTHER)
+    assert known > 0.9 * sum(one.seconds for one in profile)
+
+
+def test_a_profile_names_fused_kernels(answers: Callable[..., dict[str, Any]]) -> None:
+    fused = [one for one in answers("compile", profile=True)["profile"] if one.operator.startswith("cpp_fused")]
+    assert fused
+    assert {one.kind for one in fused} == {"fused"}
+    assert not any(one.operator[-1].isdigit() for one in fused)
 
 
 def test_options_reach_onnx_runtime(ready: Ready, answers: Callable[..., dict[str, Any]]) -> None:
@@ -123,20 +137,74 @@ def test_options_reach_onnx_runtime(ready: Ready, answers: Callable[..., dict[st
     assert "LeakyRelu" not in fused or fused != calls
 
 
-def test_torch_waits_passively_if_told_so(ready: Ready) -> None:
-    assert process.call(idle_time, ready, Options(2, spinning=False)).value < 0.5
+def serve_once(name: str, ready: Ready, options: Options, folder: Path) -> tuple[Loaded, str]:
+    """Load in the bench's own worker; what that answered, and what it printed."""
+    np.save(folder / "x.npy", ready.x)
+    job = Job(runtimes.get(name), ready.subject, options, (0,), folder / "x.npy", folder / "logits.npy", folder)
+    with process.Worker(serve, job) as worker:
+        status, loaded = worker.receive(name)
+        assert status == "ok", loaded
+        return loaded, worker.log()
 
 
-def idle_time(ready: Ready, options: Options, progress: process.Progress) -> float:
-    """Processor seconds per second while a loaded runtime has nothing to do."""
-    runtime = runtimes.get("eager")()
-    runtime.load(ready.subject, options)
+@pytest.mark.parametrize(("spinning", "says"), [(False, "off"), (True, "OpenMP's default")])
+def test_torchs_openmp_hears_whether_to_spin(
+    spinning: bool, says: str, ready: Ready, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "VERBOSE")  # OpenMP prints what it has read
+    loaded, printed = serve_once("eager", ready, Options(1, spinning=spinning), tmp_path)
+    assert loaded.settings["spinning"] == says
+    assert "GOMP_SPINCOUNT" in printed
+    assert ("GOMP_SPINCOUNT = '0'" in printed) == (not spinning)
+
+
+@pytest.mark.parametrize("name", ["eager", "ort", "openvino"])
+def test_a_runtime_prints_nothing(name: str, ready: Ready, tmp_path: Path) -> None:
+    assert serve_once(name, ready, Options(1), tmp_path)[1] == ""
+
+
+def test_openvino_calls_nobody(ready: Ready) -> None:
+    before, after = process.call(calls_out, ready).value
+    assert before == []
+    assert after == ["socket.connect"]
+
+
+def calls_out(ready: Ready, progress: process.Progress) -> tuple[list[str], list[str]]:
+    """Connections made and programs started by a runtime, and then by a connection that is made on purpose."""
+    seen: list[str] = []
+    telling = {"socket.connect", "socket.sendto", "socket.getaddrinfo", "subprocess.Popen", "os.posix_spawn", "os.fork"}
+    sys.addaudithook(lambda event, _: seen.append(event) if event in telling else None)
+    runtime = runtimes.get("openvino")()
+    runtime.load(ready.subject, Options(1))
+    runtime.prepare(ready.x)
     runtime.run(ready.x)
-    assert runtime.describe()["spinning"] == "off"
-    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    spent, started = time.process_time(), time.perf_counter()
-    time.sleep(0.5)
-    return (time.process_time() - spent) / (time.perf_counter() - started)
+    runtime.close()
+    before = seen.copy()
+    with socket.socket() as nobody:
+        nobody.connect_ex(("127.0.0.1", 1))
+    return before, seen[len(before) :]
+
+
+@pytest.mark.parametrize("passes", [0, 2])
+def test_onnx_runtimes_profile_leaves_no_file(passes: int, ready: Ready, tmp_path: Path) -> None:
+    during, after = process.call(profile_files, ready, passes, tmp_path).value
+    assert len(during) == 1
+    assert after == []
+
+
+def profile_files(ready: Ready, passes: int, folder: Path, progress: process.Progress) -> tuple[list[str], list[str]]:
+    """Names in the folder for temporary files while ONNX Runtime is loaded, and once it's closed."""
+    tempfile.tempdir = str(folder)
+    runtime = runtimes.get("ort")()
+    runtime.load(ready.subject, Options(1, profile=True))
+    runtime.prepare(ready.x)
+    runtime.run(ready.x)
+    during = [one.name for one in folder.iterdir()]
+    if passes:
+        assert runtime.profile(ready.x, passes)
+    runtime.close()
+    return during, [one.name for one in folder.iterdir()]
 
 
 @pytest.mark.parametrize(
@@ -172,16 +240,23 @@ def test_wrong_ort_options_are_refused(text: str, message: str) -> None:
         ("Conv", "convolution"),
         ("FusedConv", "convolution"),
         ("GroupConvolution", "convolution"),
+        ("ConvTranspose", "convolution"),
+        ("aten::conv_transpose3d", "convolution"),
+        ("mkldnn::_convolution_transpose_pointwise", "convolution"),
         ("aten::mkldnn_convolution", "convolution"),
         ("Convert", "data movement"),
         ("ReorderInput", "data movement"),
         ("aten::copy_", "data movement"),
         ("aten::addmm", "matrix product"),
         ("MatMul", "matrix product"),
+        ("Einsum", "matrix product"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "matrix product"),
         ("InstanceNormalization", "normalisation"),
         ("aten::native_batch_norm", "normalisation"),
+        ("aten::_batch_norm_impl_index", "normalisation"),
         ("Resize", "resampling"),
         ("aten::upsample_bilinear2d", "resampling"),
+        ("aten::resize_", "data movement"),
         ("aten::leaky_relu_", "activation"),
         ("QuickGelu", "activation"),
         ("ReduceMean", "reduction"),
@@ -191,6 +266,7 @@ def test_wrong_ort_options_are_refused(text: str, message: str) -> None:
         ("Eltwise", "elementwise"),
         ("Subgraph", "fused"),
         ("CompiledFxGraph", "fused"),
+        ("cpp_fused__native_batch_norm_legit_convolution_relu", "fused"),
         ("Banana", "other"),
     ],
 )
