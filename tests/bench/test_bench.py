@@ -324,11 +324,21 @@ def test_ctrl_c_keeps_the_rounds_and_leaves_no_process(exports: Path, tmp_path: 
         sys.executable, "-m", "segonnx", "bench", SMALL, "--artifacts", exports, "--backend", "ort", "--precision",
         "0.0001%", "--max-time", "1000", "--threads", "1", "--no-ceilings", "--json", path,
     ]  # fmt: skip
-    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as bench:
-        workers = _wait_for(lambda: [p for p in _children(bench.pid) if p.status() == psutil.STATUS_STOPPED])
-        time.sleep(3)
-        bench.send_signal(signal.SIGINT)
-        out, err = bench.communicate(timeout=60)
+    with subprocess.Popen(
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts its background jobs deaf to Ctrl-C, and so would be what these tests start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    ) as bench:
+        try:
+            workers = _wait_for(lambda: [p for p in _children(bench.pid) if p.status() == psutil.STATUS_STOPPED])
+            time.sleep(3)
+            bench.send_signal(signal.SIGINT)
+            out, err = bench.communicate(timeout=60)
+        finally:
+            bench.kill()
     assert bench.returncode == 130, err
     row = result_file.read(path).rows[0]
     assert row.stopped == "interrupted"
