@@ -71,6 +71,7 @@ def describe() -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "governor": governor.read_text("ascii").strip() if governor.exists() else None,
         "virtual": "hypervisor" in info.get("flags", ()),
+        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
         "load_average_1min": os.getloadavg()[0],
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
