@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo bench bench-selftest test test-all check lint reference clean
+.PHONY: install demo bench bench-perf bench-selftest test test-all check lint reference clean
 
 install: $(STAMP)
 
@@ -26,6 +26,12 @@ bench: install
 	$(BIN)/segonnx export --all
 	$(BIN)/segonnx bench --all --json results/all.json
 	$(BIN)/segonnx report results/all.json --html results/all.html
+
+# What the rewrites gain: the artifacts, the same without rewrites, and PyTorch, in one interleaved run.
+bench-perf: install
+	$(BIN)/segonnx bench --all --backend eager --backend eager-channels-last --backend compile \
+	  --backend compile-channels-last --backend ort --backend ort-stock --backend openvino-stock --json results/perf.json
+	$(BIN)/segonnx report results/perf.json --html results/perf.html
 
 # Measures the bench itself, on an idle machine: some minutes. Writes docs/bench-selftest.md.
 bench-selftest: install

@@ -9,7 +9,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from segonnx.exporters.pipeline import Exported
     from segonnx.progress import Display
 
-BACKENDS = ("eager", "eager-channels-last", "compile", "compile-channels-last", "ort", "openvino")
+BACKENDS = (
+    "eager", "eager-channels-last", "compile", "compile-channels-last",
+    "ort", "ort-stock", "openvino", "openvino-stock",
+)  # fmt: skip
+OPTIMIZE = ("cpu", "none")
 FAMILIES = ("3d", "2d", "encoder")
 INTERRUPTED = 130
 """The exit code that shells give a program that Ctrl-C ended."""
@@ -184,6 +188,13 @@ def _fraction(_ctx: click.Context, param: click.Parameter, value: str) -> float:
 )
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Instances per pass.")
 @click.option("--dynamic", is_flag=True, help="Leave the batch and the spatial sizes open.")
+@click.option(
+    "--optimize",
+    type=click.Choice(OPTIMIZE),
+    default="cpu",
+    show_default=True,
+    help="Rewrite the graph for CPUs, in standard ONNX; none: the graph as PyTorch wrote it.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace artifacts that are there already.")
 @click.option("--threads", type=click.IntRange(1), help="Threads for the checks. [default: all cores]")
 @click.option(
@@ -198,6 +209,7 @@ def export(
     shape: tuple[int, ...] | None,
     batch: int,
     dynamic: bool,
+    optimize: Literal["cpu", "none"],
     overwrite: bool,
     threads: int | None,
     json_path: Path | None,
@@ -225,7 +237,7 @@ def export(
     if json_path is not None:
         folder.require_writable(json_path)
     settings = pipeline.Settings(
-        out, weights, seed, shape, batch, dynamic, overwrite, threads or machine.usable_cores()
+        out, weights, seed, shape, batch, dynamic, optimize, overwrite, threads or machine.usable_cores()
     )
     for system in systems:
         pipeline.input_shape(system, shape, batch)

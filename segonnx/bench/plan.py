@@ -15,7 +15,7 @@ from segonnx.errors import InputError
 from segonnx.runtimes.base import Options
 
 Autocast = Literal["auto", "bf16", "off"]
-_COPY_WEIGHTS = ("ort", "openvino")
+_COPY_WEIGHTS = ("ort", "ort-stock", "openvino", "openvino-stock")
 
 SLICE = 512 * 512
 """The source counts a volume as so many slices of this many pixels: one of 64x128x128 as four."""
@@ -76,6 +76,7 @@ class Model:
         input_shape: (N, C, spatial...).
         modality: of the input.
         artifact: its folder; None where there is none.
+        stock: the folder of an artifact of the same network without rewrites; None where there is none.
         system: how the network is built; None for an artifact that the catalogue doesn't know.
         seed: of the network's random weights; None where they came from a file.
         weights_sha256: of the artifact's weights.
@@ -88,6 +89,7 @@ class Model:
     input_shape: tuple[int, ...]
     modality: str
     artifact: Path | None = None
+    stock: Path | None = None
     system: System | None = None
     seed: int | None = 0
     weights_sha256: str | None = None

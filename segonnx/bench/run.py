@@ -17,7 +17,7 @@ import numpy as np
 from segonnx import inputs, machine, process, runtimes
 from segonnx.artifacts import testdata
 from segonnx.artifacts.verify import MODEL
-from segonnx.bench import ceilings, plan, rounds, stats
+from segonnx.bench import ceilings, plan, rounds, stats, subjects
 from segonnx.bench.plan import Model, Settings
 from segonnx.bench.result import OK, Ratio, Result, Row
 from segonnx.bench.watch import Watch
@@ -184,12 +184,15 @@ class _Case:
             else:
                 for row in users if not same else ():
                     row.warnings.append("random weights, made again here, differ in rounding from the artifact's")
-        artifact = self.model.artifact
-        if artifact is None:
-            for row in self.rows:
-                if needs.get(row.backend) == "artifact":
-                    row.status = f"no artifact: segonnx export {self.model.name}"
-        return Subject(self.model.system, weights, None if artifact is None else artifact / MODEL)
+        files: dict[str, Path | None] = {}
+        stock = f" --optimize none --out {subjects.STOCK}"
+        for need, folder, how in (("artifact", self.model.artifact, ""), ("stock", self.model.stock, stock)):
+            files[need] = None if folder is None else folder / MODEL
+            if folder is None:
+                for row in self.rows:
+                    if needs.get(row.backend) == need:
+                        row.status = f"no artifact: segonnx export {self.model.name}{how}"
+        return Subject(self.model.system, weights, files["artifact"], files["stock"])
 
     def _weights(self) -> tuple[Path, bool]:
         """Safetensors of the weights, made as the export made them; whether they are the artifact's bit by bit."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -15,17 +15,23 @@ from segonnx.catalog import System
 from segonnx.errors import InputError
 from segonnx.process import Progress
 
+STOCK = "artifacts/stock"
+"""Where artifacts without rewrites are, if the others are in ``artifacts``."""
+
 if TYPE_CHECKING:
     from segonnx.exporters.pipeline import Exported
 
 
-def from_artifact(folder: Path, progress: Progress, shape: tuple[int, ...] | None = None) -> Model:
+def from_artifact(
+    folder: Path, progress: Progress, shape: tuple[int, ...] | None = None, stock: Path | None = None
+) -> Model:
     """The model of an artifact, whose every byte is checked first.
 
     Args:
         folder: the artifact.
         progress: told of each step.
         shape: of the input, (N, C, spatial...); None takes the one that the artifact was made for.
+        stock: an artifact of the same without rewrites.
 
     Raises:
         VerifyError: it isn't whole.
@@ -48,6 +54,7 @@ def from_artifact(folder: Path, progress: Progress, shape: tuple[int, ...] | Non
         input_shape=own,
         modality=content["preprocessing"]["modality"],
         artifact=folder,
+        stock=stock,
         system=system,
         seed=content["weights"]["seed"],
         weights_sha256=content["weights"]["sha256"],
@@ -85,16 +92,25 @@ def from_system(
     own = shape == system.input_shape
     if not own:
         out /= "x".join(map(str, shape))
+    torch = runtimes.get("eager").missing() is None
+    needs = {runtimes.get(name).needs for name in settings.backends}
+
+    def made(folder: Path, optimize: Literal["cpu", "none"]) -> Path | None:
+        if not folder.exists():
+            if not torch:
+                return None
+            how = pipeline.Settings(folder.parent, shape=spatial, batch=batch, optimize=optimize)
+            tell(pipeline.export(system, how, lambda step: progress(f"{system.name}: {step}")))
+        return folder
+
     folder = out / pipeline.folder_name(system)
-    if folder.exists():
-        return from_artifact(folder, progress, shape)
+    stock = None
+    if "stock" in needs and (stock := made(out / "stock" / folder.name, "none")) is not None:
+        from_artifact(stock, progress, shape)  # checks its bytes
     # What isn't in the catalogue is counted by the export.
-    needed = not own or system.reference is None
-    needed |= any(runtimes.get(name).needs == "artifact" for name in settings.backends)
-    if needed and runtimes.get("eager").missing() is None:
-        how = pipeline.Settings(out, shape=spatial, batch=batch)
-        tell(pipeline.export(system, how, lambda step: progress(f"{system.name}: {step}")))
-        return from_artifact(folder, progress, shape)
+    needed = folder.exists() or not own or system.reference is None or "artifact" in needs
+    if needed and (artifact := made(folder, "cpu")) is not None:
+        return from_artifact(artifact, progress, shape, stock)
     if not own or system.reference is None:
         raise InputError(
             f"{folder} isn't there, and exporting {system.name} needs torch: pip install 'segonnx[export]'"
@@ -106,6 +122,7 @@ def from_system(
         macs=system.reference.inference_macs,
         input_shape=shape,
         modality=system.modality,
+        stock=stock,
         system=system,
     )
 

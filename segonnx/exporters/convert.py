@@ -9,18 +9,27 @@ import logging
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segonnx.catalog import System
 from segonnx.exporters.assemble import INPUT, OUTPUT, Converted
 from segonnx.exporters.prepare import STATE
 from segonnx.process import Progress
 
+if TYPE_CHECKING:
+    from segonnx.exporters.rewrites import Optimize
+
 OPSET = 20
 
 
 def convert(
-    system: System, shape: tuple[int, ...], dynamic: bool, folder: Path, path: Path, progress: Progress
+    system: System,
+    shape: tuple[int, ...],
+    dynamic: bool,
+    optimize: Optimize,
+    folder: Path,
+    path: Path,
+    progress: Progress,
 ) -> Converted:
     """Convert the network that ``prepare`` left in ``folder``, and write it to ``path``.
 
@@ -30,6 +39,7 @@ def convert(
         system: what it is.
         shape: of the example input, (N, C, spatial...); it is the input's shape in the file unless ``dynamic``.
         dynamic: leave batch and spatial sizes open.
+        optimize: which rewrites to apply.
         folder: holds the weights.
         path: of the ONNX file; the weights go beside it, with ``.data`` appended to its name.
         progress: told of each step.
@@ -65,7 +75,7 @@ def convert(
     tensors = weights.names(network.module)
     traced = provenance.trace(model, tensors)
     onnxscript.optimizer.optimize(model)
-    changed = rewrites.apply(model)
+    changed = rewrites.apply(model, optimize)
     common.ShapeInferencePass()(model)
     common.RemoveUnusedNodesPass()(model)
     # Metadata of the exporter tells paths and source lines of this machine.

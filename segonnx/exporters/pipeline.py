@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import segonnx
 from segonnx import machine, process
@@ -26,10 +26,13 @@ from segonnx.exporters import probes
 from segonnx.exporters.accounting import Account
 from segonnx.exporters.assemble import Converted, assemble
 from segonnx.exporters.convert import convert
-from segonnx.exporters.parity import DTYPE, Measured, measure
+from segonnx.exporters.parity import DTYPE, RUNTIME, STEADY_RUNTIME, Measured, measure
 from segonnx.exporters.prepare import STATE, Prepared, prepare
 from segonnx.numeric import TOLERANCES
 from segonnx.process import Progress
+
+if TYPE_CHECKING:
+    from segonnx.exporters.rewrites import Optimize
 
 T = TypeVar("T")
 
@@ -45,6 +48,7 @@ class Settings:
         shape: spatial sizes of the input, where they aren't the system's.
         batch: instances per pass.
         dynamic: leave batch and spatial sizes open.
+        optimize: which rewrites to apply; ``none`` gives the graph as torch wrote it.
         overwrite: replace an artifact that was made with other arguments.
         threads: of PyTorch and ONNX Runtime.
     """
@@ -55,6 +59,7 @@ class Settings:
     shape: tuple[int, ...] | None = None
     batch: int = 1
     dynamic: bool = False
+    optimize: Optimize = "cpu"
     overwrite: bool = False
     threads: int = field(default_factory=machine.usable_cores)
 
@@ -119,10 +124,11 @@ def export(system: System, settings: Settings, progress: Progress = process.sile
         prepared = stage(
             "prepare", prepare, system, settings.checkpoint, settings.seed, shape, planned, work, settings.threads
         )
-        converted = stage("convert", convert, system, shape, settings.dynamic, work, work / MODEL)
+        converted = stage("convert", convert, system, shape, settings.dynamic, settings.optimize, work, work / MODEL)
         account = stage("assemble", assemble, work / MODEL, converted, work / STATE, artifact)
         (work / STATE).unlink()
-        measured = stage("measure", measure, artifact, planned, system.modality, work, settings.threads)
+        steady = settings.optimize == "none"
+        measured = stage("measure", measure, artifact, planned, system.modality, work, steady, settings.threads)
         progress("hashing the artifact")
         content = _manifest(system, settings, artifact, arguments, prepared, converted, account, measured)
         (artifact / "README.md").write_text(card.render(content), encoding="utf-8")
@@ -201,6 +207,7 @@ def _arguments(system: System, settings: Settings, shape: tuple[int, ...]) -> di
         "name": system.name,
         "shape": list(shape),
         "dynamic": settings.dynamic,
+        "optimize": settings.optimize,
         "seed": settings.seed if settings.checkpoint is None else None,
         "checkpoint_sha256": sha256(settings.checkpoint) if settings.checkpoint is not None else None,
     }
@@ -285,7 +292,7 @@ def _manifest(
             "label_agreement": min(d.label_agreement for d in differences),
             "tolerance": {"dtype": DTYPE, **asdict(TOLERANCES[DTYPE])},
             "reference": "PyTorch",
-            "runtime": "ONNX Runtime CPU",
+            "runtime": RUNTIME if settings.optimize == "cpu" else STEADY_RUNTIME,
             "passed": True,
         },
         "rewrites": list(converted.rewrites),

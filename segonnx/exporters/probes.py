@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from segonnx import inputs
 from segonnx.catalog import System
 
-LARGE_MACS = 10**12
-"""Networks above this many multiply-adds per pass get one input at full size, and the others at half of it per axis."""
-
 
 @dataclass(frozen=True)
 class Probe:
@@ -34,13 +31,8 @@ class Probe:
 
 
 def plan(system: System, shape: tuple[int, ...], *, dynamic: bool) -> tuple[Probe, ...]:
-    """The probes of an export at ``shape``; the first has that shape.
-
-    A file with open sizes is checked at a second size and batch too.
-    """
-    large = system.reference is not None and system.reference.macs > LARGE_MACS
-    other = halved(system, shape) if large else shape
-    probes = [Probe("noise", shape), Probe("phantom", other), Probe("constant", other)]
+    """The probes of an export at ``shape``; a file with open sizes is checked at a second size and batch too."""
+    probes = [Probe(kind, shape) for kind in ("noise", "phantom", "constant")]
     if dynamic:
         grown = (shape[0] + 1, shape[1], *(size + system.divisor for size in shape[2:]))
         probes += [Probe("noise", grown), Probe("phantom", grown)]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from segonnx.runtimes.base import Runtime
 from segonnx.runtimes.compiled import CompileChannelsLastRuntime, CompileRuntime
 from segonnx.runtimes.eager import EagerChannelsLastRuntime, EagerRuntime
-from segonnx.runtimes.openvino import OpenVinoRuntime
-from segonnx.runtimes.ort import OrtRuntime
+from segonnx.runtimes.openvino import OpenVinoRuntime, OpenVinoStockRuntime
+from segonnx.runtimes.ort import OrtRuntime, OrtStockRuntime
 
 RUNTIMES: tuple[type[Runtime], ...] = (
     EagerRuntime,
@@ -18,7 +18,9 @@ RUNTIMES: tuple[type[Runtime], ...] = (
     CompileRuntime,
     CompileChannelsLastRuntime,
     OrtRuntime,
+    OrtStockRuntime,
     OpenVinoRuntime,
+    OpenVinoStockRuntime,
 )
 NAMES = tuple(runtime.name for runtime in RUNTIMES)
 DEFAULTS = ("eager", "compile", "ort", "openvino")

@@ -12,7 +12,7 @@ from segonnx.catalog import System
 from segonnx.inputs import Array
 from segonnx.runtimes.kinds import kind
 
-Needs = Literal["network", "artifact"]
+Needs = Literal["network", "artifact", "stock"]
 Outputs = Literal["bound", "fresh"]
 GraphOptimization = Literal["all", "layout", "extended", "basic", "disabled"]
 
@@ -25,11 +25,13 @@ class Subject:
         system: the network, for runtimes that need it.
         weights: safetensors of the network's inference form, for the same.
         model: the ONNX file, for runtimes that need an artifact.
+        stock: the same without rewrites (``segonnx export --optimize none``), for runtimes that show what those gain.
     """
 
     system: System | None = None
     weights: Path | None = None
     model: Path | None = None
+    stock: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
 
 from segonnx.inputs import Array
-from segonnx.runtimes.base import Operator, Options, Runtime, Subject, by_type
+from segonnx.runtimes.base import Needs, Operator, Options, Runtime, Subject, by_type
 
 if TYPE_CHECKING:
     import openvino
@@ -16,7 +17,7 @@ class OpenVinoRuntime(Runtime):
     """The artifact in OpenVINO, in float32, as one stream; its own output memory is handed out, if it may be."""
 
     name = "openvino"
-    needs = "artifact"
+    needs: ClassVar[Needs] = "artifact"
 
     def __init__(self) -> None:
         self._options = Options(1)
@@ -84,3 +85,13 @@ class OpenVinoRuntime(Runtime):
             "spinning": "the runtime's own",
             "version": str(openvino.__version__),
         }
+
+
+class OpenVinoStockRuntime(OpenVinoRuntime):
+    """The graph as PyTorch wrote it, in OpenVINO."""
+
+    name = "openvino-stock"
+    needs = "stock"
+
+    def load(self, subject: Subject, options: Options) -> None:
+        super().load(replace(subject, model=subject.stock), options)

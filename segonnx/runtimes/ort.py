@@ -6,14 +6,15 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
 
 from segonnx.errors import InputError
 from segonnx.inputs import Array
-from segonnx.runtimes.base import GraphOptimization, Operator, Options, Outputs, Runtime, Subject, by_type
+from segonnx.runtimes.base import GraphOptimization, Needs, Operator, Options, Outputs, Runtime, Subject, by_type
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -47,7 +48,7 @@ class OrtRuntime(Runtime):
     """The artifact in ONNX Runtime; outputs of known shape are bound once and reused, if they may be."""
 
     name = "ort"
-    needs = "artifact"
+    needs: ClassVar[Needs] = "artifact"
 
     def __init__(self) -> None:
         self._model = ""
@@ -136,3 +137,13 @@ class OrtRuntime(Runtime):
             "arena": "on" if settings.enable_cpu_mem_arena else "off",
             "version": onnxruntime.__version__,
         }
+
+
+class OrtStockRuntime(OrtRuntime):
+    """The graph as PyTorch wrote it, in ONNX Runtime."""
+
+    name = "ort-stock"
+    needs = "stock"
+
+    def load(self, subject: Subject, options: Options) -> None:
+        super().load(replace(subject, model=subject.stock), options)

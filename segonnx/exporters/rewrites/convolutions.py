@@ -1,0 +1,199 @@
+"""Forms of a 3D convolution over depth slices, each in 2D convolutions.
+
+ONNX Runtime's CPU provider has blocked kernels for 2D convolutions only: they run two to three times as many
+operations per second as its 3D ones. A 3D convolution is a sum of 2D ones, over the taps of its kernel in depth:
+
+    y[d] = sum over k of conv2d(x[d * stride - pad + k], w[:, :, k])
+
+ONNX Runtime adds each to the sum inside its kernel. The 2D weights are derived from the 3D one, which stays in the
+file as it was published, by nodes that ONNX Runtime computes once, when it loads the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from segonnx.exporters.rewrites.slices import Builder, Slices
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A 3D convolution without groups and dilations.
+
+    Attributes:
+        weight: (output channels, input channels, depth, height, width).
+        bias: of the output channels, or None.
+        kernel: sizes in depth, height and width.
+        strides: in depth, height and width.
+        pads: zeros before depth, height and width, and after them.
+        outputs: output channels.
+    """
+
+    weight: ir.Value
+    bias: ir.Value | None
+    kernel: tuple[int, int, int]
+    strides: tuple[int, int, int]
+    pads: tuple[int, int, int, int, int, int]
+    outputs: int
+
+    def sizes(self, source: Slices) -> tuple[int, int, int]:
+        """Depth, height and width of the output."""
+        found = (source.depth, source.height, source.width)
+        depth, height, width = (
+            (size + self.pads[i] + self.pads[i + 3] - self.kernel[i]) // self.strides[i] + 1
+            for i, size in enumerate(found)
+        )
+        return depth, height, width
+
+    def taps(self, build: Builder, sources: Sequence[Slices]) -> list[list[ir.Value]]:
+        """For each source, whose channels are some of the input's, the 2D kernels of the taps in depth."""
+        weights = build.split(self.weight, [source.channels for source in sources], 1)
+        return [[build("Gather", one, build.scalar(k), axis=2) for k in range(self.kernel[0])] for one in weights]
+
+    def conv2d(
+        self, build: Builder, x: ir.Value, weight: ir.Value, bias: ir.Value | None = None, groups: int = 1
+    ) -> ir.Value:
+        """A 2D convolution with this one's kernel, strides and padding in the plane."""
+        inputs = (x, weight) if bias is None else (x, weight, bias)
+        pads = (*self.pads[1:3], *self.pads[4:6])
+        return build("Conv", *inputs, kernel_shape=self.kernel[1:], strides=self.strides[1:], pads=pads, group=groups)
+
+
+Form = Callable[[Builder, Convolution, Sequence[Slices]], list[ir.Value]]
+"""Builds the output's slices, from sources whose channels together are the input's."""
+
+
+def taps(build: Builder, conv: Convolution, sources: Sequence[Slices]) -> list[ir.Value]:
+    """One 2D convolution per tap in depth: for every kernel, stride and padding."""
+    kernels = conv.taps(build, sources)
+    depth, *_ = conv.sizes(sources[0])
+    return [_sum_of_taps(build, conv, sources, kernels, index) for index in range(depth)]
+
+
+def _sum_of_taps(
+    build: Builder, conv: Convolution, sources: Sequence[Slices], kernels: list[list[ir.Value]], index: int
+) -> ir.Value:
+    total: ir.Value | None = None
+    for k in range(conv.kernel[0]):
+        for source, weights in zip(sources, kernels, strict=True):
+            x = source.get(index * conv.strides[0] - conv.pads[0] + k)
+            if x is not None:
+                y = conv.conv2d(build, x, weights[k], conv.bias if total is None else None)
+                total = y if total is None else build("Add", y, total)
+    assert total is not None  # the padding is smaller than the kernel
+    return total
+
+
+def stacked(build: Builder, conv: Convolution, sources: Sequence[Slices]) -> list[ir.Value]:
+    """The slices that an output needs, as channels of one 2D convolution: for very few channels."""
+    (source,) = sources
+    (kernels,) = conv.taps(build, sources)
+    weight = build.concat(kernels, 1)
+    zeros = build.filled(0.0, 1, source.channels, source.height, source.width)
+    depth, *_ = conv.sizes(source)
+    values = []
+    for index in range(depth):
+        begin = index * conv.strides[0] - conv.pads[0]
+        window = [source.get(begin + k) or zeros for k in range(conv.kernel[0])]
+        values.append(conv.conv2d(build, build.concat(window, 1), weight, conv.bias))
+    return values
+
+
+def pairs(build: Builder, conv: Convolution, sources: Sequence[Slices]) -> list[ir.Value]:
+    """Pairs of slices as twice the channels: for few output channels, which alone don't fill the kernel's registers.
+
+    Within a pair every slice of the input reaches every slice of the output, so the pair is one convolution without
+    waste; what comes from the neighbours is a second one, in two groups. A pair of the same slice, after upsampling by
+    two, needs its channels once. For kernels of 3, stride 1 and padding 1.
+    """
+    kernels = conv.taps(build, sources)
+    weights = []
+    for g0, g1, g2 in kernels:
+        inner = build.concat([build.concat([g1, g2], 1), build.concat([g0, g1], 1)], 0)
+        same = build.concat([build("Add", g1, g2), build("Add", g0, g1)], 0)
+        weights.append((inner, same, build.concat([g0, g2], 0)))
+    bias = None if conv.bias is None else build.concat([conv.bias] * 2, 0)
+    values: list[ir.Value] = []
+    depth = sources[0].depth
+    for start in range(0, depth - 1, 2):
+        total: ir.Value | None = None
+        for source, (inner, same, outer) in zip(sources, weights, strict=True):
+            before, first, second, after = (source.get(start + i) for i in (-1, 0, 1, 2))
+            assert first is not None and second is not None
+            alike = first is second
+            x = first if alike else build.concat([first, second], 1)
+            y = conv.conv2d(build, x, same if alike else inner, bias if total is None else None)
+            total = y if total is None else build("Add", y, total)
+            zeros = build.filled(0.0, 1, source.channels, source.height, source.width)
+            around = build.concat([before or zeros, after or zeros], 1)
+            total = build("Add", conv.conv2d(build, around, outer, groups=2), total)
+        assert total is not None
+        values += build.split(total, [conv.outputs] * 2, 1)
+    if depth % 2:
+        values.append(_sum_of_taps(build, conv, sources, kernels, depth - 1))
+    return values
+
+
+def winograd(build: Builder, conv: Convolution, sources: Sequence[Slices]) -> list[ir.Value]:
+    """Winograd's F(2, 3) along the depth: two slices of the output from four 2D convolutions instead of six.
+
+    With the input slices d0 to d3 and the taps g0 to g2:
+
+        m0 = (d0 - d2) * g0                  y0 = m0 + m1 + m2
+        m1 = (d1 + d2) * (g0 + g1 + g2) / 2  y1 = m1 - m2 - m3
+        m2 = (d2 - d1) * (g0 - g1 + g2) / 2
+        m3 = (d1 - d3) * g2
+
+    Where d1 and d2 are the same slice, after upsampling by two, m2 vanishes: three instead of six. For kernels of 3,
+    stride 1 and padding 1.
+    """
+    kernels = conv.taps(build, sources)
+    half = build.number(0.5)
+    weights = []
+    for g0, g1, g2 in kernels:
+        outer = build("Add", g0, g2)
+        weights.append(
+            (
+                g0,
+                build("Mul", build("Add", outer, g1), half),
+                build("Mul", build("Sub", outer, g1), half),
+                g2,
+                build("Add", outer, g1),  # twice the second: for d1 + d1
+            )
+        )
+    values: list[ir.Value] = []
+    depth = sources[0].depth
+    for start in range(0, depth - 1, 2):
+        products: dict[int, ir.Value] = {}
+
+        def add(number: int, y: ir.Value, products: dict[int, ir.Value] = products) -> None:
+            products[number] = build("Add", y, products[number]) if number in products else y
+
+        for source, (u0, u1, u2, u3, u1_twice) in zip(sources, weights, strict=True):
+            d0, d1, d2, d3 = (source.get(start + i) for i in (-1, 0, 1, 2))
+            assert d1 is not None and d2 is not None
+            bias = None if 1 in products else conv.bias
+            if d1 is d2:
+                add(1, conv.conv2d(build, d1, u1_twice, bias))
+            else:
+                add(1, conv.conv2d(build, build("Add", d1, d2), u1, bias))
+                add(2, conv.conv2d(build, build("Sub", d2, d1), u2))
+            add(0, conv.conv2d(build, build("Neg", d2) if d0 is None else build.once("Sub", d0, d2), u0))
+            add(3, conv.conv2d(build, d1 if d3 is None else build.once("Sub", d1, d3), u3))
+        if 2 in products:
+            # Into the sums of the other two first: ONNX Runtime adds there for nothing.
+            add(0, products[2])
+            add(3, products[2])
+        values.append(build("Add", products[0], products[1]))
+        values.append(build("Sub", products[1], products[3]))
+    if depth % 2:
+        values.append(_sum_of_taps(build, conv, sources, kernels, depth - 1))
+    return values
+
+
+def in_twos(conv: Convolution) -> bool:
+    """Whether the forms that take two slices at a time can build it."""
+    return conv.kernel[0] == 3 and conv.strides == (1, 1, 1) and (conv.pads[0], conv.pads[3]) == (1, 1)

@@ -1,0 +1,130 @@
+"""A volume as its depth slices: the form in which a 3D network is made of 2D operators.
+
+A value (1, C, D, H, W) becomes D values (1, C, H, W). Operators that mix slices, such as the taps of a convolution in
+depth, then name the slices that they need, and nothing is copied, padded or laid out anew for it. A slice is small
+enough to stay in the processor's caches from one operator to the next, which a whole volume isn't.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir import tape
+
+
+class Builder(tape.Tape):
+    """Collects the nodes that replace one node of a graph.
+
+    Args:
+        graph: whose initializers hold the constants.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        super().__init__()
+        self.graph = graph
+        self._known: dict[tuple[str, ir.Value, ir.Value], ir.Value] = {}
+
+    def __call__(self, operator: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        """Add a node with one output."""
+        return self.op(operator, inputs, attributes)
+
+    def once(self, operator: str, a: ir.Value, b: ir.Value) -> ir.Value:
+        """The operator's value for two inputs, made when it is first asked for."""
+        key = (operator, a, b)
+        if key not in self._known:
+            self._known[key] = self(operator, a, b)
+        return self._known[key]
+
+    def split(self, value: ir.Value, sizes: Sequence[int], axis: int) -> tuple[ir.Value, ...]:
+        """The value in pieces of these sizes; itself if it's one."""
+        if len(sizes) == 1:
+            return (value,)
+        pieces = self.op_multi_out("Split", [value, self.integers(*sizes)], {"axis": axis}, num_outputs=len(sizes))
+        return tuple(pieces)
+
+    def concat(self, values: Sequence[ir.Value], axis: int) -> ir.Value:
+        """The values one after the other; the value itself if it's one."""
+        return values[0] if len(values) == 1 else self("Concat", *values, axis=axis)
+
+    def reshape(self, value: ir.Value, *shape: int) -> ir.Value:
+        """The same numbers in another shape."""
+        return self("Reshape", value, self.integers(*shape))
+
+    def filled(self, number: float, *shape: int) -> ir.Value:
+        """A value that holds one number everywhere; the file needn't store it."""
+        return self("Expand", self.number(number), self.integers(*shape))
+
+    def integers(self, *values: int) -> ir.Value:
+        """A constant of int64, shared by all that need the same."""
+        return self.constant(f"int64_{'_'.join(map(str, values))}", np.array(values, np.int64))
+
+    def scalar(self, value: int) -> ir.Value:
+        """A scalar constant of int64."""
+        return self.constant(f"int64_scalar_{value}", np.int64(value))
+
+    def number(self, value: float) -> ir.Value:
+        """A scalar constant of float32."""
+        return self.constant(f"float32_{value!r}", np.float32(value))
+
+    def constant(self, name: str, array: np.ndarray | np.generic) -> ir.Value:
+        """A constant, shared by all that ask for the same name."""
+        if name not in self.graph.initializers:
+            data = np.asarray(array)
+            tensor = ir.tensor(data, name=name)
+            value = ir.Value(
+                name=name, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
+            self.graph.register_initializer(value)
+        return self.graph.initializers[name]
+
+    def insert_before(self, node: ir.Node) -> None:
+        """Put the collected nodes into the graph."""
+        self.graph.insert_before(node, self.nodes)
+
+
+@dataclass(frozen=True)
+class Slices:
+    """A volume.
+
+    Attributes:
+        values: D of them, each (1, C, H, W). A value may stand for several slices that are alike.
+        channels: C.
+        height: H.
+        width: W.
+    """
+
+    values: tuple[ir.Value, ...]
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def depth(self) -> int:
+        """D."""
+        return len(self.values)
+
+    def get(self, index: int) -> ir.Value | None:
+        """A slice; None, for zeros, before the first and after the last."""
+        return self.values[index] if 0 <= index < self.depth else None
+
+    def like(self, values: Iterable[ir.Value]) -> Slices:
+        """Other values of the same sizes."""
+        return Slices(tuple(values), self.channels, self.height, self.width)
+
+
+def cut(build: Builder, value: ir.Value, channels: int, depth: int, height: int, width: int) -> Slices:
+    """The slices of a value (1, C, D, H, W)."""
+    if channels > 1 and depth > 1:
+        value = build("Transpose", value, perm=[0, 2, 1, 3, 4])
+    stacked = build.reshape(value, depth, channels, height, width)
+    return Slices(build.split(stacked, [1] * depth, 0), channels, height, width)
+
+
+def join(build: Builder, slices: Slices) -> ir.Value:
+    """The value (1, C, D, H, W) of the slices."""
+    shape = (1, slices.channels, 1, slices.height, slices.width)
+    return build.concat([build.reshape(value, *shape) for value in slices.values], 2)

@@ -1,0 +1,313 @@
+"""3D operators as 2D ones on depth slices, for whole networks.
+
+Volumes travel between operators as slices (see ``slices``), through convolutions, norms, activations, sums, skips and
+upsampling, so nothing is laid out anew at their borders. An operator without a rule here gets its volume as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from segonnx.exporters.rewrites import convolutions
+from segonnx.exporters.rewrites.convolutions import Convolution, Form
+from segonnx.exporters.rewrites.slices import Builder, Slices, cut, join
+
+UNARY = frozenset({"LeakyRelu", "Relu", "Elu", "Sigmoid", "Tanh", "HardSwish", "Gelu", "Mish", "Selu", "Softplus"})
+BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min"})
+REPEATING = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("half_pixel", "round_prefer_ceil")}
+"""The modes of Resize in which nearest neighbours by whole factors are each voxel repeated."""
+FEW_INPUTS = 4
+FEW_OUTPUTS = 16
+"""Up to so many channels other forms than Winograd's are faster; see docs/performance.md."""
+
+MAX_BYTES = 3 * 2**30
+"""Networks with more weights than this keep their 3D operators: while it loads a model ONNX Runtime holds the weights
+as they are in the file, as derived, and as laid out for its kernels, three times the memory and more."""
+
+Volume = Sequence[Slices]
+"""A value's channels, one ``Slices`` after the other: a concatenation is carried out where somebody needs it whole."""
+Choose = Callable[[Convolution, Volume], Form]
+
+
+def default_form(conv: Convolution, sources: Volume) -> Form:
+    """The form that was fastest where it was measured; see docs/performance.md."""
+    if len(sources) == 1 and sources[0].channels <= FEW_INPUTS and conv.kernel[0] > 1:
+        return convolutions.stacked
+    if not convolutions.in_twos(conv) or sources[0].depth == 1:
+        return convolutions.taps
+    return convolutions.pairs if conv.outputs <= FEW_OUTPUTS else convolutions.winograd
+
+
+class UnrollDepthPass(ir.passes.InPlacePass):
+    """Replace 3D convolutions, and what stands between them, by 2D operators on depth slices.
+
+    requires: float32 values of static shape (1, C, D, H, W); weights that are initializers. What isn't so stays, and so
+        does a network of more than ``MAX_BYTES``.
+    ensures: inputs and outputs keep their names, shapes and types; every initializer stays as it is.
+
+    Args:
+        choose: the form of each convolution.
+    """
+
+    def __init__(self, choose: Choose = default_form) -> None:
+        super().__init__()
+        self._choose = choose
+
+    def requires(self, model: ir.Model) -> None:
+        version = model.graph.opset_imports.get("", 0)
+        if version < 18:
+            raise ir.passes.PreconditionError(f"reductions take their axes as inputs from opset 18 on, not {version}")
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        weights = (value.const_value for value in model.graph.initializers.values())
+        if sum(weight.nbytes for weight in weights if weight is not None) > MAX_BYTES:
+            return ir.passes.PassResult(model, False)
+        return ir.passes.PassResult(model, _Unrolling(model.graph, self._choose).run())
+
+
+class _Unrolling:
+    """One run over a graph."""
+
+    def __init__(self, graph: ir.Graph, choose: Choose) -> None:
+        self.graph = graph
+        self.choose = choose
+        self.volumes: dict[ir.Value, Volume] = {}
+        self.whole: dict[ir.Value, ir.Value] = {}
+        self.replaced: list[ir.Node] = []
+
+    def run(self) -> bool:
+        rules: dict[str, Callable[[Builder, ir.Node], Volume | None]] = {
+            "Conv": self._convolution,
+            "ConvTranspose": self._transposed,
+            "InstanceNormalization": self._norm,
+            "Resize": self._upsampling,
+            "Concat": self._concat,
+            **dict.fromkeys(UNARY, self._unary),
+            **dict.fromkeys(BINARY, self._binary),
+        }
+        for node in list(self.graph):
+            rule = rules.get(node.op_type) if node.domain == "" else None
+            build = Builder(self.graph)
+            volume = rule(build, node) if rule is not None and _is_static(node) else None
+            if volume is None:
+                self._keep(node)
+                continue
+            build.insert_before(node)
+            self.volumes[node.outputs[0]] = volume
+            self.replaced.append(node)
+        self._restore_outputs()
+        for node in reversed(self.replaced):
+            self.graph.remove(node, safe=True)
+        return bool(self.replaced)
+
+    def _keep(self, node: ir.Node) -> None:
+        """Give the node the values that it was written for."""
+        for index, value in enumerate(node.inputs):
+            if value in self.volumes:
+                build = Builder(self.graph)
+                node.replace_input_with(index, self._whole(build, value))
+                build.insert_before(node)
+
+    def _restore_outputs(self) -> None:
+        for index, value in enumerate(self.graph.outputs):
+            if value in self.volumes and self.whole.get(value) is not value:
+                build = Builder(self.graph)
+                whole = self._whole(build, value)
+                self.graph.extend(build.nodes)
+                name, value.name = value.name, None
+                whole.name = name
+                self.graph.outputs[index] = whole
+
+    def _whole(self, build: Builder, value: ir.Value) -> ir.Value:
+        """The value (1, C, D, H, W) of a volume."""
+        if value not in self.whole:
+            whole = build.concat([join(build, slices) for slices in self.volumes[value]], 1)
+            whole.shape, whole.type = value.shape, value.type
+            self.whole[value] = whole
+        return self.whole[value]
+
+    def _volume(self, build: Builder, value: ir.Value) -> Volume:
+        """The slices of a value, cut where nobody did yet."""
+        if value not in self.volumes:
+            _, channels, *sizes = _shape(value)
+            self.volumes[value] = (cut(build, value, channels, *sizes),)
+            self.whole[value] = value
+        return self.volumes[value]
+
+    def _one(self, build: Builder, value: ir.Value) -> Slices:
+        """A volume with its channels together."""
+        volume = self._volume(build, value)
+        if len(volume) > 1:
+            values = tuple(build.concat(parts, 1) for parts in zip(*(one.values for one in volume), strict=True))
+            channels = sum(one.channels for one in volume)
+            volume = (Slices(values, channels, volume[0].height, volume[0].width),)
+            self.volumes[value] = volume
+        return volume[0]
+
+    # The rules. Each gives the node's volume, or None where it can't.
+
+    def _convolution(self, build: Builder, node: ir.Node) -> Volume | None:
+        x, conv = node.inputs[0], _read(node, transposed=False)
+        assert x is not None
+        if conv is None or (x not in self.volumes and conv.kernel[0] == 1):
+            return None
+        if conv.kernel == (1, 1, 1) and _ends(node):
+            return None  # a head: putting its few inputs together costs less than its many outputs
+        sources = self._volume(build, x)
+        values = self.choose(conv, sources)(build, conv, sources)
+        _, height, width = conv.sizes(sources[0])
+        return (Slices(tuple(values), conv.outputs, height, width),)
+
+    def _transposed(self, build: Builder, node: ir.Node) -> Volume | None:
+        """Kernel = stride: every slice of the input makes its own slices of the output, as channels first."""
+        x, conv = node.inputs[0], _read(node, transposed=True)
+        assert x is not None
+        if conv is None or conv.kernel != conv.strides or any(conv.pads) or x not in self.volumes:
+            return None
+        source = self._one(build, x)
+        times, *scale = conv.kernel
+        weight = build.concat([build("Gather", conv.weight, build.scalar(k), axis=2) for k in range(times)], 1)
+        bias = () if conv.bias is None else (build.concat([conv.bias] * times, 0),)
+        values: list[ir.Value] = []
+        for value in source.values:
+            y = build("ConvTranspose", value, weight, *bias, kernel_shape=scale, strides=scale)
+            values += build.split(y, [conv.outputs] * times, 1)
+        return (Slices(tuple(values), conv.outputs, source.height * scale[0], source.width * scale[1]),)
+
+    def _upsampling(self, build: Builder, node: ir.Node) -> Volume | None:
+        """Nearest neighbour by whole factors: a slice is made once, and stands for as many as the factor in depth."""
+        x = node.inputs[0]
+        assert x is not None
+        modes = (
+            _text(node, "coordinate_transformation_mode", "half_pixel"),
+            _text(node, "nearest_mode", "round_prefer_floor"),
+        )
+        if x not in self.volumes or _text(node, "mode", "nearest") != "nearest" or modes not in REPEATING:
+            return None
+        before, after = _shape(x), _shape(node.outputs[0])
+        if before[1] != after[1] or any(large % small for small, large in zip(before, after, strict=True)):
+            return None
+        times, *scale = (large // small for small, large in zip(before[2:], after[2:], strict=True))
+        source = self._one(build, x)
+        scales = build.constant(f"scales_{scale[0]}_{scale[1]}", np.array([1, 1, *scale], np.float32))
+        values: list[ir.Value] = []
+        for value in source.values:
+            y = build(
+                "Resize", value, None, scales, mode="nearest", coordinate_transformation_mode="asymmetric",
+                nearest_mode="floor",
+            )  # fmt: skip
+            values += [y] * times
+        return (Slices(tuple(values), source.channels, source.height * scale[0], source.width * scale[1]),)
+
+    def _norm(self, build: Builder, node: ir.Node) -> Volume | None:
+        """Statistics of each slice in turn, while it is in the cache, put together exactly for the volume.
+
+        With a slice's mean m and the mean q of (x - m)^2, over all slices: mean = mean(m) and
+        variance = mean(q) + mean((m - mean)^2). No sum runs over more voxels than a row or column has.
+        """
+        x, scale, bias = node.inputs
+        assert x is not None and scale is not None and bias is not None
+        if x not in self.volumes:
+            return None
+        source = self._one(build, x)
+        epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+        rows, columns, first = (build.integers(axis) for axis in (3, 2, 0))
+        centred, means, squares = [], [], []
+        for value in source.values:
+            mean = build("ReduceMean", build("ReduceMean", value, rows), columns)
+            centre = build("Sub", value, mean)
+            centred.append(centre)
+            means.append(mean)
+            squares.append(build("ReduceMean", build("ReduceSumSquare", centre, rows), columns))
+        all_means = build.concat(means, 0)
+        off = build("Sub", all_means, build("ReduceMean", all_means, first))
+        within = build("Mul", build("ReduceMean", build.concat(squares, 0), first), build.number(1 / source.width))
+        between = build("ReduceMean", build("Mul", off, off), first)
+        variance = build("Add", build("Add", within, between), build.number(epsilon))
+        column = (1, source.channels, 1, 1)
+        factor = build("Div", build.reshape(scale, *column), build("Sqrt", variance))
+        shift = build("Add", build("Mul", off, factor), build.reshape(bias, *column))
+        shifts = build.split(shift, [1] * source.depth, 0)
+        return (source.like(build("Add", build("Mul", c, factor), s) for c, s in zip(centred, shifts, strict=True)),)
+
+    def _unary(self, build: Builder, node: ir.Node) -> Volume | None:
+        x = node.inputs[0]
+        assert x is not None
+        if x not in self.volumes or len(node.inputs) != 1:
+            return None
+        source = self._one(build, x)
+        return (source.like(build(node.op_type, value, **dict(node.attributes)) for value in source.values),)
+
+    def _binary(self, build: Builder, node: ir.Node) -> Volume | None:
+        a, b = node.inputs
+        assert a is not None and b is not None
+        if (a not in self.volumes and b not in self.volumes) or b.shape is None or a.shape != b.shape:
+            return None
+        one, other = self._one(build, a), self._one(build, b)
+        return (one.like(build(node.op_type, *both) for both in zip(one.values, other.values, strict=True)),)
+
+    def _concat(self, build: Builder, node: ir.Node) -> Volume | None:
+        values = [value for value in node.inputs if value is not None]
+        if node.attributes["axis"].as_int() not in (1, -4) or not any(value in self.volumes for value in values):
+            return None
+        return tuple(slices for value in values for slices in self._volume(build, value))
+
+
+def _is_static(node: ir.Node) -> bool:
+    """Whether the node takes and gives values of one instance of a volume, all sizes known."""
+    for value in (*node.inputs[:1], *node.outputs[:1]):
+        if value is None or value.shape is None or value.dtype != ir.DataType.FLOAT:
+            return False
+        shape = value.shape
+        if shape.rank() != 5 or shape[0] != 1 or not all(isinstance(size, int) for size in shape):
+            return False
+    return True
+
+
+def _shape(value: ir.Value) -> list[int]:
+    assert value.shape is not None
+    return [int(size) for size in value.shape]  # type: ignore[arg-type]
+
+
+def _text(node: ir.Node, name: str, default: str) -> str:
+    return node.attributes[name].as_string() if name in node.attributes else default
+
+
+def _integers(node: ir.Node, name: str, default: Sequence[int]) -> tuple[int, ...]:
+    return tuple(node.attributes[name].as_ints()) if name in node.attributes else tuple(default)
+
+
+def _ends(node: ir.Node) -> bool:
+    """Whether nothing but the graph's output waits for the node."""
+    return node.outputs[0].is_graph_output() and not node.outputs[0].uses()
+
+
+def _read(node: ir.Node, *, transposed: bool) -> Convolution | None:
+    """The node's convolution; None where it is of a kind that has no form here."""
+    weight = node.inputs[1]
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if weight is None or weight.const_value is None or weight.shape is None:
+        return None
+    kernel = _shape(weight)[2:]
+    pads = _integers(node, "pads", (0,) * 6)
+    group = node.attributes["group"].as_int() if "group" in node.attributes else 1
+    if (
+        group != 1
+        or _integers(node, "dilations", (1, 1, 1)) != (1, 1, 1)
+        or _text(node, "auto_pad", "NOTSET") != "NOTSET"
+        or any(_integers(node, "output_padding", (0, 0, 0)))
+        or "output_shape" in node.attributes
+        or max(pads[0], pads[3]) >= kernel[0]
+    ):
+        return None
+    return Convolution(
+        weight,
+        bias,
+        tuple(kernel),  # type: ignore[arg-type]
+        _integers(node, "strides", (1, 1, 1)),  # type: ignore[arg-type]
+        pads,  # type: ignore[arg-type]
+        _shape(weight)[1 if transposed else 0],
+    )

@@ -1,0 +1,294 @@
+"""The rewrite of 3D operators, over random networks of a few layers, against the graph as it was."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from segonnx.exporters.rewrites import convolutions, unroll_depth
+from segonnx.exporters.rewrites.commute_upsampling import CommuteUpsamplingPass
+from segonnx.exporters.rewrites.pointwise_head import PointwiseHeadPass
+from segonnx.exporters.rewrites.unroll_depth import UnrollDepthPass
+
+TOLERANCE = 2e-5
+"""Of the largest error, relative to the spread of the values."""
+RNG = np.random.default_rng(0)
+
+
+class Graph:
+    """A graph under construction."""
+
+    def __init__(self, shape: Sequence[int | str]) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self.shape = shape
+        self.last = "x"
+
+    def weight(self, *shape: int) -> str:
+        name = f"w{len(self.weights)}"
+        values = RNG.normal(0, 1 / np.sqrt(max(1, np.prod(shape[1:]))), shape)
+        self.weights.append(numpy_helper.from_array(values.astype(np.float32), name))
+        return name
+
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        self.last = f"v{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [self.last], **attributes))
+        return self.last
+
+    def model(self) -> ir.Model:
+        graph = helper.make_graph(
+            self.nodes, "test", [helper.make_tensor_value_info("x", TensorProto.FLOAT, self.shape)],
+            [helper.make_tensor_value_info(self.last, TensorProto.FLOAT, None)], self.weights,
+        )  # fmt: skip
+        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        return ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True))
+
+
+def run(model: ir.Model, x: np.ndarray) -> np.ndarray:
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    result: np.ndarray = session.run(None, {"x": x})[0]
+    return result
+
+
+def operators(model: ir.Model) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph)
+
+
+def check(graph: Graph, one: ir.passes.InPlacePass, tolerance: float = TOLERANCE) -> ir.Model:
+    """Run the pass; values, name, shape and type must stay. Gives the rewritten model."""
+    model = graph.model()
+    x = RNG.normal(0.3, 1, graph.shape).astype(np.float32)
+    expected = run(model, x)
+    before = model.graph.outputs[0]
+    name, shape, weights = before.name, before.shape, set(model.graph.initializers)
+    one(model)
+    after = model.graph.outputs[0]
+    assert (after.name, after.shape, after.dtype) == (name, shape, ir.DataType.FLOAT)
+    assert weights <= set(model.graph.initializers)
+    found = run(model, x)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= tolerance * max(expected.std(), 1e-3)
+    return model
+
+
+def no_conv3d(model: ir.Model) -> bool:
+    kernels = [node.inputs[1] for node in model.graph if node.op_type == "Conv"]
+    inferred = onnx.shape_inference.infer_shapes(ir.to_proto(model)).graph
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in inferred.value_info}
+    ranks |= {value.name: len(value.dims) for value in inferred.initializer}
+    return all(ranks[kernel.name] == 4 for kernel in kernels if kernel is not None)
+
+
+sizes = st.integers(1, 9)
+forms = st.sampled_from([convolutions.pairs, convolutions.winograd])
+few = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+
+
+@few
+@given(
+    st.tuples(sizes, sizes, sizes), st.integers(1, 5), st.integers(1, 20), st.tuples(*[st.sampled_from([1, 2, 3])] * 3),
+    st.tuples(*[st.sampled_from([1, 2, 3])] * 3), st.tuples(*[st.integers(0, 1)] * 6), st.booleans(),
+    st.sampled_from([convolutions.taps, convolutions.stacked]),
+)  # fmt: skip
+def test_any_convolution(
+    size: tuple[int, int, int],
+    inputs: int,
+    outputs: int,
+    kernel: tuple[int, int, int],
+    strides: tuple[int, int, int],
+    pads: tuple[int, ...],
+    bias: bool,
+    form: Any,
+) -> None:
+    if any(n + pads[i] + pads[i + 3] < kernel[i] for i, n in enumerate(size)):
+        return
+    graph = Graph([1, inputs, *size])
+    weights = [graph.weight(outputs, inputs, *kernel)] + ([graph.weight(outputs)] if bias else [])
+    graph.add("Conv", "x", *weights, strides=strides, pads=pads)
+    model = check(graph, UnrollDepthPass(lambda *_: form))
+    assert kernel[0] == 1 or no_conv3d(model)
+
+
+@few
+@given(
+    st.integers(2, 16), sizes, sizes, st.integers(1, 6), st.integers(1, 20), st.integers(0, 4),
+    st.sampled_from([1, 3]), st.sampled_from([convolutions.pairs, convolutions.winograd]),
+)  # fmt: skip
+def test_the_forms_that_take_two_slices_at_a_time(
+    depth: int, height: int, width: int, inputs: int, outputs: int, skip: int, kernel: int, form: Any
+) -> None:
+    graph = Graph([1, inputs, depth, height, width])
+    if skip:
+        other = graph.add("Conv", "x", graph.weight(skip, inputs, 3, 1, 1), pads=[1, 0, 0, 1, 0, 0])
+        graph.add("Concat", "x", other, axis=1)
+    weights = graph.weight(outputs, inputs + skip, 3, kernel, kernel), graph.weight(outputs)
+    pad = kernel // 2
+    graph.add("Conv", graph.last, *weights, pads=[1, pad, pad] * 2)
+    model = check(graph, UnrollDepthPass(lambda conv, _: form if convolutions.in_twos(conv) else convolutions.taps))
+    assert no_conv3d(model)
+
+
+@few
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 20), forms)
+def test_slices_that_upsampling_repeats_are_computed_once(depth: int, factor: int, outputs: int, form: Any) -> None:
+    graph = Graph([1, 3, depth, 4, 5])
+    skip = graph.add("Conv", "x", graph.weight(3, 3, 3, 3, 3), pads=[1] * 6)
+    graph.weights.append(numpy_helper.from_array(np.array([1, 1, factor, 1, 1], np.float32), "scales"))
+    large = graph.add("Resize", skip, "", "scales", mode="nearest")
+    graph.add("Concat", large, graph.add("Mul", large, large), axis=1)
+    graph.add("Conv", graph.last, graph.weight(outputs, 6, 3, 3, 3), graph.weight(outputs), pads=[1] * 6)
+    model = check(graph, UnrollDepthPass(lambda *_: form))
+    assert operators(model)["Resize"] == depth
+
+
+@few
+@given(st.tuples(*[st.integers(1, 4)] * 3), st.tuples(*[st.integers(1, 3)] * 3), st.integers(1, 4))
+def test_norms_activations_sums_and_upsampling(
+    size: tuple[int, int, int], factors: tuple[int, int, int], channels: int
+) -> None:
+    graph = Graph([1, 2, *size])
+    a = graph.add("Conv", "x", graph.weight(channels, 2, 3, 3, 3), pads=[1] * 6)
+    if np.prod(size) > 1:  # one voxel has no variance
+        graph.add("InstanceNormalization", graph.last, graph.weight(channels), graph.weight(channels), epsilon=1e-3)
+    b = graph.add("LeakyRelu", graph.last, alpha=0.1)
+    graph.add("Add", a, b)
+    weights = graph.weight(channels, 3, *factors), graph.weight(3)
+    graph.add("ConvTranspose", graph.last, *weights, strides=factors)
+    scales = numpy_helper.from_array(np.array([1, 1, *factors], np.float32), "scales")
+    graph.weights.append(scales)
+    graph.add("Resize", graph.last, "", "scales", mode="nearest")
+    graph.add("Conv", graph.last, graph.weight(4, 3, 1, 1, 1))
+    model = check(graph, UnrollDepthPass(), 2e-4)
+    assert operators(model)["InstanceNormalization"] == 0
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{"group": 2}, {"dilations": [1, 2, 1]}, {"auto_pad": "SAME_UPPER"}],
+)
+def test_other_convolutions_stay(attributes: dict[str, Any]) -> None:
+    graph = Graph([1, 4, 8, 8, 8])
+    graph.add("Conv", "x", graph.weight(4, 4 // attributes.get("group", 1), 3, 3, 3), **attributes)
+    model = check(graph, UnrollDepthPass(), 0)
+    assert operators(model) == Counter(["Conv"])
+
+
+def test_an_operator_without_a_rule_gets_its_volume() -> None:
+    graph = Graph([1, 2, 6, 8, 8])
+    graph.add("Conv", "x", graph.weight(4, 2, 3, 3, 3), pads=[1] * 6)
+    a = graph.add("MaxPool", graph.last, kernel_shape=[2, 2, 2], strides=[2, 2, 2])
+    graph.add("Conv", a, graph.weight(4, 4, 3, 3, 3), pads=[1] * 6)
+    graph.add("Mul", graph.last, a)
+    assert operators(check(graph, UnrollDepthPass()))["MaxPool"] == 1
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 4, 4, 4), (1, 3, 16, 16)])
+def test_batches_and_images_stay(shape: tuple[int, ...]) -> None:
+    graph = Graph(shape)
+    graph.add("Conv", "x", graph.weight(4, shape[1], *[3] * (len(shape) - 2)), pads=[1] * 2 * (len(shape) - 2))
+    model = graph.model()
+    assert not UnrollDepthPass()(model).modified
+
+
+def test_networks_whose_weights_would_fill_the_memory_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = Graph([1, 2, 4, 4, 4])
+    graph.add("Conv", "x", graph.weight(4, 2, 3, 3, 3), pads=[1] * 6)
+    size = 4 * 4 * 2 * 27
+    monkeypatch.setattr(unroll_depth, "MAX_BYTES", size - 1)
+    assert not UnrollDepthPass()(graph.model()).modified
+    monkeypatch.setattr(unroll_depth, "MAX_BYTES", size)
+    assert UnrollDepthPass()(graph.model()).modified
+
+
+def test_open_sizes_stay() -> None:
+    graph = Graph([1, 2, "d", "h", "w"])
+    graph.add("Conv", "x", graph.weight(4, 2, 3, 3, 3), pads=[1] * 6)
+    assert not UnrollDepthPass()(graph.model()).modified
+
+
+def test_winograd_keeps_its_digits() -> None:
+    """Against float64, on as many channels as the largest networks have: the bound in docs/performance.md."""
+    channels, shape = 256, (1, 256, 4, 8, 8)
+    graph = Graph(shape)
+    graph.add("Conv", "x", graph.weight(channels, channels, 3, 3, 3), pads=[1] * 6)
+    model = graph.model()
+    weight = model.graph.initializers["w0"].const_value.numpy().astype(np.float64)
+    x = RNG.normal(0, 1, shape).astype(np.float32)
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3, 3), axis=(2, 3, 4))
+    exact = np.einsum("ncdhwijk,ocijk->nodhw", windows, weight, optimize=True)
+    UnrollDepthPass(lambda *_: convolutions.winograd)(model)
+    assert np.abs(run(model, x) - exact).max() < 2e-5 * exact.std()
+
+
+@few
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.sampled_from([2, 3]), st.booleans())
+def test_upsampling_commutes_with_pointwise_convolutions(
+    batch: int, inputs: int, outputs: int, axes: int, bias: bool
+) -> None:
+    graph = Graph([batch, inputs, *[3, 4, 5][:axes]])
+    graph.weights.append(numpy_helper.from_array(np.array([1, 1, *[2, 3, 2][:axes]], np.float32), "scales"))
+    graph.add("Resize", "x", "", "scales", mode="nearest", nearest_mode="floor")
+    weights = [graph.weight(outputs, inputs, *[1] * axes)] + ([graph.weight(outputs)] if bias else [])
+    graph.add("Conv", graph.last, *weights)
+    model = check(graph, CommuteUpsamplingPass(), 1e-6)
+    assert [node.op_type for node in model.graph] == ["Conv", "Resize"]
+
+
+def test_upsampling_that_others_use_stays() -> None:
+    graph = Graph([1, 2, 4, 4])
+    graph.weights.append(numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales"))
+    large = graph.add("Resize", "x", "", "scales", mode="nearest")
+    graph.add("Add", graph.add("Conv", large, graph.weight(2, 2, 1, 1)), large)
+    model = check(graph, CommuteUpsamplingPass(), 0)
+    assert [node.op_type for node in model.graph] == ["Resize", "Conv", "Add"]
+
+
+@few
+@given(st.integers(1, 2), st.integers(1, 4), st.integers(1, 8), st.sampled_from([1, 2, 3]))
+def test_heads_have_their_bias_in_the_weight(batch: int, inputs: int, more: int, axes: int) -> None:
+    graph = Graph([batch, inputs, *[3, 4, 5][:axes]])
+    graph.add("Conv", "x", graph.weight(inputs + more, inputs, *[1] * axes), graph.weight(inputs + more))
+    model = check(graph, PointwiseHeadPass(), 1e-5)
+    assert [len(node.inputs) for node in model.graph if node.op_type == "Conv"] == [2]
+
+
+def test_a_transposed_convolution_makes_the_ones() -> None:
+    graph = Graph([1, 4, 6, 8])
+    graph.add("ConvTranspose", "x", graph.weight(4, 3, 2, 2), graph.weight(3), strides=[2, 2])
+    graph.add("Conv", graph.last, graph.weight(9, 3, 1, 1), graph.weight(9))
+    model = check(graph, PointwiseHeadPass(), 1e-5)
+    heavy = [node.op_type for node in model.graph if node.inputs[0].name == "x" or node.outputs[0].is_graph_output()]
+    assert heavy == ["ConvTranspose", "Conv"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "outputs", "bias", "attributes"),
+    [
+        (1, 3, True, {}),
+        (1, 8, False, {}),
+        (3, 8, True, {}),
+        (1, 8, True, {"strides": [2, 2]}),
+        (1, 8, True, {"pads": [1, 1, 1, 1]}),
+        (1, 8, True, {"auto_pad": "SAME_UPPER"}),
+    ],
+)
+def test_other_heads_stay(kernel: int, outputs: int, bias: bool, attributes: dict[str, Any]) -> None:
+    graph = Graph([1, 4, 6, 6])
+    weights = [graph.weight(outputs, 4, kernel, kernel)] + ([graph.weight(outputs)] if bias else [])
+    graph.add("Conv", "x", *weights, **attributes)
+    assert operators(check(graph, PointwiseHeadPass(), 0)) == Counter(["Conv"])
