@@ -21,9 +21,11 @@ _LOOKS = {
     "compile": ("#cc79a7", "square"),
     "compile-channels-last": ("#999999", "triangle-down"),
     "ort": ("#0072b2", "diamond"),
+    "ort-stock": ("#56b4e9", "triangle-right"),
     "openvino": ("#009e73", "cross"),
+    "openvino-stock": ("#8fbc5a", "triangle-left"),
 }
-_OTHER = ("#56b4e9", "triangle-right")
+_OTHER = ("#b8860b", "square")
 
 SECTIONS = {
     "Time": "Median time of a pass, with its 95 % interval (bootstrap over whole rounds). Further left is faster.",

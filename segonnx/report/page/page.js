@@ -5,7 +5,7 @@
   const button = document.getElementById("theme");
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
-  function config(theme) {
+  function config(narrow) {
     const style = getComputedStyle(root);
     const color = (name) => style.getPropertyValue(name).trim();
     const text = color("--text"), soft = color("--soft"), line = color("--line");
@@ -13,8 +13,8 @@
       background: "transparent",
       font: getComputedStyle(document.body).fontFamily,
       view: { stroke: null },
-      axis: { labelColor: text, titleColor: soft, gridColor: line, domainColor: line, tickColor: line, labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal" },
-      legend: { labelColor: text, titleColor: soft, labelFontSize: 12, symbolSize: 90 },
+      axis: { labelColor: text, titleColor: soft, gridColor: line, domainColor: line, tickColor: line, labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal", labelOverlap: "greedy", labelSeparation: 6 },
+      legend: { labelColor: text, titleColor: soft, labelFontSize: 12, symbolSize: 90, ...(narrow ? { columns: 1 } : {}) },
       line: { color: text },
       text: { color: text, fontSize: 12 },
     };
@@ -28,7 +28,7 @@
       const spec = specs[Number(place.dataset.chart)];
       const canvas = Boolean(spec.usermeta && spec.usermeta.canvas);
       // The interpreter (ast) needs no eval, which the page's policy forbids.
-      return window.vegaEmbed(place, spec, { mode: "vega-lite", ast: true, actions: false, renderer: canvas ? "canvas" : "svg", config: config(theme) });
+      return window.vegaEmbed(place, spec, { mode: "vega-lite", ast: true, actions: false, renderer: canvas ? "canvas" : "svg", config: config(place.clientWidth < 520) });
     }))).then(() => { root.dataset.drawn = theme; });
     return drawing;
   }
