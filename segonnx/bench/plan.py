@@ -77,6 +77,7 @@ class Model:
         modality: of the input.
         artifact: its folder; None where there is none.
         stock: the folder of an artifact of the same network without rewrites; None where there is none.
+        derives: whether a runtime that loads the artifact computes other weights from those in it.
         system: how the network is built; None for an artifact that the catalogue doesn't know.
         seed: of the network's random weights; None where they came from a file.
         weights_sha256: of the artifact's weights.
@@ -90,6 +91,7 @@ class Model:
     modality: str
     artifact: Path | None = None
     stock: Path | None = None
+    derives: bool = False
     system: System | None = None
     seed: int | None = 0
     weights_sha256: str | None = None
@@ -123,8 +125,10 @@ def memory_needed(model: Model, backend: str) -> int:
     spatial = math.prod(model.input_shape[2:])
     classes = model.system.num_classes if model.system is not None else 117
     logits = 0 if model.family == "encoder" else 4 * model.input_shape[0] * classes * spatial
-    weights = 4 * model.parameters
-    return 8 * 10**8 + 6 * logits + (weights * 3 // 2 if backend in _COPY_WEIGHTS else weights)
+    copies = 1.0
+    if backend in _COPY_WEIGHTS:
+        copies = 3.0 if model.derives and not backend.endswith("-stock") else 1.5
+    return 8 * 10**8 + 6 * logits + int(4 * model.parameters * copies)
 
 
 def blocks(needed: Mapping[str, int], available: int) -> list[list[str]]:

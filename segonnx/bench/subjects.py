@@ -55,6 +55,7 @@ def from_artifact(
         modality=content["preprocessing"]["modality"],
         artifact=folder,
         stock=stock,
+        derives="UnrollDepthPass" in content["rewrites"],
         system=system,
         seed=content["weights"]["seed"],
         weights_sha256=content["weights"]["sha256"],

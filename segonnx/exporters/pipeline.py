@@ -170,12 +170,15 @@ def input_shape(system: System, spatial: tuple[int, ...] | None, batch: int = 1)
 def memory_needed(system: System, shape: tuple[int, ...]) -> int:
     """Bytes that the largest process of an export takes, rounded up from measured peaks.
 
-    The weights and a quarter (they're mapped from a file, and once loaded by the runtime), six times the logits (what
-    the widest layers and the comparison hold), and a gigabyte for the libraries.
+    The weights and a quarter (they're mapped from a file, and once loaded by the runtime), and once more where the
+    runtime derives others from them; six times the logits (what the widest layers and the comparison hold); and a
+    gigabyte for the libraries.
     """
+    from segonnx.exporters.rewrites.unroll_depth import MAX_BYTES
+
     parameters = system.reference.training_parameters if system.reference is not None else 10**8
     logits = 4 * shape[0] * system.num_classes * math.prod(shape[2:])
-    return 5 * parameters + 6 * logits + 10**9
+    return (9 if 4 * parameters <= MAX_BYTES else 5) * parameters + 6 * logits + 10**9
 
 
 def _require_memory(system: System, shape: tuple[int, ...]) -> None:

@@ -159,12 +159,23 @@ def test_a_damaged_artifact_is_not_timed(artifact: Path) -> None:
 
 def test_a_system_without_artifact_is_exported_first(tiny: System, tmp_path: Path) -> None:
     made: list[pipeline.Exported] = []
-    settings = Settings(("ort",), (2,))
+    settings = Settings(("ort-stock", "ort"), (2,), Rule(rounds=1))
     model = subjects.from_system(tiny, tmp_path, settings, made.append, lambda _: None)
-    assert [one.folder for one in made] == [tmp_path / tiny.name]
-    assert model.artifact == tmp_path / tiny.name
-    assert subjects.from_system(tiny, tmp_path, settings, made.append, lambda _: None).artifact == model.artifact
-    assert len(made) == 1
+    assert [one.folder for one in made] == [tmp_path / "stock" / tiny.name, tmp_path / tiny.name]
+    assert [bool(one.manifest["rewrites"]) for one in made] == [False, True]
+    assert (model.stock, model.artifact) == tuple(one.folder for one in made)
+    assert subjects.from_system(tiny, tmp_path, settings, made.append, lambda _: None) == model
+    assert len(made) == 2
+    stock, ours = run.bench([replace(model, stock=None)], settings, None, lambda _: None).rows
+    assert stock.status == f"no artifact: segonnx export {tiny.name} --optimize none --out artifacts/stock"
+    assert ours.status == OK
+
+
+def test_memory_is_planned_for_the_weights_that_a_runtime_derives(tmp_path: Path) -> None:
+    model = fakes.model(tmp_path)
+    derives = replace(model, derives=True)
+    assert plan.memory_needed(derives, "ort") == plan.memory_needed(model, "ort") + 6 * model.parameters
+    assert plan.memory_needed(derives, "ort-stock") == plan.memory_needed(model, "ort-stock")
 
 
 def fake_bench(folder: Path, *backends: str, rounds: int | None = 3, timeout_s: float = 60) -> Result:
