@@ -18,6 +18,8 @@ import math
 import numpy as np
 import onnx_ir as ir
 
+from segonnx.exporters.rewrites.slices import Builder
+
 SMALL = 1024
 """Channels of at most this many voxels keep the operator: their sums are short enough."""
 
@@ -54,60 +56,36 @@ def _is_large(node: ir.Node) -> bool:
 def _replace(graph: ir.Graph, node: ir.Node) -> None:
     x, scale, bias = node.inputs
     out = node.outputs[0]
-    assert x is not None and x.shape is not None
+    assert x is not None and scale is not None and bias is not None and x.shape is not None
     rank = x.shape.rank()
-    axes = [_axis(graph, axis) for axis in range(rank - 1, 1, -1)]
     epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
-    new: list[ir.Node] = []
-
-    def add(operator: str, *inputs: ir.Value | None, **attributes: ir.Attr) -> ir.Value:
-        added = ir.Node("", operator, inputs, attributes=list(attributes.values()), name=f"{out.name}/{len(new)}")
-        added.outputs[0].name = f"{out.name}/{operator}_{len(new)}"
-        new.append(added)
-        return added.outputs[0]
+    build = Builder(graph)
 
     def over_axes(first: str, value: ir.Value) -> ir.Value:
         """(N, C, 1, ...): a reduction over the last axis, then means over the others, one at a time."""
-        for number, axis in enumerate(axes):
+        for number, axis in enumerate(range(rank - 1, 1, -1)):
             # OpenVINO would merge reductions that treat their axes alike, and add up all voxels in one sum again.
-            keep = ir.AttrInt64("keepdims", 1 - number % 2)
-            value = add("ReduceMean" if number else first, value, axis, keepdims=keep)
-        shape = np.array([0, 0, *[1] * (rank - 2)], np.int64)
-        return add("Reshape", value, _constant(graph, f"channels_{rank}", shape))
+            value = build("ReduceMean" if number else first, value, build.integers(axis), keepdims=1 - number % 2)
+        return build.reshape(value, 0, 0, *[1] * (rank - 2))
 
-    centred = add("Sub", x, over_axes("ReduceMean", x))
+    centred = build("Sub", x, over_axes("ReduceMean", x))
     # The sum over a row, then means of rows, then the division by the row's length.
     square = over_axes("ReduceSumSquare", centred)
-    length = add(
-        "Cast", add("Shape", centred, start=ir.AttrInt64("start", -1)), to=ir.AttrInt64("to", ir.DataType.FLOAT)
-    )
-    variance = add("Div", square, length)
+    length = build("Cast", build("Shape", centred, start=-1), to=int(ir.DataType.FLOAT))
+    variance = build("Div", square, length)
     if x.shape[0] == 1:
         # One instance: BatchNormalization with this instance's statistics does the rest in one pass over the voxels.
-        flat = add("Squeeze", variance, _constant(graph, f"axes_0_2_{rank}", np.array([0, *range(2, rank)], np.int64)))
+        flat = build("Squeeze", variance, build.integers(0, *range(2, rank)))
         channels = int(x.shape[1])  # type: ignore[arg-type]
-        zero = _constant(graph, f"zeros_{channels}", np.zeros(channels, np.float32))
-        y = add("BatchNormalization", centred, scale, bias, zero, flat, epsilon=ir.AttrFloat32("epsilon", epsilon))
+        zero = build.constant(f"zeros_{channels}", np.zeros(channels, np.float32))
+        y = build("BatchNormalization", centred, scale, bias, zero, flat, epsilon=epsilon)
     else:
-        column = _constant(graph, f"column_{rank}", np.array([1, -1, *[1] * (rank - 2)], np.int64))
-        spread = add("Sqrt", add("Add", variance, _constant(graph, f"epsilon_{epsilon:g}", np.float32(epsilon))))
-        factor = add("Div", add("Reshape", scale, column), spread)
-        y = add("Add", add("Mul", centred, factor), add("Reshape", bias, column))
+        column = (1, -1, *[1] * (rank - 2))
+        spread = build("Sqrt", build("Add", variance, build.number(epsilon)))
+        factor = build("Div", build.reshape(scale, *column), spread)
+        y = build("Add", build("Mul", centred, factor), build.reshape(bias, *column))
 
-    graph.insert_before(node, new)
+    build.insert_before(node)
     y.name, y.shape, y.type = out.name, out.shape, out.type
     out.replace_all_uses_with(y, replace_graph_outputs=True)
     graph.remove(node, safe=True)
-
-
-def _axis(graph: ir.Graph, axis: int) -> ir.Value:
-    return _constant(graph, f"axis_{axis}", np.array([axis], np.int64))
-
-
-def _constant(graph: ir.Graph, name: str, array: np.ndarray | np.generic) -> ir.Value:
-    if name not in graph.initializers:
-        data = np.asarray(array)
-        tensor = ir.tensor(data, name=name)
-        value = ir.Value(name=name, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        graph.register_initializer(value)
-    return graph.initializers[name]
