@@ -415,6 +415,8 @@ class _Case:
                 row = next(row for row in rows if row.backend == ratio.backend)
                 row.speedup_over_eager, row.speedup_ci95, row.verdict = ratio.speedup, ratio.ci95, ratio.verdict
         for row in rows:
+            if self.model.derives and row.backend == "openvino":
+                row.warnings.append("its graph is laid out for ONNX Runtime: openvino-stock times the plain one")
             if not row.interleaved:
                 row.warnings.append("not interleaved with all others: they don't fit into memory together")
             if len(row.rounds) < stats.MIN_ROUNDS:

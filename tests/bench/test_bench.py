@@ -171,6 +171,15 @@ def test_a_system_without_artifact_is_exported_first(tiny: System, tmp_path: Pat
     assert ours.status == OK
 
 
+def test_openvino_on_a_graph_for_onnx_runtime_is_warned_of(tmp_path: Path) -> None:
+    known = {"openvino": fakes.Steady, "openvino-stock": fakes.Steady}
+    settings = Settings(tuple(known), (1,), Rule(rounds=1))
+    for derives in (True, False):
+        model = replace(fakes.model(tmp_path), derives=derives)
+        rows = run.bench([model], settings, None, lambda _: None, known=known).rows
+        assert [any("laid out for" in warning for warning in row.warnings) for row in rows] == [derives, False]
+
+
 def test_memory_is_planned_for_the_weights_that_a_runtime_derives(tmp_path: Path) -> None:
     model = fakes.model(tmp_path)
     derives = replace(model, derives=True)
