@@ -177,6 +177,18 @@ def _fraction(_ctx: click.Context, param: click.Parameter, value: str) -> float:
     help="Checkpoint to load: safetensors, or a torch file read without running its code.",
 )
 @click.option(
+    "--trust-checkpoint",
+    is_flag=True,
+    help="Run the code that a checkpoint brings. For files of people whom you trust with this machine.",
+)
+@click.option("--pretrained", is_flag=True, help="Load the weights that timm publishes, from its cache or the network.")
+@click.option(
+    "--smp",
+    "smp_source",
+    metavar="FOLDER",
+    help="Export what smp's save_pretrained wrote: a folder, or OWNER/NAME of Hugging Face's hub.",
+)
+@click.option(
     "--seed",
     type=click.IntRange(0),
     default=0,
@@ -205,6 +217,9 @@ def export(
     everything: bool,
     out: Path,
     weights: Path | None,
+    trust_checkpoint: bool,
+    pretrained: bool,
+    smp_source: str | None,
     seed: int,
     shape: tuple[int, ...] | None,
     batch: int,
@@ -224,20 +239,42 @@ def export(
     segonnx export stunet-b --weights base_ep4k.model
     segonnx export totalsegmentator --shape 128,128,128
     segonnx export smp:segformer:mit_b0 --dynamic
+    segonnx export encoder-lcnet-100 --pretrained
+    segonnx export --smp FOLDER --shape 256,256
     """
-    from segonnx import machine
+    from segonnx import machine, smp_folder
     from segonnx.artifacts import folder
     from segonnx.exporters import pipeline
     from segonnx.progress import Display
 
-    systems = _systems(names, everything)
+    if [weights is not None, pretrained, smp_source is not None].count(True) > 1:
+        raise InputError("--weights, --pretrained and --smp each say where the weights are: give one")
+    if trust_checkpoint and weights is None and smp_source is None:
+        raise InputError("--trust-checkpoint is for the file of --weights or the folder of --smp")
+    if smp_source is None:
+        systems = _systems(names, everything)
+    elif names or everything:
+        raise InputError("--smp says which network it is: give no names with it")
     if weights is not None and len(systems) > 1:
         raise InputError("--weights is one network's: name one system")
     _require_torch("export")
+    if smp_source is not None:
+        system, weights = smp_folder.find(smp_source)
+        systems = [system]
     if json_path is not None:
         folder.require_writable(json_path)
     settings = pipeline.Settings(
-        out, weights, seed, shape, batch, dynamic, optimize, overwrite, threads or machine.usable_cores()
+        out=out,
+        checkpoints=() if weights is None else (weights,),
+        trust=trust_checkpoint,
+        pretrained=pretrained,
+        seed=seed,
+        shape=shape,
+        batch=batch,
+        dynamic=dynamic,
+        optimize=optimize,
+        overwrite=overwrite,
+        threads=threads or machine.usable_cores(),
     )
     for system in systems:
         pipeline.input_shape(system, shape, batch)

@@ -20,7 +20,7 @@ LAYERS = {
     "bench": {"bench", "artifacts", "runtimes"},
     "report": {"report", "bench"},
 }
-PLAIN = {"catalog", "errors", "inputs", "machine", "numeric", "process", "progress", "__version__"}
+PLAIN = {"catalog", "errors", "inputs", "machine", "numeric", "process", "progress", "smp_folder", "__version__"}
 WITHOUT_TORCH = ("artifacts", "runtimes", "bench", "report")
 
 

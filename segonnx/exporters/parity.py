@@ -13,7 +13,6 @@ from segonnx import inputs
 from segonnx.artifacts import testdata
 from segonnx.artifacts.verify import MODEL
 from segonnx.errors import ParityError
-from segonnx.exporters.assemble import INPUT, OUTPUT
 from segonnx.exporters.probes import Probe
 from segonnx.numeric import TOLERANCES, Difference, compare
 from segonnx.process import Progress
@@ -93,7 +92,7 @@ def _run(path: Path, x: inputs.Array, threads: int) -> inputs.Array:
     settings.enable_cpu_mem_arena = False  # freed memory goes back at once: models of several gigabytes need it
 
     session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    logits: inputs.Array = session.run([OUTPUT], {INPUT: x})[0]
+    logits: inputs.Array = session.run(None, {session.get_inputs()[0].name: x})[0]
     return logits
 
 

@@ -31,7 +31,7 @@ def macs(network: Network, shape: tuple[int, ...], *, all_heads: bool) -> int:
     """Multiply-adds of one pass: convolutions, linear layers, matrix products and attention.
 
     Args:
-        network: in its inference form, on the meta device.
+        network: in its inference form; on the meta device the pass takes no time.
         shape: of the input, (N, C, spatial...).
         all_heads: count the heads that only training runs too, as papers do.
     """
@@ -41,5 +41,5 @@ def macs(network: Network, shape: tuple[int, ...], *, all_heads: bool) -> int:
     forward = network.training_forward if all_heads and network.training_forward is not None else module
     counter = FlopCounterMode(display=False)
     with torch.inference_mode(), counter:
-        forward(torch.empty(shape, device="meta"))
+        forward(torch.zeros(shape, device=next((p.device for p in module.parameters()), None)))
     return int(counter.get_total_flops()) // 2
