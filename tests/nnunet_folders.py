@@ -5,7 +5,8 @@ It runs in processes of its own: nnU-Net reads its folders from the environment,
     python -m tests.nnunet_folders make KIND ROOT              make raw data, plan, preprocess, train; print the folders
     python -m tests.nnunet_folders compare FOLDER ARTIFACT FOLD[,FOLD...] [PREVIOUS]
                                                                print the artifact's errors against nnU-Net's predictor
-    python -m tests.nnunet_folders table ROOT                  all of it for every kind, as a table
+    python -m tests.nnunet_folders agree KIND ROOT             make, export, compare
+    python -m tests.nnunet_folders table ROOT                  all of it for every kind, into docs/nnunet.md
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = 5
-RAW, PREPROCESSED = "nnUNet_raw", "nnUNet_preprocessed"
-"""Environment variables that nnU-Net reads its folders from."""
+RAW, PREPROCESSED, WORKERS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_n_proc_DA"
+"""Environment variables that nnU-Net reads its folders, and the processes of its augmentation, from."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def run(*arguments: object, root: Path) -> str:
         RAW: str(root / "raw"),
         PREPROCESSED: str(root / "preprocessed"),
         "nnUNet_results": str(root / "results"),
-        "nnUNet_n_proc_DA": "1",
+        WORKERS: "1",
         "nnUNet_def_n_proc": "1",
         "nnUNet_compile": "f",
         "MPLBACKEND": "agg",
@@ -198,7 +199,7 @@ def make(kind: str) -> None:
     path.write_text(json.dumps(plans))
     needed = {configuration.replace("cascade_", "") for configuration, _ in one.runs}
     api.preprocess([one.number], plans_name, sorted(needed), num_processes=(1,))
-    os.environ["nnUNet_n_proc_DA"] = "0"  # augment in this process; the planner needs one
+    os.environ[WORKERS] = "0"  # augment in this process; the planner needs one
     for configuration, fold in one.runs:
         trainer = get_trainer_from_args(
             name(kind), configuration, int(fold) if fold.isdecimal() else fold,  # type: ignore[arg-type]
@@ -288,36 +289,57 @@ def compare(folder: Path, artifact: Path, folds: list[str], previous: Path | Non
     }
 
 
+def agree(kind: str, root: Path) -> list[dict[str, Any]]:
+    """Make a kind, export what was trained by the command line, and compare each artifact: ``compare``'s answers."""
+    run("make", kind, root, root=root)
+    stages = folders(kind, root)
+    rows = []
+    for stage, folder in enumerate(stages):
+        chosen = [fold for configuration, fold in KINDS[kind].runs if folder.name.endswith(f"__{configuration}")]
+        for fold in chosen[:1] if len(chosen) == 1 else [chosen[0], "ensemble"]:
+            out = root / "artifacts" / f"{kind}-{stage}-{fold}"
+            command = [sys.executable, "-m", "segonnx", "export", "--nnunet", folder, "--fold", fold, "--out", out]
+            done = subprocess.run([*map(str, command)], check=False, capture_output=True, text=True, cwd=ROOT)
+            assert done.returncode == 0, done.stderr
+            (artifact,) = out.iterdir()
+            folds = ",".join(chosen) if fold == "ensemble" else fold
+            before = [stages[0]] if stage else []
+            found = json.loads(run("compare", folder, artifact, folds, *before, root=root))
+            rows.append({"artifact": str(artifact), "folder": folder.name, "fold": fold, **found})
+    return rows
+
+
 def table(root: Path) -> None:
-    """Make every kind, export what it trained, compare, and print a line for each artifact."""
-    print("| data set | artifact | largest error | RMS error | same label | least Dice | labels |")
-    print("|---|---|---|---|---|---|---|")
-    for kind, one in KINDS.items():
-        if not folders(kind, root)[0].exists():
-            run("make", kind, root, root=root)
-        stages = folders(kind, root)
-        for stage, folder in enumerate(stages):
-            chosen = [fold for configuration, fold in one.runs if folder.name.endswith(f"__{configuration}")]
-            for fold in [*chosen, *(["ensemble"] if len(chosen) > 1 else [])]:
-                out = root / "artifacts" / kind / folder.name
-                command = [sys.executable, "-m", "segonnx", "export", "--nnunet", folder, "--fold", fold, "--out", out]
-                subprocess.run([*map(str, command)], check=True, capture_output=True, cwd=ROOT)
-                artifact = max(out.iterdir(), key=lambda path: path.stat().st_mtime)
-                folds = ",".join(chosen) if fold == "ensemble" else fold
-                before = [stages[0]] if stage else []
-                found = json.loads(run("compare", folder, artifact, folds, *before, root=root))
-                errors = f"{found['max_error']:.1e} | {found['rms_error']:.1e} | {100 * found['agreement']:.4f} %"
-                print(
-                    f"| {name(kind)} | {folder.name}, fold {fold} | {errors} | {found['dice']:.6f} "
-                    f"| {found['labels']} |",
-                    flush=True,
-                )
+    """Put the agreement of every kind into docs/nnunet.md. What is measured already, in ``root``, stays."""
+    lines = [
+        "| data set | trained folder, fold | largest error | RMS error | same label | least Dice | labels |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kind in KINDS:
+        path = root / f"{kind}.json"
+        if not path.exists():
+            rows = agree(kind, root)
+            path.write_text(json.dumps(rows))
+        lines += [
+            f"| {name(kind)} | {one['folder']}, {one['fold']} | {one['max_error']:.1e} | {one['rms_error']:.1e} "
+            f"| {100 * one['agreement']:.4f} % | {one['dice']:.6f} | {one['labels']} |"
+            for one in json.loads(path.read_text())
+        ]
+    document = ROOT / "docs" / "nnunet.md"
+    mark, rest = document.read_text("utf-8").split("<!-- agreement: put here by tests/nnunet_folders.py -->\n")
+    after = rest[rest.index("<!-- /agreement -->") :]
+    text = "\n".join(lines)
+    document.write_text(f"{mark}<!-- agreement: put here by tests/nnunet_folders.py -->\n{text}\n{after}", "utf-8")
+    print(text)
 
 
 def main(arguments: list[str]) -> None:
     command, *rest = arguments
     if command == "table":
         table(Path(rest[0]))
+        return
+    if command == "agree":
+        print(json.dumps(agree(rest[0], Path(rest[1])), indent=1))
         return
     with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints
         if command == "make":

@@ -161,6 +161,28 @@ def test_open_sizes_are_multiples_of_the_strides_of_each_axis(folder: Path, tmp_
     assert _answer(exported.folder, x).shape == (2, 3, 6, 20, 12)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ResidualEncoderUNet", "ResidualUNet", "Primus", "PrimusV2", "PrimusV3"])
+def test_every_network_that_a_plan_may_name_is_exported(name: str, tmp_path: Path) -> None:
+    planned = handmade.plans()
+    chosen = planned["configurations"]["3d_fullres"]
+    chosen["patch_size"] = [16, 16, 32]
+    chosen["architecture"]["network_class_name"] = f"dynamic_network_architectures.architectures.any.{name}"
+    if name.startswith("Primus"):
+        chosen["architecture"]["arch_kwargs"] = {
+            "embed_dim": 72, "eva_depth": 2, "eva_numheads": 2, "patch_embed_size": [8, 8, 8],
+            "input_shape": [16, 16, 32], "init_values": 0.1, "scale_attn_inner": True,
+        }  # fmt: skip
+    else:
+        arguments = chosen["architecture"]["arch_kwargs"]
+        arguments["n_blocks_per_stage"] = arguments.pop("n_conv_per_stage")
+    folder = handmade.write(tmp_path, planned, handmade.dataset())
+    (one,) = _read(folder)
+    exported = pipeline.export(one.system, Settings(tmp_path / "artifacts", checkpoints=one.checkpoints))
+    parameters = exported.manifest["parameters"]
+    assert parameters["count"] == parameters["reference"]
+
+
 def test_a_changed_plan_makes_another_artifact(copy: Path) -> None:
     (before,) = _read(copy, "0")
     planned = handmade.plans()
@@ -323,45 +345,54 @@ needs_nnunet = pytest.mark.skipif(
 
 @needs_nnunet
 @pytest.mark.parametrize(
-    ("kind", "folds"),
+    "kind",
     [
-        ("plain", ("0", "ensemble")),
-        ("regions", ("0",)),
-        pytest.param("flat", ("all",), marks=pytest.mark.slow),
-        pytest.param("residual", ("0",), marks=pytest.mark.slow),
-        pytest.param("batchnorm", ("0",), marks=pytest.mark.slow),
+        "plain",
+        "regions",
+        pytest.param("flat", marks=pytest.mark.slow),
+        pytest.param("residual", marks=pytest.mark.slow),
+        pytest.param("batchnorm", marks=pytest.mark.slow),
+        pytest.param("cascade", marks=pytest.mark.slow),
     ],
 )
-def test_artifacts_agree_with_nnunets_own_predictor(kind: str, folds: tuple[str, ...], tmp_path: Path) -> None:
-    nnunet_folders.run("make", kind, tmp_path, root=tmp_path)
-    (folder,) = nnunet_folders.folders(kind, tmp_path)
-    for fold in folds:
-        artifact = _export(folder, fold, tmp_path / "artifacts")
-        members = [name for _, name in nnunet_folders.KINDS[kind].runs] if fold == "ensemble" else [fold]
-        _require_agreement(tmp_path, folder, artifact, ",".join(members))
+def test_artifacts_agree_with_nnunets_own_predictor(kind: str, tmp_path: Path) -> None:
+    rows = nnunet_folders.agree(kind, tmp_path)
+    assert len(rows) == {"plain": 2, "cascade": 2}.get(kind, 1)
+    for found in rows:
+        assert found["labels"] > 1, "nnU-Net predicts one label: nothing is compared"
+        assert found["max_error"] < 1e-3
+        assert found["agreement"] > 0.9999
+        assert found["dice"] > 0.999
+    manifest = json.loads(Path(rows[-1]["artifact"], "manifest.json").read_text())
+    _require_described(kind, manifest)
 
 
-@needs_nnunet
-@pytest.mark.slow
-def test_both_stages_of_a_cascade_agree_with_nnunets_own_predictor(tmp_path: Path) -> None:
-    nnunet_folders.run("make", "cascade", tmp_path, root=tmp_path)
-    first, second = nnunet_folders.folders("cascade", tmp_path)
-    _require_agreement(tmp_path, first, _export(first, "all", tmp_path / "artifacts"), "all")
-    artifact = _export(second, "0", tmp_path / "artifacts")
-    manifest = json.loads((artifact / "manifest.json").read_text())
-    assert manifest["inputs"][0]["shape"][1] == 3  # CT, organ, lesion
-    assert manifest["preprocessing"]["previous_stage"] == {"configuration": "3d_lowres", "labels": [1, 2]}
-    _require_agreement(tmp_path, second, artifact, "0", first)
-
-
-def _export(folder: Path, fold: str, out: Path) -> Path:
-    (one,) = nnunet.trained(folder, fold=fold)
-    return pipeline.export(one.system, Settings(out, checkpoints=one.checkpoints)).folder
-
-
-def _require_agreement(root: Path, folder: Path, artifact: Path, folds: str, *previous: Path) -> None:
-    found = json.loads(nnunet_folders.run("compare", folder, artifact, folds, *previous, root=root))
-    assert found["labels"] > 1, "nnU-Net predicts one label: nothing is compared"
-    assert found["max_error"] < 1e-3
-    assert found["agreement"] > 0.9999
-    assert found["dice"] > 0.999
+def _require_described(kind: str, manifest: dict[str, Any]) -> None:
+    """What nnU-Net itself wrote is in the manifest."""
+    one = nnunet_folders.KINDS[kind]
+    preprocessing, inference = manifest["preprocessing"], manifest["inference"]
+    channels = preprocessing["channels"]
+    assert [channel["name"] for channel in channels] == list(one.channels)
+    schemes = {"CT": "CTNormalization", "noNorm": "NoNormalization", "rgb_to_0_1": "RGBTo01Normalization"}
+    expected = [schemes.get(channel, "ZScoreNormalization") for channel in one.channels]
+    assert [channel["normalization"] for channel in channels] == expected
+    assert all(
+        {"mean", "std", "percentile_00_5", "percentile_99_5"} <= channel["intensities"].keys() for channel in channels
+    )
+    assert manifest["training"]["trainer"] == one.trainer
+    assert manifest["training"]["dataset"] == nnunet_folders.name(kind)
+    if kind == "plain":
+        assert manifest["training"]["folds"] == ["0", "1"]
+        assert inference["mirror_axes"] == [0, 1, 2]
+        assert "UnrollDepthPass" in manifest["rewrites"]
+    if kind == "regions":
+        assert manifest["labels"] == [
+            {"name": "whole", "value": 1, "labels": [1, 2]},
+            {"name": "core", "value": 2, "labels": [2]},
+        ]
+        assert (inference["nonlin"], inference["regions"], inference["ignore_label"]) == ("sigmoid", True, 3)
+        assert inference["mirror_axes"] == []
+        assert len(inference["patch_size"]) == 2
+    if kind == "cascade":
+        assert manifest["inputs"][0]["shape"][1] == 3  # CT, organ, lesion
+        assert preprocessing["previous_stage"] == {"configuration": "3d_lowres", "labels": [1, 2]}
