@@ -19,7 +19,8 @@ from segonnx.errors import InputError, SegonnxError, VerifyError
 if TYPE_CHECKING:
     from segonnx.bench.plan import Model
     from segonnx.bench.result import Row
-    from segonnx.exporters.pipeline import Exported
+    from segonnx.catalog import System
+    from segonnx.exporters.pipeline import Exported, Settings
     from segonnx.progress import Display
 
 BACKENDS = (
@@ -27,6 +28,7 @@ BACKENDS = (
     "ort", "ort-stock", "openvino", "openvino-stock",
 )  # fmt: skip
 OPTIMIZE = ("cpu", "none")
+CHECKPOINTS = ("final", "best")
 FAMILIES = ("3d", "2d", "encoder")
 INTERRUPTED = 130
 """The exit code that shells give a program that Ctrl-C ended."""
@@ -189,6 +191,16 @@ def _fraction(_ctx: click.Context, param: click.Parameter, value: str) -> float:
     help="Export what smp's save_pretrained wrote: a folder, or OWNER/NAME of Hugging Face's hub.",
 )
 @click.option(
+    "--nnunet",
+    "nnunet_folder",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Export what nnU-Net v2 trained: the folder that holds plans.json and fold_0.",
+)
+@click.option("--fold", metavar="N|all|ensemble", help="Of --nnunet: one fold, or the mean. [default: each fold]")
+@click.option("--checkpoint", type=click.Choice(CHECKPOINTS), help="Of --nnunet.  [default: final]")
+@click.option("--configuration", metavar="NAME", help="Of --nnunet, such as 3d_fullres, where there are several.")
+@click.option(
     "--seed",
     type=click.IntRange(0),
     default=0,
@@ -220,6 +232,10 @@ def export(
     trust_checkpoint: bool,
     pretrained: bool,
     smp_source: str | None,
+    nnunet_folder: Path | None,
+    fold: str | None,
+    checkpoint: Literal["final", "best"] | None,
+    configuration: str | None,
     seed: int,
     shape: tuple[int, ...] | None,
     batch: int,
@@ -238,6 +254,7 @@ def export(
     segonnx export --all --out artifacts
     segonnx export stunet-b --weights base_ep4k.model
     segonnx export totalsegmentator --shape 128,128,128
+    segonnx export --nnunet nnUNet_results/Dataset004_Hippocampus --configuration 3d_fullres --fold ensemble
     segonnx export smp:segformer:mit_b0 --dynamic
     segonnx export encoder-lcnet-100 --pretrained
     segonnx export --smp FOLDER --shape 256,256
@@ -247,14 +264,19 @@ def export(
     from segonnx.exporters import pipeline
     from segonnx.progress import Display
 
-    if [weights is not None, pretrained, smp_source is not None].count(True) > 1:
-        raise InputError("--weights, --pretrained and --smp each say where the weights are: give one")
-    if trust_checkpoint and weights is None and smp_source is None:
-        raise InputError("--trust-checkpoint is for the file of --weights or the folder of --smp")
-    if smp_source is None:
+    ways = {"--weights": weights, "--pretrained": pretrained or None, "--smp": smp_source, "--nnunet": nnunet_folder}
+    given = [way for way, value in ways.items() if value is not None]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} each say where the weights are: give one")
+    if trust_checkpoint and (not given or pretrained):
+        raise InputError("--trust-checkpoint is for the file of --weights, or the folder of --smp or --nnunet")
+    if nnunet_folder is None and any(option is not None for option in (fold, checkpoint, configuration)):
+        raise InputError("--fold, --checkpoint and --configuration go with --nnunet FOLDER")
+    systems: list[System] = []
+    if smp_source is None and nnunet_folder is None:
         systems = _systems(names, everything)
     elif names or everything:
-        raise InputError("--smp says which network it is: give no names with it")
+        raise InputError(f"{given[0]} FOLDER says which network it is: give no names or --all with it")
     if weights is not None and len(systems) > 1:
         raise InputError("--weights is one network's: name one system")
     _require_torch("export")
@@ -276,18 +298,21 @@ def export(
         overwrite=overwrite,
         threads=threads or machine.usable_cores(),
     )
-    for system in systems:
+    jobs = [(system, settings) for system in systems]
+    if nnunet_folder is not None:
+        jobs = _trained(nnunet_folder, fold, checkpoint or "final", configuration, settings)
+    for system, _ in jobs:
         pipeline.input_shape(system, shape, batch)
     done: list[Exported] = []
     failed: dict[str, SegonnxError] = {}
     with Display() as display:
-        for number, system in enumerate(systems, 1):
-            place = f"[{number}/{len(systems)}] " if len(systems) > 1 else ""
+        for number, (system, how) in enumerate(jobs, 1):
+            place = f"[{number}/{len(jobs)}] " if len(jobs) > 1 else ""
             try:
-                exported = pipeline.export(system, settings, display.within(f"{place}{system.name}: "))
+                exported = pipeline.export(system, how, display.within(f"{place}{system.name}: "))
             except SegonnxError as error:
                 failed[system.name] = error
-                if len(systems) == 1:
+                if len(jobs) == 1:
                     raise
                 display.echo(f"{place}{system.name}: FAILED: {error}", err=True)
             else:
@@ -296,11 +321,36 @@ def export(
     if json_path is not None:
         folder.write(json_path, json.dumps([_exported_json(one) for one in done], indent=1) + "\n")
     if failed:
-        message = f"{len(failed)} of {len(systems)} failed: {', '.join(failed)}"
+        message = f"{len(failed)} of {len(jobs)} failed: {', '.join(failed)}"
         if not done and all(isinstance(error, InputError) for error in failed.values()):
             raise InputError(message)
         click.echo(f"segonnx: {message}", err=True)
         sys.exit(1)
+
+
+def _trained(
+    nnunet_folder: Path,
+    fold: str | None,
+    checkpoint: Literal["final", "best"],
+    configuration: str | None,
+    settings: Settings,
+) -> list[tuple[System, Settings]]:
+    """The networks of a folder that nnU-Net trained, each with its checkpoints."""
+    from dataclasses import replace
+
+    from segonnx.exporters import nnunet
+    from segonnx.progress import Display
+
+    with Display() as display:
+        found = nnunet.trained(
+            nnunet_folder,
+            fold=fold,
+            which=checkpoint,
+            configuration=configuration,
+            trust=settings.trust,
+            progress=display,
+        )
+    return [(one.system, replace(settings, checkpoints=one.checkpoints)) for one in found]
 
 
 def _systems(names: tuple[str, ...], everything: bool) -> list[Any]:
@@ -328,6 +378,8 @@ def _exported_line(exported: Exported) -> str:
         )
     parity = content["parity"]
     known = "as referenced" if content["parameters"]["reference"] is not None else "(no reference to compare)"
+    if "training" in content:
+        known = "as in the checkpoint"
     size = sum(entry["bytes"] for name, entry in content["files"].items() if name.startswith("model.onnx"))
     return (
         f"{content['name']}: {content['parameters']['count']:,} parameters {known}; ONNX against PyTorch: "
@@ -540,7 +592,7 @@ def bench(
         x = subjects.read_input(input_path, models) if input_path is not None else None
         result = run.bench(models, settings, x, lambda rows: _tell(rows, display), display)
     click.echo(f"\n{result.autocast}")
-    for key in (*FAMILIES, "smp"):
+    for key in catalog.FAMILIES:
         if any(row.family == key for row in result.rows):
             click.echo("\n" + tables.family(result, key))
     if found := tables.conclusions(result):

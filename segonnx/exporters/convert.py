@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import warnings
 from collections import Counter
@@ -113,7 +115,7 @@ def _program(network: Network, system: System, shape: tuple[int, ...], dynamic: 
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints graphs where it fails
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 network.module,

@@ -147,7 +147,8 @@ def export(
     if settings.checkpoints or settings.pretrained:
         system = stage("adapt", adapt, system, settings.weights)
     shape = input_shape(system, settings.shape, settings.batch)
-    arguments = _arguments(system, settings, shape)
+    seeded = network is None and settings.weights.random
+    arguments = _arguments(system, settings, shape) | ({} if seeded else {"seed": None})
     if network is not None and os.path.lexists(target) and not settings.overwrite:
         raise InputError(f"{target} exists: overwrite=True replaces it")
     if (kept := _existing(target, arguments, settings, progress)) is not None:
@@ -170,7 +171,7 @@ def export(
         steady = settings.optimize == "none"
         measured = stage("measure", measure, artifact, planned, system.modality, work, steady, settings.threads)
         progress("hashing the artifact")
-        weights = _weights(system, settings, prepared, seeded=network is None and settings.weights.random)
+        weights = _weights(system, settings, prepared, seeded=seeded)
         content = _manifest(system, settings, artifact, arguments, prepared, weights, converted, account, measured)
         (artifact / "README.md").write_text(card.render(content), encoding="utf-8")
         content["files"] = _files(artifact)
@@ -256,7 +257,7 @@ def _arguments(system: System, settings: Settings, shape: tuple[int, ...]) -> di
         "shape": list(shape),
         "dynamic": settings.dynamic,
         "optimize": settings.optimize,
-        "seed": settings.seed if settings.weights.random else None,
+        "seed": settings.seed,
         "checkpoint_sha256": None if not digests else digests[0] if len(digests) == 1 else digests,
     }
     if settings.pretrained:

@@ -163,9 +163,21 @@ class Restless(nn.Module):
         return self.conv(x) * self.calls  # type: ignore[no-any-return]
 
 
-def test_a_module_whose_file_computes_something_else_is_a_parity_error(tmp_path: Path) -> None:
+class AlwaysDropping(nn.Module):
+    """Drops in inference, too, as networks that sample their uncertainty do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(self.conv(x), 0.5, training=True)
+
+
+@pytest.mark.parametrize("module", [Restless(), AlwaysDropping()])
+def test_a_module_whose_file_computes_something_else_is_a_parity_error(module: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(ParityError, match="numeric parity failed"):
-        segonnx.export(Restless(), X, tmp_path / "restless")
+        segonnx.export(module, X, tmp_path / "it")
     assert list(tmp_path.iterdir()) == []
 
 
