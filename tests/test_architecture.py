@@ -20,7 +20,10 @@ LAYERS = {
     "bench": {"bench", "artifacts", "runtimes"},
     "report": {"report", "bench"},
 }
-PLAIN = {"catalog", "errors", "inputs", "machine", "numeric", "process", "progress", "smp_folder", "__version__"}
+PLAIN = {
+    "catalog", "errors", "inputs", "machine", "numeric", "plans", "process", "progress", "smp_folder",
+    "totalsegmentator", "__version__",
+}  # fmt: skip
 WITHOUT_TORCH = ("artifacts", "runtimes", "bench", "report")
 
 

@@ -107,13 +107,14 @@ def _check_module(module: object) -> None:
     """Stop at what the artifact couldn't hold, or couldn't account for."""
     import torch
     from torch import nn
+    from torch.nn.parameter import is_lazy
 
     if not isinstance(module, nn.Module):
         raise InputError(f"a {type(module).__name__} is no torch.nn.Module")
     if isinstance(module, torch.jit.ScriptModule):
         raise InputError("a TorchScript module can't be exported: give the module that it was made of")
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise InputError(f"{name} has no values yet: run the module once")
         if tensor.device.type != "cpu":
             raise InputError(f"{name} is on {tensor.device}: give module.cpu()")

@@ -304,7 +304,7 @@ class _Array(np.ndarray[Any, Any]):
         _version, shape, dtype, fortran, data = state
         if math.prod(shape) * dtype.value.itemsize != len(data):
             raise ValueError(f"an array of {shape} doesn't fit its {len(data)} bytes")
-        super().__setstate__((1, tuple(shape), dtype.value, bool(fortran), bytes(data)))  # type: ignore[misc]
+        super().__setstate__((1, tuple(shape), dtype.value, bool(fortran), bytes(data)))  # type: ignore[arg-type]
 
 
 def _reconstruct(_cls: object, _shape: tuple[SupportsIndex, ...], _typecode: object) -> _Array:

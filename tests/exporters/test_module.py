@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 import segonnx
 from segonnx.artifacts.verify import verify
 from segonnx.errors import ConversionError, InputError, ParityError, SegonnxError
+from tests.conftest import ROOT
 
 X = torch.zeros(1, 3, 64, 64)
 
@@ -114,33 +116,33 @@ def test_parameters_that_are_not_used_need_a_reason(tmp_path: Path) -> None:
 
 
 SCRIPT = """
-import torch, segonnx
+import torch
 from torch import nn
 
 class Mine(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv = nn.Conv2d(1, 2, 3, padding=1)
+        self.conv = nn.Conv2d(3, 2, 3, padding=1)
         self.act = lambda x: x.relu()  # can't be pickled
     def forward(self, x):
         return self.act(self.conv(x))
 
 print("started")
-exported = segonnx.export(Mine(), torch.zeros(1, 1, 32, 32), "out/mine")
-print(exported.manifest["parity"]["passed"], exported.folder)
+module = Mine()
 """
 
 
-def test_a_script_needs_no_guard_for_its_main_module(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT)
-    root = Path(segonnx.__file__).parents[1]
+def test_the_lines_of_the_readme_run_in_a_script_without_a_guard(tmp_path: Path) -> None:
+    (lines,) = re.findall(r"```python\n(import segonnx\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert lines.count("\n") == 3
+    (tmp_path / "script.py").write_text(SCRIPT + lines)
     result = subprocess.run(
         [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "started\nTrue out/mine\n"
-    assert verify(tmp_path / "out" / "mine", replay=False)
+    assert re.fullmatch(r"started\nartifacts/mine [\d.e-]+\n", result.stdout)
+    assert verify(tmp_path / "artifacts" / "mine", replay=False)
 
 
 def test_importing_segonnx_imports_nothing_heavy() -> None:
@@ -255,6 +257,15 @@ def test_what_cannot_be_exported_is_said_in_one_line(
     assert isinstance(caught.value, SegonnxError)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_class_that_a_flat_image_hardly_moves_is_exported(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 1, 1))
+    done = segonnx.export(module, X, tmp_path / "binary")
+    flat = next(one for one in done.manifest["parity"]["inputs"] if one["kind"] == "constant")
+    assert flat["spread"] < 1e-6  # its errors mean nothing relative to that
+    assert flat["max_rel_error"] < 1e-4
 
 
 def test_an_smp_model_agrees_with_itself(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_stunet_of_another_size_is_recognised(name: str, said: str) -> None:
 @pytest.mark.parametrize(("name", "classes", "channels"), [
     ("stunet-s", 3, 4), ("totalsegmentator", 25, 2), ("encoder-lcnet-100", 10, 1), ("encoder-mobileone-s0", 7, 3),
     ("encoder-regnetx-002", 1000, 4), ("unet-mobileone-s0", 2, 1), ("unet-resnet18", 117, 3),
-    ("smp:fpn:resnet18", 9, 2), ("smp:segformer:mit_b0", 9, 3),
+    ("smp:fpn:resnet18", 9, 2), pytest.param("smp:segformer:mit_b0", 9, 3, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_classes_and_channels_are_those_of_the_file(name: str, classes: int, channels: int) -> None:
     system = catalog.find(name)
@@ -84,8 +84,8 @@ def test_a_file_of_nothing_known_changes_nothing() -> None:
 @pytest.mark.parametrize("form", ["training", "inference"])
 def test_mobileone_loads_in_both_forms_and_computes_the_same(form: str, tmp_path: Path) -> None:
     system = replace(catalog.find("encoder-mobileone-s0"), num_classes=6, reference=None, published=())
-    network = network_with_weights(system, Weights(), lambda _: None) if form == "inference" else models.build(system)
-    module = network.module.eval()
+    network = models.build(system)
+    module = (network.finalized() if form == "inference" else network).module.eval()
     torch.save(module.state_dict(), tmp_path / "w.pth")
     weights = Weights((tmp_path / "w.pth",))
     told = adapt(catalog.find("encoder-mobileone-s0"), weights, lambda _: None)
