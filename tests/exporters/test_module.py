@@ -268,6 +268,7 @@ def test_one_class_that_a_flat_image_hardly_moves_is_exported(tmp_path: Path) ->
     assert flat["max_rel_error"] < 1e-4
 
 
+@pytest.mark.slow  # folders of smp are exported by fast tests
 def test_an_smp_model_agrees_with_itself(tmp_path: Path) -> None:
     import segmentation_models_pytorch as smp
 
