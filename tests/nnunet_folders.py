@@ -326,7 +326,7 @@ def agree(kind: str, root: Path, exported: tuple[str, ...] = ()) -> list[dict[st
 def table(root: Path) -> None:
     """Put the agreement of every kind into docs/nnunet.md. What is measured already, in ``root``, stays."""
     lines = [
-        "| data set | trained folder, fold | largest error | RMS error | same label | same, float32 | least Dice | labels |",
+        "| data set | folder, fold | largest error | RMS error | same label | in float32 | least Dice | labels |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for kind in KINDS:

@@ -86,8 +86,11 @@ def trained(
     """
     if fold is not None and not re.fullmatch(r"\d{1,3}|all|ensemble", fold):
         raise InputError(f"--fold takes a number, all or ensemble; found {fold!r}")
-    model = locate(folder, configuration)
-    checkpoints = find_checkpoints(model, fold, which)
+    try:
+        model = locate(folder, configuration)
+        checkpoints = find_checkpoints(model, fold, which)
+    except OSError as error:
+        raise InputError(f"{error.filename or folder} can't be read: {error.strerror}") from error
     return process.call(_read, model, checkpoints, fold, which, configuration, trust, progress=progress).value
 
 

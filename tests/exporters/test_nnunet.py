@@ -21,7 +21,7 @@ from segonnx.exporters import nnunet, pipeline
 from segonnx.exporters.nnunet import Trained
 from segonnx.exporters.pipeline import Settings
 from tests import handmade, nnunet_folders
-from tests.conftest import run
+from tests.conftest import ROOT, run
 
 TOTAL = "Dataset297_TotalSegmentator_total_3mm_1559subj"
 TOTAL_TRAINER = "nnUNetTrainer_4000epochs_NoMirroring"
@@ -75,6 +75,7 @@ def test_a_folder_of_totalsegmentator_is_exported_with_its_classes_and_licence(t
     card = (artifact / "README.md").read_text()
     assert "license: apache-2.0" in card
     assert "5 liver" in card
+    _run_the_documents_example(artifact)
     # Counted once each, though the file names the encoder's twice.
     parameters = manifest["parameters"]
     state = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
@@ -82,6 +83,16 @@ def test_a_folder_of_totalsegmentator_is_exported_with_its_classes_and_licence(t
     assert parameters["count"] == parameters["reference"] == sum(storages.values())
     assert parameters["count"] == parameters["used"] + parameters["unused"]
     assert parameters["unused_reasons"] == {models.nnunet.DEEP_SUPERVISION: 118 * 8 + 118}
+
+
+def _run_the_documents_example(artifact: Path) -> None:
+    """The Python in docs/nnunet.md, on this artifact."""
+    text = (ROOT / "docs" / "nnunet.md").read_text("utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    line = next(line for line in code.splitlines() if line.startswith("folder = "))
+    names: dict[str, Any] = {}
+    exec(code.replace(line, f"folder = {str(artifact)!r}"), names)
+    assert names["labels"].shape == (8, 16, 24)
 
 
 def test_the_manifest_holds_all_that_inference_needs(folder: Path) -> None:
