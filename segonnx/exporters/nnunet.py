@@ -51,7 +51,6 @@ class _Meta:
     configuration: str
     trainer: str
     mirror_axes: tuple[int, ...]
-    version: str | None
     plans: Mapping[str, Any] | None
     dataset: Mapping[str, Any] | None
 
@@ -230,14 +229,12 @@ def _read_checkpoint(path: Path, trust: bool) -> tuple[_Meta, dict[str, torch.Te
     mirror_axes = tuple(axes) if isinstance(axes, Sequence) else ()
     if not all(isinstance(axis, int) and 0 <= axis <= 2 for axis in mirror_axes):
         raise CheckpointError(f"{path}: inference_allowed_mirroring_axes are {axes!r}")
-    version = content.get("nnunetv2_version")
     own_plans, own_dataset = arguments.get("plans"), arguments.get("dataset_json")
     return _Meta(
         path=path,
         configuration=str(configuration),
         trainer=str(trainer),
         mirror_axes=tuple(sorted(set(mirror_axes))),
-        version=version if isinstance(version, str) else None,
         plans=own_plans if isinstance(own_plans, Mapping) else None,
         dataset=own_dataset if isinstance(own_dataset, Mapping) else None,
     ), tensors
@@ -290,13 +287,11 @@ def _system(plan: Plan, meta: _Meta, folds: list[str], which: Which) -> System:
         + ("" if len(folds) == 1 else f", the mean of folds {', '.join(folds)}"),
         divisors=plans.divisors(architecture, len(plan.patch_size)),
         licence="unknown" if task is None else task.licence,
-        described=describe(plan, meta.trainer, meta.mirror_axes, folds, which, meta.version),
+        described=describe(plan, meta.trainer, meta.mirror_axes, folds, which),
     )
 
 
-def describe(
-    plan: Plan, trainer: str, mirror_axes: tuple[int, ...], folds: list[str], which: Which, version: str | None
-) -> dict[str, Any]:
+def describe(plan: Plan, trainer: str, mirror_axes: tuple[int, ...], folds: list[str], which: Which) -> dict[str, Any]:
     """What goes into the manifest, so that inference needs nothing else; see docs/artifact.md for the keys."""
     task = totalsegmentator.task(plan.dataset, trainer)
     names = ", ".join(f"{one.name} ({one.normalization})" for one in plan.channels)
@@ -342,7 +337,6 @@ def describe(
         },
         "training": {
             "framework": "nnU-Net",
-            "version": version,
             "dataset": plan.dataset,
             "trainer": trainer,
             "plans": plan.plans,

@@ -127,7 +127,7 @@ def test_the_manifest_holds_all_that_inference_needs(folder: Path) -> None:
         "ignore_label": None,
     }
     assert described["training"] == {
-        "framework": "nnU-Net", "version": None, "dataset": "Dataset999_Hand", "trainer": "nnUNetTrainer",
+        "framework": "nnU-Net", "dataset": "Dataset999_Hand", "trainer": "nnUNetTrainer",
         "plans": "nnUNetPlans", "configuration": "3d_fullres", "folds": ["0"], "checkpoint": "final", "task": None,
     }  # fmt: skip
 
