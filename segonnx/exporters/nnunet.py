@@ -8,6 +8,7 @@ which axes inference may mirror.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -171,9 +172,10 @@ def find_checkpoints(model: Path, fold: str | None, which: Which) -> dict[str, P
         raise InputError(f"{model} has no folds: it holds no fold_0, fold_1, ... or fold_all")
     there = sorted({path.name for name in names for path in (model / f"fold_{name}").glob("checkpoint_*.pth")})
     where = f"{model}/fold_{names[0]}" if len(names) == 1 else f"{model}/fold_*"
-    hint = f"; --checkpoint {'best' if which == 'final' else 'final'} takes the other" if len(there) == 1 else ""
-    if not there or "latest" in there[0]:
-        hint = ": the training has not ended" if there else ""
+    other = "best" if which == "final" else "final"
+    hint = ": the training has not ended" if there else ""
+    if f"checkpoint_{other}.pth" in there:
+        hint = f"; --checkpoint {other} takes the other"
     raise InputError(f"{where} lacks {file}; it has {', '.join(there) or 'no checkpoint'}{hint}")
 
 
@@ -223,21 +225,29 @@ def _read_checkpoint(path: Path, trust: bool) -> tuple[_Meta, dict[str, torch.Te
     arguments = arguments if isinstance(arguments, Mapping) else {}
     configuration, trainer = arguments.get("configuration"), content.get("trainer_name")
     for what, value in (("init_args/configuration", configuration), ("trainer_name", trainer)):
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= 200:
             raise CheckpointError(f"{path} isn't nnU-Net's: it holds no {what}")
     axes = content.get("inference_allowed_mirroring_axes")
-    mirror_axes = tuple(axes) if isinstance(axes, Sequence) else ()
-    if not all(isinstance(axis, int) and 0 <= axis <= 2 for axis in mirror_axes):
-        raise CheckpointError(f"{path}: inference_allowed_mirroring_axes are {axes!r}")
-    own_plans, own_dataset = arguments.get("plans"), arguments.get("dataset_json")
+    axes = () if axes is None else axes
+    if not isinstance(axes, Sequence) or not all(isinstance(axis, int) and 0 <= axis <= 2 for axis in axes):
+        raise CheckpointError(f"{path}: inference_allowed_mirroring_axes aren't axes of a network")
     return _Meta(
         path=path,
         configuration=str(configuration),
         trainer=str(trainer),
-        mirror_axes=tuple(sorted(set(mirror_axes))),
-        plans=own_plans if isinstance(own_plans, Mapping) else None,
-        dataset=own_dataset if isinstance(own_dataset, Mapping) else None,
+        mirror_axes=tuple(sorted(set(axes))),
+        plans=_as_json(arguments.get("plans")),
+        dataset=_as_json(arguments.get("dataset_json")),
     ), tensors
+
+
+def _as_json(value: object) -> Mapping[str, Any] | None:
+    """What a checkpoint holds as it would stand in a JSON file; None if it couldn't."""
+    try:
+        result = json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return result if isinstance(result, Mapping) else None
 
 
 def _check_belongs(meta: _Meta, plan: Plan, model: Path) -> None:
