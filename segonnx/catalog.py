@@ -19,7 +19,13 @@ from segonnx.errors import InputError
 
 VOLUME = (1, 1, 64, 128, 128)
 IMAGE = (1, 3, 512, 512)
-FAMILIES = {"3d": "3D segmentation", "2d": "2D segmentation", "encoder": "encoders", "smp": "smp segmentation"}
+FAMILIES = {
+    "3d": "3D segmentation",
+    "2d": "2D segmentation",
+    "encoder": "encoders",
+    "smp": "smp segmentation",
+    "nnunet": "nnU-Net",
+}
 """Every family's key and its title in a table."""
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -84,12 +90,15 @@ class System:
         options: the builder's keyword arguments, without ``num_classes``.
         input_shape: (N, C, spatial...), in voxels or pixels.
         num_classes: output channels.
-        modality: ``CT`` or ``RGB``: how inputs are normalised.
+        modality: ``CT``, ``RGB`` or ``other``: how inputs are normalised.
         source: the network's origin.
         published: published parameter counts.
         published_macs: published multiply-adds.
         published_time: the source's timing, for the bench's tables.
         dsc_percent: published Dice score in percent.
+        divisors: what each spatial size must be a multiple of.
+        licence: of the weights in a checkpoint.
+        described: keys of the manifest that say what inference with a checkpoint's weights needs.
     """
 
     name: str
@@ -105,11 +114,13 @@ class System:
     published_time: PublishedTime | None = None
     dsc_percent: float | None = None
     reference: Reference | None = field(default=None, compare=False)
+    divisors: tuple[int, ...] = ()
+    licence: str = "unknown"
+    described: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def divisor(self) -> int:
-        """What every spatial size must be a multiple of."""
-        return 32
+    def __post_init__(self) -> None:
+        if not self.divisors:
+            object.__setattr__(self, "divisors", (32,) * (len(self.input_shape) - 2))
 
     @property
     def published_parameters(self) -> int | None:

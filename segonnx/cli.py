@@ -19,7 +19,8 @@ from segonnx.errors import InputError, SegonnxError, VerifyError
 if TYPE_CHECKING:
     from segonnx.bench.plan import Model
     from segonnx.bench.result import Row
-    from segonnx.exporters.pipeline import Exported
+    from segonnx.catalog import System
+    from segonnx.exporters.pipeline import Exported, Settings
     from segonnx.progress import Display
 
 BACKENDS = (
@@ -27,6 +28,7 @@ BACKENDS = (
     "ort", "ort-stock", "openvino", "openvino-stock",
 )  # fmt: skip
 OPTIMIZE = ("cpu", "none")
+CHECKPOINTS = ("final", "best")
 FAMILIES = ("3d", "2d", "encoder")
 INTERRUPTED = 130
 """The exit code that shells give a program that Ctrl-C ended."""
@@ -177,6 +179,16 @@ def _fraction(_ctx: click.Context, param: click.Parameter, value: str) -> float:
     help="Checkpoint to load: safetensors, or a torch file read without running its code.",
 )
 @click.option(
+    "--nnunet",
+    "nnunet_folder",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Export what nnU-Net v2 trained: the folder that holds plans.json and fold_0.",
+)
+@click.option("--fold", metavar="N|all|ensemble", help="Of --nnunet: one fold, or the mean. [default: each fold]")
+@click.option("--checkpoint", type=click.Choice(CHECKPOINTS), help="Of --nnunet.  [default: final]")
+@click.option("--configuration", metavar="NAME", help="Of --nnunet, such as 3d_fullres, where there are several.")
+@click.option(
     "--seed",
     type=click.IntRange(0),
     default=0,
@@ -205,6 +217,10 @@ def export(
     everything: bool,
     out: Path,
     weights: Path | None,
+    nnunet_folder: Path | None,
+    fold: str | None,
+    checkpoint: Literal["final", "best"] | None,
+    configuration: str | None,
     seed: int,
     shape: tuple[int, ...] | None,
     batch: int,
@@ -223,6 +239,7 @@ def export(
     segonnx export --all --out artifacts
     segonnx export stunet-b --weights base_ep4k.model
     segonnx export totalsegmentator --shape 128,128,128
+    segonnx export --nnunet nnUNet_results/Dataset004_Hippocampus --configuration 3d_fullres --fold ensemble
     segonnx export smp:segformer:mit_b0 --dynamic
     """
     from segonnx import machine
@@ -230,27 +247,37 @@ def export(
     from segonnx.exporters import pipeline
     from segonnx.progress import Display
 
-    systems = _systems(names, everything)
+    systems: list[System] = []
+    if nnunet_folder is None:
+        if any(option is not None for option in (fold, checkpoint, configuration)):
+            raise InputError("--fold, --checkpoint and --configuration go with --nnunet FOLDER")
+        systems = _systems(names, everything)
+    elif names or everything or weights is not None:
+        raise InputError("--nnunet FOLDER has its own weights and name: give it alone, without names, --all, --weights")
     if weights is not None and len(systems) > 1:
         raise InputError("--weights is one network's: name one system")
     _require_torch("export")
     if json_path is not None:
         folder.require_writable(json_path)
     settings = pipeline.Settings(
-        out, weights, seed, shape, batch, dynamic, optimize, overwrite, threads or machine.usable_cores()
-    )
-    for system in systems:
+        out, () if weights is None else (weights,), seed, shape, batch, dynamic, optimize, overwrite,
+        threads or machine.usable_cores(),
+    )  # fmt: skip
+    jobs = [(system, settings) for system in systems]
+    if nnunet_folder is not None:
+        jobs = _trained(nnunet_folder, fold, checkpoint or "final", configuration, settings)
+    for system, _ in jobs:
         pipeline.input_shape(system, shape, batch)
     done: list[Exported] = []
     failed: dict[str, SegonnxError] = {}
     with Display() as display:
-        for number, system in enumerate(systems, 1):
-            place = f"[{number}/{len(systems)}] " if len(systems) > 1 else ""
+        for number, (system, how) in enumerate(jobs, 1):
+            place = f"[{number}/{len(jobs)}] " if len(jobs) > 1 else ""
             try:
-                exported = pipeline.export(system, settings, display.within(f"{place}{system.name}: "))
+                exported = pipeline.export(system, how, display.within(f"{place}{system.name}: "))
             except SegonnxError as error:
                 failed[system.name] = error
-                if len(systems) == 1:
+                if len(jobs) == 1:
                     raise
                 display.echo(f"{place}{system.name}: FAILED: {error}", err=True)
             else:
@@ -259,11 +286,31 @@ def export(
     if json_path is not None:
         folder.write(json_path, json.dumps([_exported_json(one) for one in done], indent=1) + "\n")
     if failed:
-        message = f"{len(failed)} of {len(systems)} failed: {', '.join(failed)}"
+        message = f"{len(failed)} of {len(jobs)} failed: {', '.join(failed)}"
         if not done and all(isinstance(error, InputError) for error in failed.values()):
             raise InputError(message)
         click.echo(f"segonnx: {message}", err=True)
         sys.exit(1)
+
+
+def _trained(
+    nnunet_folder: Path,
+    fold: str | None,
+    checkpoint: Literal["final", "best"],
+    configuration: str | None,
+    settings: Settings,
+) -> list[tuple[System, Settings]]:
+    """The networks of a folder that nnU-Net trained, each with its checkpoints."""
+    from dataclasses import replace
+
+    from segonnx.exporters import nnunet
+    from segonnx.progress import Display
+
+    with Display() as display:
+        found = nnunet.trained(
+            nnunet_folder, fold=fold, which=checkpoint, configuration=configuration, progress=display
+        )
+    return [(one.system, replace(settings, checkpoints=one.checkpoints)) for one in found]
 
 
 def _systems(names: tuple[str, ...], everything: bool) -> list[Any]:
@@ -291,6 +338,8 @@ def _exported_line(exported: Exported) -> str:
         )
     parity = content["parity"]
     known = "as referenced" if content["parameters"]["reference"] is not None else "(no reference to compare)"
+    if "training" in content:
+        known = "as in the checkpoint"
     size = sum(entry["bytes"] for name, entry in content["files"].items() if name.startswith("model.onnx"))
     return (
         f"{content['name']}: {content['parameters']['count']:,} parameters {known}; ONNX against PyTorch: "

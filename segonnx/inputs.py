@@ -37,7 +37,7 @@ def make(name: str, shape: tuple[int, ...], modality: str, seed: int = 0) -> Arr
         name: ``noise`` (standard normal), ``phantom`` (a trunk of ellipsoids, normalised as the modality's networks
             are fed) or ``constant`` (one value everywhere, as in padding).
         shape: (N, C, spatial...).
-        modality: ``CT`` or ``RGB``.
+        modality: ``CT``, ``RGB`` or ``other``.
         seed: of the noise.
 
     Returns:
@@ -55,9 +55,9 @@ def make(name: str, shape: tuple[int, ...], modality: str, seed: int = 0) -> Arr
 def phantom(shape: tuple[int, ...], modality: str, seed: int = 0) -> Array:
     """A deterministic CT-like phantom in Hounsfield units with a little noise, normalised for the modality.
 
-    For CT: clipped to its 0.5 and 99.5 percentiles, then centred and scaled by mean and standard deviation of what
-    isn't air, as nnU-Net does. For RGB: a soft-tissue window to 0..1, then the mean and standard deviation of ImageNet
-    per channel. 2D shapes show the slice through the middle.
+    For RGB: a soft-tissue window to 0..1, then the mean and standard deviation of ImageNet per channel. For all others:
+    clipped to its 0.5 and 99.5 percentiles, then centred and scaled by mean and standard deviation of what
+    isn't air, as nnU-Net does. 2D shapes show the slice through the middle.
     """
     batch, channels, *spatial = shape
     depth = spatial if len(spatial) == 3 else [1, *spatial]
@@ -68,16 +68,16 @@ def phantom(shape: tuple[int, ...], modality: str, seed: int = 0) -> Array:
         units[((z - cz) / az) ** 2 + ((y - cy) / ay) ** 2 + ((x - cx) / ax) ** 2 <= 1] = value
     noise = np.random.default_rng(seed).standard_normal((batch, channels, *depth))
     image = units + 12.0 * noise
-    if modality == "CT":
-        inside = image[np.broadcast_to(units > _AIR, image.shape)]
-        low, high = np.percentile(inside, (0.5, 99.5))
-        inside = np.clip(inside, low, high)
-        image = (np.clip(image, low, high) - inside.mean()) / inside.std()
-    else:
+    if modality == "RGB":
         image = np.clip((image + 160.0) / 400.0, 0, 1)
         for channel in range(channels):
             which = channel % 3
             image[:, channel] = (image[:, channel] - IMAGENET_MEAN[which]) / IMAGENET_STD[which]
+    else:
+        inside = image[np.broadcast_to(units > _AIR, image.shape)]
+        low, high = np.percentile(inside, (0.5, 99.5))
+        inside = np.clip(inside, low, high)
+        image = (np.clip(image, low, high) - inside.mean()) / inside.std()
     return np.ascontiguousarray(image.reshape(shape), dtype=np.float32)
 
 

@@ -20,7 +20,9 @@ LAYERS = {
     "bench": {"bench", "artifacts", "runtimes"},
     "report": {"report", "bench"},
 }
-PLAIN = {"catalog", "errors", "inputs", "machine", "numeric", "process", "progress", "__version__"}
+PLAIN = {
+    "catalog", "errors", "inputs", "machine", "numeric", "plans", "process", "progress", "totalsegmentator", "__version__",
+}  # fmt: skip
 WITHOUT_TORCH = ("artifacts", "runtimes", "bench", "report")
 
 

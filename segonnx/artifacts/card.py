@@ -26,6 +26,10 @@ def render(content: Manifest) -> str:
         f"| allowed | | {tolerance['max_rel_error']:.1e} | {tolerance['rms_rel_error']:.1e} "
         f"| {100 * tolerance['label_agreement']:.4f} % |"
     )
+    regions = content.get("inference", {}).get("regions", False)
+    outputs, decide = ("region", " > 0  # one label map per region") if regions else ("class", ".argmax(axis=1)")
+    names = ", ".join(f"{label['value']} {label['name']}" for label in content["labels"])
+    labels = f"\n- **Labels:** {names}" if names else ""
     unused = "".join(f"\n- {count:,} unused: {why}" for why, count in parameters["unused_reasons"].items())
     return f"""---
 library_name: onnx
@@ -40,7 +44,7 @@ tags: [image-segmentation, onnx, segonnx]
 - **Weights:** {weights["source"]}
 - **Licence of the weights:** {weights["licence"]}
 - **Input:** `{x["name"]}`, {x["dtype"]}, {_shape(x["shape"])} as (N, C, spatial...); {content["preprocessing"]["note"]}
-- **Output:** `{logits["name"]}`, {logits["dtype"]}, {_shape(logits["shape"])}: a logit per class
+- **Output:** `{logits["name"]}`, {logits["dtype"]}, {_shape(logits["shape"])}: a logit per {outputs}{labels}
 - **Multiply-adds of a pass:** {content["macs"]:,}
 
 ## Run it
@@ -51,7 +55,7 @@ import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
 x = np.zeros({tuple(example)}, np.float32)
-labels = session.run(["{logits["name"]}"], {{"{x["name"]}": x}})[0].argmax(axis=1)
+labels = session.run(["{logits["name"]}"], {{"{x["name"]}": x}})[0]{decide}
 ```
 
 `segonnx verify .` checks every byte of this folder and replays `test_data_set_0`.

@@ -101,6 +101,7 @@ def _dynamic_shapes(system: System, shape: tuple[int, ...]) -> tuple[dict[int, A
 
     names = ("depth", "height", "width")[-(len(shape) - 2) :]
     spatial = {
-        axis: system.divisor * torch.export.Dim(f"{name}_{system.divisor}", min=2) for axis, name in enumerate(names, 2)
+        axis: step * torch.export.Dim(f"{name}_{step}", min=2)
+        for axis, (name, step) in enumerate(zip(names, system.divisors, strict=True), 2)
     }
     return ({0: torch.export.Dim("batch", min=1), **spatial},)

@@ -6,6 +6,8 @@ Each step runs in a process of its own, so that no two hold the weights at once,
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 import math
 import os
 import shutil
@@ -43,7 +45,8 @@ class Settings:
 
     Attributes:
         out: the folder that artifacts are made in.
-        checkpoint: a file of weights; random weights from ``seed`` where there is none.
+        checkpoints: files of weights, one for each part of the network that has its own; random weights from ``seed``
+            where there are none.
         seed: of random weights.
         shape: spatial sizes of the input, where they aren't the system's.
         batch: instances per pass.
@@ -54,7 +57,7 @@ class Settings:
     """
 
     out: Path
-    checkpoint: Path | None = None
+    checkpoints: tuple[Path, ...] = ()
     seed: int = 0
     shape: tuple[int, ...] | None = None
     batch: int = 1
@@ -122,7 +125,7 @@ def export(system: System, settings: Settings, progress: Progress = process.sile
         artifact = work / "artifact"
         artifact.mkdir()
         prepared = stage(
-            "prepare", prepare, system, settings.checkpoint, settings.seed, shape, planned, work, settings.threads
+            "prepare", prepare, system, settings.checkpoints, settings.seed, shape, planned, work, settings.threads
         )
         converted = stage("convert", convert, system, shape, settings.dynamic, settings.optimize, work, work / MODEL)
         account = stage("assemble", assemble, work / MODEL, converted, work / STATE, artifact)
@@ -157,12 +160,14 @@ def input_shape(system: System, spatial: tuple[int, ...] | None, batch: int = 1)
     axes = "D,H,W" if wanted == 3 else "H,W"
     if len(spatial) != wanted:
         raise InputError(f"{system.name} takes {wanted} spatial sizes, {axes}; --shape gives {len(spatial)}")
-    for size in spatial:
-        if size <= 0 or size % system.divisor:
+    for size, step in zip(spatial, system.divisors, strict=True):
+        if size <= 0 or size % step:
+            alike = len(set(system.divisors)) == 1
+            each = step if alike else f"{','.join(map(str, system.divisors))} along the axes"
             raise InputError(
-                f"{system.name} takes spatial sizes that are positive multiples of {system.divisor}; --shape has {size}"
+                f"{system.name} takes spatial sizes that are positive multiples of {each}; --shape has {size}"
             )
-    if wanted == 3 and math.prod(spatial) == system.divisor**3:
+    if (wanted == 3 or system.family == "nnunet") and spatial == system.divisors:
         raise InputError(f"{system.name} needs more than one voxel at its deepest level: double a size of --shape")
     return (batch, system.input_shape[1], *spatial)
 
@@ -204,16 +209,22 @@ def _require_disk(system: System, shape: tuple[int, ...], work: Path) -> None:
 
 
 def _arguments(system: System, settings: Settings, shape: tuple[int, ...]) -> dict[str, Any]:
-    if settings.checkpoint is not None and not settings.checkpoint.is_file():
-        raise CheckpointError(f"{settings.checkpoint} is not a file")
-    return {
+    for path in settings.checkpoints:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is not a file")
+    digests = [sha256(path) for path in settings.checkpoints]
+    arguments = {
         "name": system.name,
         "shape": list(shape),
         "dynamic": settings.dynamic,
         "optimize": settings.optimize,
-        "seed": settings.seed if settings.checkpoint is None else None,
-        "checkpoint_sha256": sha256(settings.checkpoint) if settings.checkpoint is not None else None,
+        "seed": settings.seed if not digests else None,
+        "checkpoint_sha256": None if not digests else digests[0] if len(digests) == 1 else digests,
     }
+    if system.described:
+        text = json.dumps([system.options, system.described], sort_keys=True)
+        arguments["plans_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    return arguments
 
 
 def _existing(target: Path, arguments: dict[str, Any], settings: Settings, progress: Progress) -> Manifest | None:
@@ -251,7 +262,7 @@ def _manifest(
 
     graph = onnx.load(str(artifact / MODEL), load_external_data=False).graph
     differences = [one.difference for one in measured]
-    seeded = settings.checkpoint is None
+    seeded = not settings.checkpoints
     return {
         "schema_version": manifest.SCHEMA_VERSION,
         "name": system.name,
@@ -277,13 +288,14 @@ def _manifest(
         "weights": {
             "source": f"seeded random weights (seed {settings.seed}); they predict nothing"
             if seeded
-            else f"file {settings.checkpoint.name}",  # type: ignore[union-attr]
+            else " and ".join(f"file {_short(path)}" for path in settings.checkpoints),
             "sha256": prepared.weights_sha256,
-            "licence": "apache-2.0" if seeded else "unknown",
+            "licence": "apache-2.0" if seeded else system.licence,
             "seed": settings.seed if seeded else None,
         },
-        "preprocessing": _PREPROCESSING[system.modality],
+        "preprocessing": _PREPROCESSING.get(system.modality, {}),
         "labels": [],
+        **system.described,
         "parity": {
             "inputs": [
                 {"kind": one.probe.kind, "shape": list(one.probe.shape), "sha256": one.sha256, **asdict(one.difference)}
@@ -303,6 +315,11 @@ def _manifest(
         "producer": machine.versions() | {"segonnx": segonnx.__version__},
         "arguments": arguments,
     }
+
+
+def _short(path: Path) -> str:
+    """The file's name, with its fold's."""
+    return f"{path.parent.name}/{path.name}" if path.parent.name.startswith("fold_") else path.name
 
 
 _PREPROCESSING: dict[str, dict[str, Any]] = {

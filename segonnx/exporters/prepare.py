@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,8 +35,8 @@ class Prepared:
     weights_sha256: str
 
 
-def network_with_weights(system: System, checkpoint: Path | None, seed: int, progress: Progress) -> Network:
-    """The system's network in its inference form, with a checkpoint's weights or seeded random ones.
+def network_with_weights(system: System, checkpoints: tuple[Path, ...], seed: int, progress: Progress) -> Network:
+    """The system's network in its inference form, with checkpoints' weights or seeded random ones.
 
     Raises:
         CheckpointError: the checkpoint can't be used.
@@ -49,16 +49,17 @@ def network_with_weights(system: System, checkpoint: Path | None, seed: int, pro
     from segonnx.models import counting, seeded, weights
 
     progress("building the network")
-    network = models.build_empty(system) if checkpoint is None else models.build(system)
+    network = models.build(system) if checkpoints else models.build_empty(system)
     training_parameters = counting.parameters(network.module)
-    if checkpoint is None:
+    if not checkpoints:
         progress("setting random weights")
         seeded.randomize(network.module, seed)
         progress("calibrating the random weights")
         seeded.calibrate(network.module, torch.from_numpy(_calibration_inputs(system)))
     else:
-        progress(f"loading {checkpoint.name}")
-        weights.load(network, checkpoint)
+        for part, path in zip(network.members or (network.module,), checkpoints, strict=True):
+            progress(f"loading {path.name}")
+            weights.load(replace(network, module=part), path)
     network = network.finalized()
     progress("checking parameter parity")
     parameters.require(system, counting.parameters_per_module(network.module), training_parameters)
@@ -67,7 +68,7 @@ def network_with_weights(system: System, checkpoint: Path | None, seed: int, pro
 
 def prepare(
     system: System,
-    checkpoint: Path | None,
+    checkpoints: tuple[Path, ...],
     seed: int,
     shape: tuple[int, ...],
     probes: tuple[Probe, ...],
@@ -87,7 +88,7 @@ def prepare(
     from segonnx.models import counting, weights
 
     torch.set_num_threads(threads)
-    network = network_with_weights(system, checkpoint, seed, progress)
+    network = network_with_weights(system, checkpoints, seed, progress)
     progress("writing the weights")
     weights.save(network.module, folder / STATE)
     macs = counting.macs(models.build_meta(system).finalized(), shape, all_heads=False)
@@ -101,7 +102,7 @@ def prepare(
     return Prepared(counting.parameters(network.module), macs, sha256(folder / STATE))
 
 
-def write_weights(system: System, checkpoint: Path | None, seed: int, path: Path, progress: Progress) -> str:
+def write_weights(system: System, checkpoints: tuple[Path, ...], seed: int, path: Path, progress: Progress) -> str:
     """Write the weights that an export with these arguments has, and give their file's SHA-256.
 
     Raises:
@@ -110,7 +111,7 @@ def write_weights(system: System, checkpoint: Path | None, seed: int, path: Path
     """
     from segonnx.models import weights
 
-    network = network_with_weights(system, checkpoint, seed, progress)
+    network = network_with_weights(system, checkpoints, seed, progress)
     progress("writing the weights")
     weights.save(network.module, path)
     return sha256(path)

@@ -34,7 +34,7 @@ def plan(system: System, shape: tuple[int, ...], *, dynamic: bool) -> tuple[Prob
     """The probes of an export at ``shape``; a file with open sizes is checked at a second size and batch too."""
     probes = [Probe(kind, shape) for kind in ("noise", "phantom", "constant")]
     if dynamic:
-        grown = (shape[0] + 1, shape[1], *(size + system.divisor for size in shape[2:]))
+        grown = (shape[0] + 1, shape[1], *(size + step for size, step in zip(shape[2:], system.divisors, strict=True)))
         probes += [Probe("noise", grown), Probe("phantom", grown)]
     return tuple(probes)
 
@@ -44,6 +44,5 @@ def halved(system: System, shape: tuple[int, ...]) -> tuple[int, ...]:
 
     The last axis keeps two of them, so that the deepest level has more than one voxel to normalise over.
     """
-    step = system.divisor
-    *others, last = (max(step, size // 2 // step * step) for size in shape[2:])
-    return (1, shape[1], *others, max(2 * step, last))
+    sizes = [max(step, size // 2 // step * step) for size, step in zip(shape[2:], system.divisors, strict=True)]
+    return (1, shape[1], *sizes[:-1], max(2 * system.divisors[-1], sizes[-1]))

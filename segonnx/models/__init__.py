@@ -12,7 +12,7 @@ import torch
 
 from segonnx.catalog import System
 from segonnx.errors import InputError
-from segonnx.models import plain_unet, seeded, smp, stunet, timm_encoder, timm_unet
+from segonnx.models import nnunet, plain_unet, seeded, smp, stunet, timm_encoder, timm_unet
 from segonnx.models.base import Network
 
 BUILDERS: dict[str, Callable[..., Network]] = {
@@ -21,6 +21,7 @@ BUILDERS: dict[str, Callable[..., Network]] = {
     "timm_unet": timm_unet.build,
     "timm_encoder": timm_encoder.build,
     "smp": smp.build,
+    "nnunet": nnunet.build,
 }
 
 

@@ -23,12 +23,14 @@ class Network:
         finalize: turns the training form, weights loaded, into the inference form (MobileOne's branches become one
             convolution); most networks have one form only.
         training_forward: runs every head that holds parameters, where inference runs fewer.
+        members: the parts that each have a checkpoint of their own; empty where one checkpoint holds all.
     """
 
     module: nn.Module
     unused: Mapping[str, str] = field(default_factory=dict)
     finalize: Callable[[nn.Module], nn.Module] = _as_it_is
     training_forward: Callable[[torch.Tensor], object] | None = None
+    members: tuple[nn.Module, ...] = ()
 
     def finalized(self) -> Network:
         """The same network in its inference form, in eval mode."""

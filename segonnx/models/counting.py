@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -20,10 +21,15 @@ def parameters(module: nn.Module) -> int:
 
 def parameters_per_module(module: nn.Module) -> dict[str, int]:
     """Parameters per module, in the order of the network; they add up to ``parameters(module)``."""
+    return per_module((name, parameter.numel()) for name, parameter in module.named_parameters())
+
+
+def per_module(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Parameters per module, from their names and sizes."""
     counts: Counter[str] = Counter()
-    for name, parameter in module.named_parameters():
+    for name, size in sizes:
         path = name.split(".")[:-1]
-        counts[".".join(path[:MODULE_DEPTH]) or name] += parameter.numel()
+        counts[".".join(path[:MODULE_DEPTH]) or name] += size
     return dict(counts)
 
 

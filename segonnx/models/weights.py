@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import argparse
+import io
+import math
+import re
+import struct
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, SupportsIndex
 
+import numpy as np
 import torch
 from torch import nn
 
 from segonnx import models
 from segonnx.catalog import System
 from segonnx.errors import CheckpointError
+from segonnx.models import pickles
 from segonnx.models.base import Network
 
-WRAPPERS = ("state_dict", "network_weights", "model_state_dict", "model")
-"""Keys under which checkpoints keep their weights: STU-Net v1, nnU-Net and STU-Net v2, and common trainers."""
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "network_weights", "model_state_dict", "model")
+"""Keys under which checkpoints keep their weights, in the order in which they are looked for: timm's averaged weights,
+STU-Net v1 and timm, nnU-Net and STU-Net v2, and common trainers."""
+
+PREFIXES = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before every name."""
+
+MAX_DIRECTORY_BYTES = 2**24
+"""The most that a zip file's directory may take: some hundred thousand tensors."""
+
+LEGACY_PICKLES = 5
+"""What stands before the numbers in files of older torches: a magic number, version, system, objects, their storages."""
+
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
 
 def state(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -54,19 +76,18 @@ def restore(system: System, path: Path) -> Network:
     return network
 
 
-def load(network: Network, path: Path) -> None:
+def load(network: Network, path: Path, trust: bool = False) -> None:
     """Load a checkpoint into the network's training form.
-
-    Files of safetensors are preferred. Anything else is read by torch with ``weights_only``: no code of the file runs.
 
     Args:
         network: the network, built.
-        path: a ``.safetensors`` file, or a torch file that holds the weights at its top or under one of ``WRAPPERS``.
+        path: see ``read``.
+        trust: see ``content``.
 
     Raises:
-        CheckpointError: the file is missing, unreadable or unsafe, or doesn't fit the network to the last tensor.
+        CheckpointError: the file can't be read, or doesn't fit the network to the last tensor.
     """
-    tensors = read(path)
+    tensors = read(path, trust)
     wanted = network.module.state_dict()
     missing = [name for name in wanted if name not in tensors]
     extra = [name for name in tensors if name not in wanted]
@@ -81,38 +102,211 @@ def load(network: Network, path: Path) -> None:
     network.module.load_state_dict(tensors)
 
 
-def read(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint by name.
+def read(path: Path, trust: bool = False) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by name, without wrappers around them and prefixes before their names.
+
+    Args:
+        path: see ``content``.
+        trust: see ``content``.
 
     Raises:
-        CheckpointError: see ``load``.
+        CheckpointError: see ``content`` and ``tensors``.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path} is not a file")
+    return tensors(content(path, trust), path)
+
+
+def content(path: Path, trust: bool = False) -> Any:
+    """All that a checkpoint holds: weights, and what its trainer kept beside them.
+
+    Safetensors and zip files of torch are mapped: what isn't looked at takes no memory. Besides tensors and plain data,
+    a torch file may hold NumPy's numbers and arrays, which training logs have.
+
+    Args:
+        path: a file of safetensors or of torch.
+        trust: run the code that the file brings, where it brings any. Otherwise none of it runs, ever.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of another kind, or needs code.
+    """
     try:
-        if path.suffix == ".safetensors":
+        kind = _kind(path)
+        if kind == "safetensors":
             from safetensors.torch import load_file
 
-            content: object = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            return load_file(path)
+        _check_zip(path) if kind == "zip" else _check_pickles(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with torch.serialization.safe_globals(_INERT):
+                return torch.load(path, map_location="cpu", weights_only=not trust, mmap=kind == "zip")
+    except CheckpointError:
+        raise
     except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise CheckpointError(
-            f"{path} can't be read safely: {reason[0] if reason else type(error).__name__}"
-        ) from error
+        raise CheckpointError(f"{path} can't be read{'' if trust else ' safely'}: {_reason(error)}") from error
+
+
+def tensors(content: object, path: Path) -> dict[str, torch.Tensor]:
+    """The tensors among ``content``, by name: at its top, or under one of ``WRAPPERS``.
+
+    Args:
+        content: what a checkpoint holds.
+        path: of the file, for messages.
+
+    Raises:
+        CheckpointError: it holds none, other things among them, or tensors that are larger than their data.
+    """
     for key in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{path} holds no weights by name")
-    other = [name for name, tensor in content.items() if not isinstance(tensor, torch.Tensor)]
+    other = [str(name) for name, tensor in content.items() if not isinstance(tensor, torch.Tensor)]
     if other:
-        raise CheckpointError(f"{path} holds things that aren't tensors: {', '.join(map(str, other[:3]))}")
-    return {str(name): tensor for name, tensor in content.items()}
+        raise CheckpointError(f"{path} holds things that aren't tensors: {', '.join(other[:3])}")
+    # Detached they have no attributes but torch's own.
+    found = {str(name): torch.Tensor.detach(tensor) for name, tensor in content.items()}
+    for name, tensor in found.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise CheckpointError(f"{path}: {name} isn't a plain tensor of numbers")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f"{path}: {name} {tuple(tensor.shape)} is larger than the data that the file holds")
+    for prefix in PREFIXES * 2:
+        if all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    return found
 
 
-def _is_zip(path: Path) -> bool:
+def _kind(path: Path) -> str:
+    """``safetensors``, ``zip`` or ``pickle``: what the file's first bytes say that it is.
+
+    Raises:
+        CheckpointError: it's none of them.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file")
     with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+        start = file.read(64)
+    if start.startswith(_ZIP):
+        return "zip"
+    if start.startswith(_PICKLE):
+        return "pickle"
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        return "safetensors"
+    if not start:
+        raise CheckpointError(f"{path} is empty")
+    text = start.decode("ascii", "ignore")
+    said = ""
+    if len(text) == len(start) and text.replace("\n", " ").isprintable():
+        said = f": it is a text that begins with {text.splitlines()[0][:40]!r}"
+    raise CheckpointError(f"{path} is neither a torch file nor safetensors{said}")
+
+
+def _check_zip(path: Path) -> None:
+    """Stop at a zip file that torch didn't write: its entries are compressed, overlap, or are far too many.
+
+    Raises:
+        CheckpointError: it is one.
+        ValueError, IndexError, KeyError: see ``pickles.check``.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if _directory_bytes(file, size) > MAX_DIRECTORY_BYTES:
+            raise CheckpointError(f"{path} isn't a file of torch: its directory has too many entries")
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            _check_entries(entries, path, size)
+            for entry in entries:
+                if entry.filename.endswith(".pkl"):
+                    with archive.open(entry) as pickle:
+                        pickles.check(io.BytesIO(pickle.read()))
+
+
+def _check_entries(entries: list[zipfile.ZipInfo], path: Path, size: int) -> None:
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise CheckpointError(f"{path} is TorchScript, which holds code: save the network's state_dict() instead")
+    if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
+        raise CheckpointError(f"{path} isn't a file of torch: its entries are compressed")
+    if sum(entry.file_size for entry in entries) > size:
+        raise CheckpointError(f"{path} isn't a file of torch: its entries are larger than the file")
+
+
+def _check_pickles(path: Path) -> None:
+    """Look at the pickles of a file as torch wrote it before it used zip files.
+
+    Raises:
+        ValueError, IndexError, KeyError: see ``pickles.check``.
+    """
+    with path.open("rb") as file:
+        for _ in range(LEGACY_PICKLES):
+            pickles.check(file)
+
+
+def _directory_bytes(file: Any, size: int) -> int:
+    """The size of a zip file's directory, as the record at its end says; 0 where there is none."""
+    file.seek(max(0, size - 2**16))
+    tail = file.read()
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or len(tail) < end + 22:
+        return 0
+    found: int = struct.unpack_from("<I", tail, end + 12)[0]
+    if found == 2**32 - 1 and (large := tail.rfind(b"PK\x06\x06", 0, end)) >= 0:
+        found = struct.unpack_from("<Q", tail, large + 40)[0]
+    return found
+
+
+def _reason(error: Exception) -> str:
+    """Why torch or safetensors refused a file, in one line."""
+    text = str(error).strip()
+    if (needed := re.search(r"GLOBAL (\S+)", text)) is not None:
+        return (
+            f"it needs {needed[1]}, which may be any code. If you trust whoever made the file, --trust-checkpoint "
+            "loads it, and runs that code"
+        )
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Weights only load failed"):
+        lines = [line.partition("WeightsUnpickler error: ")[2] for line in lines if "WeightsUnpickler error: " in line]
+    return lines[0][:300] if lines and lines[0] else type(error).__name__
+
+
+class _DType:
+    """Stands in for NumPy's types of numbers in a pickle; types of anything else are refused."""
+
+    def __init__(self, name: str, _align: bool = False, _copy: bool = False) -> None:
+        self.value = np.dtype(str(name))
+        if self.value.kind not in "biufc":
+            raise ValueError(f"an array of {self.value} isn't one of numbers")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.value = self.value.newbyteorder(state[1])
+
+
+class _Array(np.ndarray[Any, Any]):
+    """Stands in for NumPy's arrays in a pickle: takes numbers alone, as many as there are."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _version, shape, dtype, fortran, data = state
+        if math.prod(shape) * dtype.value.itemsize != len(data):
+            raise ValueError(f"an array of {shape} doesn't fit its {len(data)} bytes")
+        super().__setstate__((1, tuple(shape), dtype.value, bool(fortran), bytes(data)))  # type: ignore[misc]
+
+
+def _reconstruct(_cls: object, _shape: tuple[SupportsIndex, ...], _typecode: object) -> _Array:
+    """Stands in for NumPy's function that makes the empty array of a pickle."""
+    return np.ndarray.__new__(_Array, (0,), np.uint8)
+
+
+def _scalar(dtype: _DType, data: bytes) -> Any:
+    """Stands in for NumPy's function that makes one number of a pickle."""
+    (value,) = np.frombuffer(data, dtype.value)
+    return value
+
+
+# NumPy's own functions would make objects of any type and size.
+_INERT: list[Any] = [
+    argparse.Namespace,  # the arguments of a training, in timm's checkpoints
+    (_DType, "numpy.dtype"),
+    (_Array, "numpy.ndarray"),
+    *((function, f"numpy.{core}.multiarray.{name}")
+      for core in ("core", "_core") for function, name in ((_reconstruct, "_reconstruct"), (_scalar, "scalar"))),
+]  # fmt: skip

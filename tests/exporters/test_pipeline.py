@@ -160,7 +160,7 @@ def test_a_checkpoint_is_exported_with_its_own_numbers(tiny: System, tmp_path: P
     module = models.build_empty(tiny).module.eval()
     seeded.randomize(module, 3)
     torch.save({"state_dict": module.state_dict()}, tmp_path / "tiny.model")
-    exported = pipeline.export(tiny, Settings(tmp_path / "out", checkpoint=tmp_path / "tiny.model"))
+    exported = pipeline.export(tiny, Settings(tmp_path / "out", checkpoints=(tmp_path / "tiny.model",)))
     assert exported.manifest["weights"]["source"] == "file tiny.model"
     assert exported.manifest["weights"]["seed"] is None
     initializers = {i.name: i for i in onnx.load(exported.folder / "model.onnx").graph.initializer}
@@ -214,7 +214,7 @@ def test_a_killed_export_leaves_no_artifact_or_a_whole_one(step: str, tmp_path: 
     leftovers = [path for path in tmp_path.iterdir() if path != target]
     assert leftovers
     with pytest.raises(CheckpointError):
-        pipeline.export(catalog.find(SMALL), Settings(tmp_path, checkpoint=ROOT / "README.md"))
+        pipeline.export(catalog.find(SMALL), Settings(tmp_path, checkpoints=(ROOT / "README.md",)))
     assert not any(path.exists() for path in leftovers)
 
 

@@ -74,7 +74,7 @@ def test_seeded_networks_have_outputs_of_unit_variance(name: str, tiny: System) 
     from segonnx.exporters.prepare import network_with_weights
 
     system = tiny if name == tiny.name else catalog.find(name)
-    module = network_with_weights(system, None, 0, lambda _: None).module
+    module = network_with_weights(system, (), 0, lambda _: None).module
     for kind in inputs.NAMES:
         with torch.inference_mode():
             logits = module(torch.from_numpy(inputs.make(kind, system.input_shape, system.modality)))

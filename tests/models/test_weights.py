@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import argparse
+import io
+import json
 import os
 import pickle
+import struct
+import tarfile
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -45,6 +55,8 @@ def test_safetensors_load(tiny: System, state: dict[str, torch.Tensor], tmp_path
 
 
 class Evil:
+    """Its pickle makes a folder wherever it is run."""
+
     def __init__(self, proof: Path) -> None:
         self.proof = proof
 
@@ -52,35 +64,299 @@ class Evil:
         return os.mkdir, (str(self.proof),)
 
 
-def test_no_code_of_a_checkpoint_runs(tiny: System, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+class Forged:
+    """Pickled as a call of ``function``."""
+
+    def __init__(self, function: Any, *arguments: Any, state: Any = None) -> None:
+        self.call = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def _objects(proof: Path) -> dict[str, Any]:
+    """Objects that run code, or take all memory, wherever they are unpickled without care."""
+    numpy_scalar, reconstruct = np.float64(1).__reduce__()[0], np.zeros(1).__reduce__()[0]
+    objects, huge = (1, (1,), np.dtype("O"), False, [Evil(proof)]), (1, (10**14,), np.dtype("f8"), False, b"12")
+    return {
+        "at the top": Evil(proof),
+        "in a nested key": {"state_dict": {"w": torch.ones(1)}, "meta": [{"deep": (Evil(proof),)}]},
+        "as a tensor": {"state_dict": {"w": Evil(proof)}},
+        "as a key": {"state_dict": {Evil(proof): torch.ones(1)}},
+        "builtins": Forged(eval, f"__import__('os').mkdir({str(proof)!r})"),
+        "getattr": Forged(getattr, "", "format"),
+        "subclass of an array": Forged(reconstruct, Evil, (0,), b"b"),
+        "array of objects": Forged(reconstruct, np.ndarray, (0,), b"b", state=objects),
+        "array of structures": np.zeros(2, "i4,O"),
+        "array that is too large": Forged(reconstruct, np.ndarray, (0,), b"b", state=huge),
+        "array of its size": Forged(np.ndarray, (10**14,)),
+        "scalar of objects": Forged(numpy_scalar, np.dtype("O"), Evil(proof)),
+        "scalar of bytes": Forged(numpy_scalar, np.dtype("f8"), b"123"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("where", _objects(Path()))
+def test_no_code_of_a_checkpoint_runs(where: str, legacy: bool, tmp_path: Path) -> None:
     proof = tmp_path / "it ran"
-    network = models.build(tiny)
-    plain = tmp_path / "plain.pth"
-    plain.write_bytes(pickle.dumps(Evil(proof)))
-    for path in (plain, _write(tmp_path / "zip.pth", {"state_dict": state, "extra": Evil(proof)})):
-        with pytest.raises(CheckpointError, match="can't be read safely"):
-            weights.load(network, path)
+    torch.save(_objects(proof)[where], tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError) as caught:
+        weights.read(tmp_path / "w.pth")
+    assert "\n" not in str(caught.value)
     assert not proof.exists()
 
 
-def test_bad_checkpoints_are_refused_in_one_line(tiny: System, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_a_refusal_names_the_code_and_the_way_past(tmp_path: Path) -> None:
+    path = _write(tmp_path / "w.pth", {"state_dict": {"w": torch.ones(1)}, "extra": Evil(tmp_path / "it ran")})
+    with pytest.raises(CheckpointError, match=r"it needs posix\.mkdir, .*--trust-checkpoint"):
+        weights.read(path)
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Evil(tmp_path / "it ran")))
+    with pytest.raises(CheckpointError, match="can't be read safely"):
+        weights.read(tmp_path / "plain.pth")
+    assert not (tmp_path / "it ran").exists()
+    assert list(weights.read(path, trust=True)) == ["w"]
+    assert (tmp_path / "it ran").exists()
+
+
+def test_code_that_is_left_out_of_trust_is_an_error_in_one_line(tmp_path: Path) -> None:
+    path = _write(tmp_path / "w.pth", Forged(os.mkdir, "/proc/nowhere"))
+    with pytest.raises(CheckpointError, match="can't be read: ") as caught:
+        weights.read(path, trust=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_trainers_keep_beside_the_weights_is_read(legacy: bool, tmp_path: Path) -> None:
+    logging = {"dice": [np.float64(0.5), np.float32(0.25)], "epoch": np.int64(7), "ok": np.bool_(True)}
+    content = {
+        "network_weights": {"w": torch.ones(2)},
+        "logging": logging,
+        "curve": np.arange(6, dtype=">f4").reshape(2, 3),
+        "columns": np.asfortranarray(np.arange(6).reshape(2, 3)),
+        "args": argparse.Namespace(lr=0.1, model="resnet18"),
+        "device": torch.device("cuda:0"),
+        "grad_scaler_state": None,
+        "inference_allowed_mirroring_axes": (0, 1),
+    }
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
+    read = weights.content(tmp_path / "w.pth")
+    assert read["logging"] == logging
+    assert [type(value) for value in read["logging"]["dice"]] == [np.float64, np.float32]
+    assert np.array_equal(read["curve"], content["curve"])  # type: ignore[arg-type]
+    assert np.array_equal(read["columns"], content["columns"])  # type: ignore[arg-type]
+    assert read["args"] == content["args"]
+    assert read["inference_allowed_mirroring_axes"] == (0, 1)
+    assert list(weights.tensors(read, tmp_path)) == ["w"]
+
+
+def test_names_of_an_older_numpy_are_read(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(2), "epoch": np.float64(7), "curve": np.arange(3)}, tmp_path / "new.pth")
+    with zipfile.ZipFile(tmp_path / "new.pth") as new, zipfile.ZipFile(tmp_path / "old.pth", "w") as old:
+        for name in new.namelist():
+            old.writestr(name, new.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    read = weights.content(tmp_path / "old.pth")
+    assert read["epoch"] == 7
+    assert list(read["curve"]) == [0, 1, 2]
+
+
+def test_zip_files_are_mapped(tmp_path: Path) -> None:
+    path = _write(tmp_path / "w.pth", {"w": torch.ones(1000)})
+    tensor = weights.read(path)["w"]
+    assert str(path) in Path("/proc/self/maps").read_text()
+    assert tensor.sum() == 1000
+
+
+def _declared(path: Path, size: tuple[int, ...], stride: tuple[int, ...], **more: Any) -> Path:
+    storage = torch.storage.TypedStorage(
+        wrap_storage=torch.ones(4).untyped_storage(), dtype=torch.float32, _internal=True
+    )
+    build = Forged(torch._utils._rebuild_tensor_v2, storage, 0, size, stride, False, OrderedDict())
+    torch.save({"w": build, **more}, path)
+    return path
+
+
+def _zip_bomb(path: Path, *, level: int) -> Path:
+    torch.save({"w": torch.ones(4)}, path.with_suffix(".small"))
+    with zipfile.ZipFile(path.with_suffix(".small")) as small, zipfile.ZipFile(path, "w", level) as bomb:
+        for name in small.namelist():
+            more = b"0" * 2**26 if name.endswith("data.pkl") else b""
+            bomb.writestr(name, small.read(name) + more)
+    return path
+
+
+def _overlapping(path: Path) -> Path:
+    """Many entries of a directory that all lie on the same bytes."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("w/data/0", b"0" * 2**16)
+        archive.filelist *= 200
+    return path
+
+
+def _many_entries(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("w/" + "n" * 60000, b"")
+        archive.filelist *= 300
+    return path
+
+
+def _safetensors(path: Path, entries: dict[str, Any], data: bytes = bytes(16), header: int | None = None) -> Path:
+    text = json.dumps(entries).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if header is None else header) + text + data)
+    return path
+
+
+def _entry(shape: list[int], start: int, end: int) -> dict[str, Any]:
+    return {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+
+
+def _zip(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("word/document.xml", "<xml/>")
+    return path
+
+
+def _tar(path: Path) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    return path
+
+
+def _pickled(path: Path, data: bytes) -> Path:
+    """A torch file with this pickle."""
+    torch.save({"w": torch.ones(4)}, path.with_suffix(".small"))
+    with zipfile.ZipFile(path.with_suffix(".small")) as small, zipfile.ZipFile(path, "w") as out:
+        for name in small.namelist():
+            out.writestr(name, data if name.endswith("data.pkl") else small.read(name))
+    return path
+
+
+def _link(path: Path, target: Path) -> Path:
+    path.symlink_to(target)
+    return path
+
+
+def _pipe(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
+def _file(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def _scripted(path: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), path)
+    return path
+
+
+BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "missing": (lambda p: p, "is not a file"),
+    "a folder": (lambda p: p.parent, "is not a file"),
+    "a pipe": (_pipe, "is not a file"),
+    "a link to nowhere": (lambda p: _link(p, p.parent / "nowhere"), "is not a file"),
+    "a device": (lambda p: _link(p, Path("/dev/zero")), "is not a file"),
+    "empty": (lambda p: _file(p, b""), "is empty"),
+    "text": (lambda p: _file(p, b"not weights\n"), "a text that begins with 'not weights'"),
+    "a pointer of git-lfs": (
+        lambda p: _file(p, b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"), "begins with 'version https"
+    ),
+    "bytes": (lambda p: _file(p, bytes(100)), "neither a torch file nor safetensors"),
+    "a tar": (_tar, "neither a torch file nor safetensors"),
+    "TorchScript": (_scripted, "is TorchScript, which holds code"),
+    "a pickle": (lambda p: _file(p, pickle.dumps([1])), "can't be read safely"),
+    "a truncated pickle": (lambda p: _file(p, b"\x80\x02"), "can't be read safely"),
+    "a zip of something else": (_zip, "can't be read safely"),
+    "compressed": (lambda p: _zip_bomb(p, level=zipfile.ZIP_DEFLATED), "its entries are compressed"),
+    "overlapping entries": (_overlapping, "larger than the file"),
+    "many entries": (_many_entries, "too many entries"),
+    "a huge size": (lambda p: _declared(p, (10**12,), (1,)), "can't be read safely"),
+    "a huge size in one place": (lambda p: _declared(p, (10**12,), (0,)), "larger than the data"),
+    "huge strides": (lambda p: _declared(p, (2, 2), (10**12, 1)), "can't be read safely"),
+    "a negative size": (lambda p: _declared(p, (-1,), (1,)), "can't be read safely"),
+    "nested lists": (lambda p: _pickled(p, b"\x80\x02" + b"]" * 10**6 + b"a" * (10**6 - 1) + b"."), "holds no weights"),
+    "nested tuples": (
+        lambda p: _pickled(p, b"\x80\x02})" + b"\x85" * 10**6 + b"K\x01s."), "tuples in tuples without end"
+    ),
+    "tuples that are shared": (
+        lambda p: _pickled(p, b"\x80\x02})" + b"q\0h\0\x86" * 200 + b"K\x01s."), "tuples in tuples without end"
+    ),
+    "a memo that isn't there": (lambda p: _pickled(p, b"\x80\x02h\x07."), "can't be read safely"),
+    "a stack that is empty": (lambda p: _pickled(p, b"\x80\x02a."), "can't be read safely"),
+    "a storage that isn't there": (
+        lambda p: _pickled(
+            p, b"\x80\x02(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x009X\x03\0\0\0cpuJ\xff\xff\xff\x7ftQ."
+        ),
+        "can't be read safely",
+    ),
+    "sparse": (lambda p: _write(p, {"w": torch.eye(3).to_sparse()}), "isn't a plain tensor"),
+    "on no device": (lambda p: _write(p, {"w": torch.empty(3, device="meta")}), "isn't a plain tensor"),
+    "no names": (lambda p: _write(p, {}), "holds no weights"),
+    "a list": (lambda p: _write(p, [torch.ones(1)]), "holds no weights"),
+    "a number": (lambda p: _write(p, 1), "holds no weights"),
+    "no tensors": (lambda p: _write(p, {"state_dict": {"w": 1}}), "things that aren't tensors: w"),
+    "text for safetensors": (lambda p: _file(p.with_suffix(".safetensors"), b"not weights"), "can't be read safely"),
+    "an oversized header": (lambda p: _safetensors(p, {}, header=2**62), "can't be read safely"),
+    "a header beyond the end": (lambda p: _safetensors(p, {}, header=2**20), "can't be read safely"),
+    "overlapping tensors": (
+        lambda p: _safetensors(p, {"a": _entry([4], 0, 16), "b": _entry([4], 0, 16)}), "can't be read safely"
+    ),
+    "tensors beyond the end": (lambda p: _safetensors(p, {"a": _entry([400], 0, 1600)}), "can't be read safely"),
+    "shapes that overflow": (lambda p: _safetensors(p, {"a": _entry([2**62, 4], 0, 16)}), "can't be read safely"),
+    "a gap": (lambda p: _safetensors(p, {"a": _entry([1], 0, 4), "b": _entry([1], 12, 16)}), "can't be read safely"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_files_are_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+    make, message = BAD[kind]
+    path = make(tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=message) as caught:
+        weights.read(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("kept", [0.02, 0.5, 0.999])
+def test_truncated_files_are_refused(legacy: bool, kept: float, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
+    data = (tmp_path / "w.pth").read_bytes()
+    (tmp_path / "w.pth").write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(CheckpointError, match="can't be read safely|isn't a file of torch"):
+        weights.read(tmp_path / "w.pth")
+
+
+def test_a_file_without_permission_is_refused(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = _write(tmp_path / "w.pth", state)
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("root reads every file")
+    with pytest.raises(CheckpointError, match="Permission denied"):
+        weights.read(path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
+def test_prefixes_of_wrapped_modules_go(prefix: str, tmp_path: Path) -> None:
+    content = {f"{prefix}{name}": torch.ones(1) for name in ("a.weight", "module.bias")}
+    assert list(weights.read(_write(tmp_path / "w.pth", content))) == ["a.weight", "module.bias"]
+
+
+def test_checkpoints_of_another_network_are_refused_in_one_line(
+    tiny: System, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     name = "seg_outputs.4.weight"
-    truncated = _write(tmp_path / "truncated.pth", state)
-    truncated.write_bytes(truncated.read_bytes()[:-1000])
-    (tmp_path / "text.pth").write_text("not weights")
-    (tmp_path / "text.safetensors").write_text("not weights")
     with_nan = {**state, name: torch.full_like(state[name], float("nan"))}
+    with_infinity = {**state, name: torch.full_like(state[name], float("inf"))}
     cases = {
-        tmp_path / "missing.pth": "is not a file",
-        truncated: "can't be read safely",
-        tmp_path / "text.pth": "can't be read safely",
-        tmp_path / "text.safetensors": "can't be read safely",
-        _write(tmp_path / "empty.pth", {}): "holds no weights",
-        _write(tmp_path / "list.pth", [1, 2]): "holds no weights",
         _write(tmp_path / "less.pth", {k: v for k, v in state.items() if k != name}): f"misses {name}",
         _write(tmp_path / "more.pth", {**state, "new.weight": torch.ones(1)}): "has unknown new.weight",
         _write(tmp_path / "other.pth", {**state, name: state[name][:3]}): f"other shapes for {name}",
         _write(tmp_path / "nan.pth", with_nan): f"{name} holds NaN",
+        _write(tmp_path / "infinity.pth", with_infinity): f"{name} holds NaN or infinite",
     }
     for path, message in cases.items():
         with pytest.raises(CheckpointError, match=message) as caught:

@@ -152,7 +152,7 @@ class _Unrolling:
     def _convolution(self, build: Builder, node: ir.Node) -> Volume | None:
         x, conv = node.inputs[0], _read(node, transposed=False)
         assert x is not None
-        if conv is None or (x not in self.volumes and conv.kernel[0] == 1):
+        if conv is None or (x not in self.volumes and conv.kernel == (1, 1, 1)):
             return None
         if conv.kernel == (1, 1, 1) and _ends(node):
             return None  # a head: putting its few inputs together costs less than its many outputs

@@ -1,0 +1,550 @@
+"""nnU-Net's plans.json and dataset.json, read as data: nothing that they name is imported.
+
+A trained folder isn't trusted. Every name of a class must stand in a table here, every number in its bounds; the tables
+say what ``segonnx.models.nnunet`` can build. Nothing here needs torch or nnU-Net.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from segonnx.errors import InputError
+
+PLANS = "plans.json"
+DATASET = "dataset.json"
+MAX_BYTES = 64 * 2**20
+"""A larger JSON file isn't read."""
+
+_TORCH = {
+    "conv": ("Conv2d", "Conv3d"),
+    "instancenorm": ("InstanceNorm2d", "InstanceNorm3d"),
+    "batchnorm": ("BatchNorm2d", "BatchNorm3d"),
+    "dropout": ("Dropout", "Dropout2d", "Dropout3d"),
+    "activation": ("LeakyReLU", "ReLU", "GELU", "ELU", "SiLU", "Mish"),
+}
+_BLOCKS = "dynamic_network_architectures.building_blocks.residual"
+CLASSES = {
+    **{f"torch.nn.modules.{module}.{name}": name for module, names in _TORCH.items() for name in names},
+    **{f"torch.nn.{name}": name for names in _TORCH.values() for name in names},
+    **{f"{_BLOCKS}.{name}": name for name in ("BasicBlockD", "BottleneckD")},
+}
+"""Every class that a plan may name as an argument of its network, and what it's called in ``Architecture``."""
+
+NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet", "ResidualUNet", "Primus", "PrimusV2", "PrimusV3")
+"""The networks that a plan may name."""
+_PACKAGE = "dynamic_network_architectures.architectures."
+
+_OLD_KEYS = {
+    "pool_op_kernel_sizes": "strides",
+    "conv_kernel_sizes": "kernel_sizes",
+    "n_conv_per_stage_decoder": "n_conv_per_stage_decoder",
+}
+
+# JSON Schema of what is read. Bounds are far beyond any network that was trained.
+
+
+def _integer(low: int, high: int) -> dict[str, Any]:
+    return {"type": "integer", "minimum": low, "maximum": high}
+
+
+def _several(item: dict[str, Any], low: int = 1, high: int = 16) -> dict[str, Any]:
+    return {"type": "array", "items": item, "minItems": low, "maxItems": high}
+
+
+def _one_or(item: dict[str, Any], high: int = 16) -> dict[str, Any]:
+    return {"anyOf": [item, _several(item, 1, high)]}
+
+
+_NUMBER = {"type": "number", "minimum": -1e30, "maximum": 1e30}
+_POSITIVE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6}
+_AXES = _several(_integer(0, 2), 3, 3)
+_WORD = {"type": "string", "pattern": r"^[A-Za-z_][A-Za-z0-9_.]{0,99}$"}
+_NAME = {"type": "string", "minLength": 1, "maxLength": 300, "pattern": r"^[^\x00-\x1f\x7f]*$"}
+_SCALARS = {
+    "type": "object",
+    "maxProperties": 32,
+    "additionalProperties": {"anyOf": [_NUMBER, {"type": ["boolean", "null"]}, {"type": "string", "maxLength": 100}]},
+}
+_OPTIONS = {"anyOf": [{"type": "null"}, _SCALARS]}
+_CLASS = {"enum": [None, *CLASSES]}
+_BLOCK_COUNTS = _one_or(_integer(1, 64))
+_CONVOLUTIONAL = {
+    "type": "object",
+    "required": ["n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides", "n_conv_per_stage_decoder"],
+    "additionalProperties": False,
+    "properties": {
+        "n_stages": _integer(2, 16),
+        "features_per_stage": _one_or(_integer(1, 8192)),
+        "conv_op": {"enum": [name for name, short in CLASSES.items() if short in _TORCH["conv"]]},
+        "kernel_sizes": _one_or(_one_or(_integer(1, 31), 3)),
+        "strides": _one_or(_one_or(_integer(1, 16), 3)),
+        "n_conv_per_stage": _BLOCK_COUNTS,
+        "n_blocks_per_stage": _BLOCK_COUNTS,
+        "n_conv_per_stage_decoder": _BLOCK_COUNTS,
+        "conv_bias": {"type": "boolean"},
+        "norm_op": _CLASS,
+        "norm_op_kwargs": _OPTIONS,
+        "dropout_op": _CLASS,
+        "dropout_op_kwargs": _OPTIONS,
+        "nonlin": _CLASS,
+        "nonlin_kwargs": _OPTIONS,
+        "nonlin_first": {"type": "boolean"},
+        "deep_supervision": {"type": "boolean"},
+        "block": _CLASS,
+        "bottleneck_channels": {"anyOf": [{"type": "null"}, _one_or(_integer(1, 8192))]},
+        "stem_channels": {"anyOf": [{"type": "null"}, _integer(1, 8192)]},
+    },
+}
+_RATE = {"type": "number", "minimum": 0, "maximum": 1}
+_TRANSFORMER = {
+    "type": "object",
+    "required": ["embed_dim", "patch_embed_size", "input_shape"],
+    "additionalProperties": False,
+    "properties": {
+        "embed_dim": _integer(1, 8192),
+        "patch_embed_size": _several(_integer(1, 64), 3, 3),
+        "input_shape": _several(_integer(1, 4096), 3, 3),
+        "eva_depth": _integer(1, 128),
+        "eva_numheads": _integer(1, 128),
+        "num_register_tokens": _integer(0, 4096),
+        "use_rot_pos_emb": {"type": "boolean"},
+        "use_abs_pos_embed": {"type": "boolean"},
+        "mlp_ratio": _POSITIVE,
+        "drop_path_rate": _RATE,
+        "patch_drop_rate": _RATE,
+        "proj_drop_rate": _RATE,
+        "attn_drop_rate": _RATE,
+        "init_values": {"anyOf": [{"type": "null"}, _NUMBER]},
+        "scale_attn_inner": {"type": "boolean"},
+    },
+}
+_ARCHITECTURE = {
+    "type": "object",
+    "required": ["network_class_name", "arch_kwargs"],
+    "properties": {
+        "network_class_name": {"type": "string", "maxLength": 300},
+        "arch_kwargs": {"type": "object"},
+        "_kw_requires_import": _several({"type": "string", "maxLength": 100}, 0, 32),
+    },
+}
+_OLD_ARCHITECTURE = {
+    "type": "object",
+    "required": [
+        "UNet_class_name", "UNet_base_num_features", "unet_max_num_features", "n_conv_per_stage_encoder", *_OLD_KEYS,
+    ],
+    "properties": {
+        "UNet_class_name": {"enum": ["PlainConvUNet", "ResidualEncoderUNet"]},
+        "UNet_base_num_features": _integer(1, 8192),
+        "unet_max_num_features": _integer(1, 8192),
+        "n_conv_per_stage_encoder": _several(_integer(1, 64)),
+    },
+}  # fmt: skip
+_CONFIGURATION = {
+    "type": "object",
+    "required": [
+        "preprocessor_name", "patch_size", "spacing", "normalization_schemes", "use_mask_for_norm",
+        *(f"resampling_fn_{what}{tail}" for what in ("data", "seg", "probabilities") for tail in ("", "_kwargs")),
+    ],
+    "properties": {
+        "preprocessor_name": _WORD,
+        "patch_size": _several(_integer(1, 4096), 2, 3),
+        "spacing": _several(_POSITIVE, 2, 3),
+        "normalization_schemes": _several(_WORD, 1, 1024),
+        "use_mask_for_norm": _several({"type": "boolean"}, 1, 1024),
+        **{f"resampling_fn_{what}": _WORD for what in ("data", "seg", "probabilities")},
+        **{f"resampling_fn_{what}_kwargs": _SCALARS for what in ("data", "seg", "probabilities")},
+        "previous_stage": {"anyOf": [{"type": "null"}, _NAME]},
+    },
+}  # fmt: skip
+_INTENSITIES = {
+    "type": "object",
+    "maxProperties": 1024,
+    "additionalProperties": {"type": "object", "maxProperties": 32, "additionalProperties": _NUMBER},
+}
+_PLANS = {
+    "type": "object",
+    "required": [
+        "dataset_name", "plans_name", "image_reader_writer", "transpose_forward", "transpose_backward",
+        "configurations",
+    ],
+    "properties": {
+        "dataset_name": _NAME,
+        "plans_name": _NAME,
+        "image_reader_writer": _WORD,
+        "transpose_forward": _AXES,
+        "transpose_backward": _AXES,
+        "label_manager": {"const": "LabelManager"},
+        "configurations": {"type": "object", "minProperties": 1, "additionalProperties": {"type": "object"}},
+        "foreground_intensity_properties_per_channel": _INTENSITIES,
+        "foreground_intensity_properties_by_modality": _INTENSITIES,
+    },
+}  # fmt: skip
+_LABEL = _integer(0, 65535)
+_CHANNELS = {"type": "object", "minProperties": 1, "maxProperties": 1024, "additionalProperties": _NAME}
+_DATASET = {
+    "type": "object",
+    "required": ["labels", "file_ending"],
+    "anyOf": [{"required": ["channel_names"]}, {"required": ["modality"]}],
+    "properties": {
+        "channel_names": _CHANNELS,
+        "modality": _CHANNELS,
+        "labels": {
+            "type": "object",
+            "required": ["background"],
+            "maxProperties": 65536,
+            "propertyNames": _NAME,
+            "properties": {"background": {"const": 0}, "ignore": _LABEL},
+            "additionalProperties": _one_or(_LABEL, 65536),
+        },
+        "regions_class_order": {"anyOf": [{"type": "null"}, _several(_LABEL, 1, 65536)]},
+        "file_ending": {"type": "string", "pattern": r"^\.[A-Za-z0-9.]{1,20}$"},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network and its arguments, as plain data.
+
+    Attributes:
+        name: of its class in dynamic-network-architectures.
+        arguments: its keyword arguments but for the channels; a class stands there by its name in ``CLASSES``.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One input channel.
+
+    Attributes:
+        name: in dataset.json, such as ``CT``.
+        normalization: nnU-Net's class, such as ``ZScoreNormalization``.
+        use_mask: normalise the nonzero region alone.
+        intensities: of the training set's foreground; empty where the plans have none.
+    """
+
+    name: str
+    normalization: str
+    use_mask: bool
+    intensities: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output channel.
+
+    Attributes:
+        name: of the label or region.
+        value: what a voxel of it gets in the label map.
+        labels: the labels that it is made of: itself, or those of a region.
+    """
+
+    name: str
+    value: int
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How nnU-Net resamples one kind of array: its function and that function's keyword arguments."""
+
+    function: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one configuration of a trained folder says. Sizes are in voxels and mm along the network's axes.
+
+    Attributes:
+        dataset: its name.
+        plans: their name.
+        configuration: its name.
+        architecture: of the network.
+        patch_size: of a window.
+        spacing: of the images that the network sees.
+        channels: of the images, in order.
+        outputs: of the network, in order.
+        regions: the outputs overlap: each has a sigmoid of its own.
+        ignore_label: marks voxels that nobody annotated; None where there is none.
+        transpose_forward: for each axis of the network, the axis of the image.
+        transpose_backward: for each axis of the image, the axis of the network.
+        preprocessor: nnU-Net's class.
+        resampling: of ``data``, ``seg`` and ``probabilities``.
+        previous_stage: the configuration whose label map is an input too; None where there is none.
+        image_reader_writer: nnU-Net's class.
+        file_ending: of images.
+    """
+
+    dataset: str
+    plans: str
+    configuration: str
+    architecture: Architecture
+    patch_size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    channels: tuple[Channel, ...]
+    outputs: tuple[Output, ...]
+    regions: bool
+    ignore_label: int | None
+    transpose_forward: tuple[int, ...]
+    transpose_backward: tuple[int, ...]
+    preprocessor: str
+    resampling: Mapping[str, Resampling]
+    previous_stage: str | None
+    image_reader_writer: str
+    file_ending: str
+
+    @property
+    def foreground(self) -> tuple[int, ...]:
+        """The labels but for the background, in order: a second stage gets a channel for each."""
+        return tuple(sorted({label for output in self.outputs for label in output.labels} - {0}))
+
+    @property
+    def input_channels(self) -> int:
+        """Of the network: the images', and a previous stage's labels."""
+        return len(self.channels) + (len(self.foreground) if self.previous_stage is not None else 0)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: it is missing, too large, or isn't one.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(f"{path} is larger than {MAX_BYTES:,} bytes")
+        content = json.loads(path.read_bytes(), parse_constant=_refuse)
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} isn't JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return content
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+
+def plan(plans: Mapping[str, Any], dataset: Mapping[str, Any], configuration: str, where: Path) -> Plan:
+    """One configuration of a plans.json, with the dataset.json beside it.
+
+    Args:
+        plans: content of plans.json.
+        dataset: content of dataset.json.
+        configuration: its name.
+        where: the folder, for messages.
+
+    Raises:
+        InputError: something is missing, of another type, out of bounds, names a class that isn't known, or doesn't go
+            together.
+    """
+    _check(plans, _PLANS, where / PLANS)
+    _check(dataset, _DATASET, where / DATASET)
+    chosen = _resolve(plans["configurations"], configuration, where)
+    at = where / PLANS / "configurations" / configuration
+    _check(chosen, _CONFIGURATION, at)
+    axes = len(chosen["patch_size"])
+    if len(chosen["spacing"]) != axes:
+        raise InputError(f"{at}: {axes} sizes of the patch, but {len(chosen['spacing'])} of the spacing")
+    forward, backward = tuple(plans["transpose_forward"]), tuple(plans["transpose_backward"])
+    if sorted(forward) != [0, 1, 2] or any(forward[axis] != i for i, axis in enumerate(backward)):
+        raise InputError(f"{where / PLANS}: transpose_forward {forward} and transpose_backward {backward} don't match")
+    outputs, regions = _outputs(dataset, where)
+    return Plan(
+        dataset=plans["dataset_name"],
+        plans=plans["plans_name"],
+        configuration=configuration,
+        architecture=_architecture(chosen, axes, at),
+        patch_size=tuple(chosen["patch_size"]),
+        spacing=tuple(float(size) for size in chosen["spacing"]),
+        channels=_channels(plans, dataset, chosen, where),
+        outputs=outputs,
+        regions=regions,
+        ignore_label=dataset["labels"].get("ignore"),
+        transpose_forward=forward,
+        transpose_backward=backward,
+        preprocessor=chosen["preprocessor_name"],
+        resampling={
+            what: Resampling(chosen[f"resampling_fn_{what}"], chosen[f"resampling_fn_{what}_kwargs"])
+            for what in ("data", "seg", "probabilities")
+        },
+        previous_stage=chosen.get("previous_stage"),
+        image_reader_writer=plans["image_reader_writer"],
+        file_ending=dataset["file_ending"],
+    )
+
+
+def divisors(architecture: Architecture, axes: int) -> tuple[int, ...]:
+    """What each spatial size of the network's input must be a multiple of."""
+    if "patch_embed_size" in architecture.arguments:
+        return tuple(architecture.arguments["patch_embed_size"])
+    result = [1] * axes
+    for stride in _per_stage(architecture, "strides"):
+        result = [size * factor for size, factor in zip(result, _per_axis(stride, axes), strict=True)]
+    return tuple(result)
+
+
+def _check(content: object, schema: Mapping[str, Any], where: Path) -> None:
+    import jsonschema
+
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(content))
+    if error is not None:
+        place = "".join(f"/{part}" for part in error.absolute_path)
+        message = error.message if len(error.message) <= 200 else f"{error.message[:200]}..."
+        raise InputError(f"{where}{place}: {' '.join(message.split())}")
+
+
+def _resolve(every: Mapping[str, Any], name: str, where: Path) -> dict[str, Any]:
+    """A configuration with what it inherits."""
+    chain = [name]
+    while True:
+        if chain[-1] not in every:
+            heir = f" (which {chain[-2]} inherits from)" if len(chain) > 1 else ""
+            raise InputError(f"{where / PLANS} has no configuration {chain[-1]!r}{heir}; it has {', '.join(every)}")
+        parent = every[chain[-1]].get("inherits_from")
+        if parent is None:
+            break
+        if parent in chain or not isinstance(parent, str):
+            raise InputError(f"{where / PLANS}: the configuration {name!r} inherits from itself")
+        chain.append(parent)
+    return {key: value for ancestor in reversed(chain) for key, value in every[ancestor].items()}
+
+
+def _architecture(configuration: Mapping[str, Any], axes: int, where: Path) -> Architecture:
+    if "architecture" in configuration:
+        _check(configuration["architecture"], _ARCHITECTURE, where / "architecture")
+        dotted = configuration["architecture"]["network_class_name"]
+        arguments = configuration["architecture"]["arch_kwargs"]
+    else:
+        dotted, arguments = _old_architecture(configuration, axes, where)
+    name = dotted.rpartition(".")[2]
+    if not dotted.startswith(_PACKAGE) or name not in NETWORKS:
+        raise InputError(
+            f"{where}/architecture: {dotted[:100]!r} isn't a network that can be built; known are {', '.join(NETWORKS)}"
+        )
+    at = where / "architecture" / "arch_kwargs"
+    if name.startswith("Primus"):
+        _check(arguments, _TRANSFORMER, at)
+        return Architecture(name, dict(arguments))
+    _check(arguments, _CONVOLUTIONAL, at)
+    # A class is known by its whole name alone, whether or not the plan says that it must be imported.
+    known = {
+        key: CLASSES.get(value, value) if isinstance(value, str) else value
+        for key, value in arguments.items()
+        if key != "deep_supervision"
+    }
+    result = Architecture(name, known)
+    _check_stages(result, axes, at)
+    return result
+
+
+def _old_architecture(configuration: Mapping[str, Any], axes: int, where: Path) -> tuple[str, dict[str, Any]]:
+    """The network of plans that were written before they held their architecture, as nnU-Net reads them today."""
+    _check(configuration, _OLD_ARCHITECTURE, where)
+    blocks = configuration["n_conv_per_stage_encoder"]
+    name = configuration["UNet_class_name"]
+    return f"{_PACKAGE}unet.{name}", {
+        "n_stages": len(blocks),
+        "features_per_stage": [
+            min(configuration["UNet_base_num_features"] * 2**stage, configuration["unet_max_num_features"])
+            for stage in range(len(blocks))
+        ],
+        "n_conv_per_stage" if name == "PlainConvUNet" else "n_blocks_per_stage": blocks,
+        **{new: configuration[old] for old, new in _OLD_KEYS.items()},
+        "conv_op": f"torch.nn.Conv{axes}d",
+        "conv_bias": True,
+        "norm_op": f"torch.nn.InstanceNorm{axes}d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+
+
+def _check_stages(architecture: Architecture, axes: int, where: Path) -> None:
+    """Lists must have an item per stage and per axis."""
+    arguments = architecture.arguments
+    stages = arguments["n_stages"]
+    if arguments["conv_op"] != f"Conv{axes}d":
+        raise InputError(f"{where}/conv_op: {arguments['conv_op']} doesn't go with a patch of {axes} sizes")
+    blocks = "n_conv_per_stage" if architecture.name == "PlainConvUNet" else "n_blocks_per_stage"
+    if blocks not in arguments:
+        raise InputError(f"{where}: {blocks!r} is a required property")
+    lengths = {
+        "features_per_stage": stages, "kernel_sizes": stages, "strides": stages, blocks: stages,
+        "bottleneck_channels": stages, "n_conv_per_stage_decoder": stages - 1,
+    }  # fmt: skip
+    for key, wanted in lengths.items():
+        value = arguments.get(key)
+        if isinstance(value, Sequence) and len(value) != wanted:
+            raise InputError(f"{where}/{key}: {len(value)} entries for a network of {stages} stages")
+    for key in ("kernel_sizes", "strides"):
+        for value in _per_stage(architecture, key):
+            if isinstance(value, Sequence) and len(value) != axes:
+                raise InputError(f"{where}/{key}: {value} for a network of {axes} axes")
+
+
+def _per_stage(architecture: Architecture, key: str) -> Sequence[Any]:
+    value = architecture.arguments[key]
+    return value if isinstance(value, Sequence) else [value] * architecture.arguments["n_stages"]
+
+
+def _per_axis(value: int | Sequence[int], axes: int) -> Sequence[int]:
+    return value if isinstance(value, Sequence) else [value] * axes
+
+
+def _channels(
+    plans: Mapping[str, Any], dataset: Mapping[str, Any], configuration: Mapping[str, Any], where: Path
+) -> tuple[Channel, ...]:
+    names = dataset.get("channel_names", dataset.get("modality"))
+    assert names is not None
+    if set(names) != {str(index) for index in range(len(names))}:
+        raise InputError(f"{where / DATASET}/channel_names: channels are numbered from 0; found {', '.join(names)}")
+    schemes, masks = configuration["normalization_schemes"], configuration["use_mask_for_norm"]
+    if len(schemes) != len(names) or len(masks) != len(names):
+        raise InputError(
+            f"{where / PLANS} normalises {len(schemes)} channels (masks for {len(masks)}), {where / DATASET} has "
+            f"{len(names)}: the files are of different data sets"
+        )
+    key = "foreground_intensity_properties_"
+    intensities = plans.get(f"{key}per_channel", plans.get(f"{key}by_modality", {}))
+    return tuple(
+        Channel(names[str(index)], schemes[index], masks[index], intensities.get(str(index), {}))
+        for index in range(len(names))
+    )
+
+
+def _outputs(dataset: Mapping[str, Any], where: Path) -> tuple[tuple[Output, ...], bool]:
+    """The network's outputs, and whether they are regions."""
+    at = where / DATASET
+    labels = {name: _labels(value) for name, value in dataset["labels"].items() if name != "ignore"}
+    order = dataset.get("regions_class_order")
+    highest = max(value for values in labels.values() for value in values)
+    ignore = dataset["labels"].get("ignore")
+    if ignore is not None and ignore != highest + 1:
+        raise InputError(f"{at}/labels: the ignore label must follow the highest label {highest}; found {ignore}")
+    if any(len(value) > 1 for value in dataset["labels"].values() if isinstance(value, Sequence)):
+        regions = {name: values for name, values in labels.items() if set(values) != {0}}
+        if order is None or len(order) != len(regions):
+            found = "none" if order is None else str(len(order))
+            raise InputError(f"{at}/regions_class_order: {len(regions)} regions need as many entries; found {found}")
+        return tuple(Output(name, value, regions[name]) for name, value in zip(regions, order, strict=True)), True
+    by_value: dict[int, str] = {}
+    for name, values in labels.items():
+        by_value.setdefault(values[0], name)
+    if sorted(by_value) != list(range(len(by_value))):
+        raise InputError(f"{at}/labels: labels must follow one another from 0; found {sorted(by_value)}")
+    return tuple(Output(by_value[value], value, (value,)) for value in sorted(by_value)), False
+
+
+def _labels(value: int | Sequence[int]) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, Sequence) else (value,)

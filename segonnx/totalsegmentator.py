@@ -1,0 +1,47 @@
+"""TotalSegmentator's trained folders: which task each is of, its classes, and the licence of its weights.
+
+The table in ``totalsegmentator.json`` is made from TotalSegmentator's own by ``tools/make_totalsegmentator.py``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a folder is.
+
+    Attributes:
+        name: of the task, as TotalSegmentator's users type it.
+        licence: of the weights.
+        classes: names of the labels from 1 on.
+    """
+
+    name: str
+    licence: str
+    classes: tuple[str, ...]
+
+
+def task(dataset: str, trainer: str) -> Task | None:
+    """The task of TotalSegmentator's folder of that data set and trainer; None where it has no such.
+
+    Args:
+        dataset: for example ``Dataset297_TotalSegmentator_total_3mm_1559subj``.
+        trainer: for example ``nnUNetTrainer_4000epochs_NoMirroring``.
+    """
+    found = _tasks().get(dataset)
+    if found is None or found["trainer"] != trainer:
+        return None
+    return Task(found["name"], found["licence"], tuple(found["classes"]))
+
+
+@functools.cache
+def _tasks() -> dict[str, dict[str, Any]]:
+    text = importlib.resources.files("segonnx").joinpath("totalsegmentator.json").read_text("utf-8")
+    tasks: dict[str, dict[str, Any]] = json.loads(text)
+    return tasks
