@@ -63,7 +63,7 @@ _NUMBER = {"type": "number", "minimum": -1e30, "maximum": 1e30}
 _POSITIVE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6}
 _AXES = _several(_integer(0, 2), 3, 3)
 _WORD = {"type": "string", "pattern": r"^[A-Za-z_][A-Za-z0-9_.]{0,99}$"}
-_NAME = {"type": "string", "minLength": 1, "maxLength": 300}
+_NAME = {"type": "string", "minLength": 1, "maxLength": 300, "pattern": r"^[^\x00-\x1f\x7f]*$"}
 _SCALARS = {
     "type": "object",
     "maxProperties": 32,
@@ -196,6 +196,7 @@ _DATASET = {
             "type": "object",
             "required": ["background"],
             "maxProperties": 65536,
+            "propertyNames": _NAME,
             "properties": {"background": {"const": 0}, "ignore": _LABEL},
             "additionalProperties": _one_or(_LABEL, 65536),
         },

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-CASES = 5
+CASES = 3
 RAW, PREPROCESSED, WORKERS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_n_proc_DA"
 """Environment variables that nnU-Net reads its folders, and the processes of its augmentation, from."""
 
@@ -156,6 +156,9 @@ def _write_raw(kind: str) -> None:
     if one.order is not None:
         content["regions_class_order"] = one.order
     (folder / "dataset.json").write_text(json.dumps(content))
+    cases = [f"case{case}" for case in range(CASES)]
+    splits = [{"train": [one for one in cases if one != left], "val": [left]} for left in cases]
+    (folder / "splits_final.json").write_text(json.dumps(splits))
 
 
 def _shrink(configuration: dict[str, Any]) -> None:
@@ -225,7 +228,8 @@ def compare(folder: Path, artifact: Path, folds: list[str], previous: Path | Non
     Returns:
         ``max_error`` and ``rms_error`` of the logits of a window relative to their standard deviation; ``agreement``:
         the fraction of voxels of a whole image with the same label; ``dice``: the least of any label; ``labels``: how
-        many labels nnU-Net's label map has.
+        many labels nnU-Net's label map has; ``agreement_float32``: where nnU-Net adds its windows up in float32, not
+        in float16.
     """
     import onnxruntime
     import torch
@@ -272,6 +276,9 @@ def compare(folder: Path, artifact: Path, folds: list[str], previous: Path | Non
         errors = (session(x) - logits) / logits.std()
     own.network, own.list_of_parameters = session, [{}]
     found = own.predict_single_npy_array(channels, dict(properties), earlier)
+    torch.half = torch.float32  # what the predictor adds its windows up in
+    found_wide = own.predict_single_npy_array(channels, dict(properties), earlier)
+    expected_wide = predictor(folder, folds).predict_single_npy_array(channels, dict(properties), earlier)
     values = [int(value) for value in np.unique(expected)]
     dice = [
         2
@@ -283,20 +290,27 @@ def compare(folder: Path, artifact: Path, folds: list[str], previous: Path | Non
         "max_error": float(errors.abs().max()),
         "rms_error": float(errors.square().mean().sqrt()),
         "agreement": float(np.mean(expected == found)),
+        "agreement_float32": float(np.mean(expected_wide == found_wide)),
         "dice": min(dice),
         "labels": len(values),
         "voxels": expected.size,
     }
 
 
-def agree(kind: str, root: Path) -> list[dict[str, Any]]:
-    """Make a kind, export what was trained by the command line, and compare each artifact: ``compare``'s answers."""
+def agree(kind: str, root: Path, exported: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """Make a kind, export what was trained by the command line, and compare: ``compare``'s answer for each artifact.
+
+    Args:
+        kind: a key of ``KINDS``.
+        root: of nnU-Net's folders.
+        exported: values of ``--fold``; otherwise the first fold, and the mean where there are several.
+    """
     run("make", kind, root, root=root)
     stages = folders(kind, root)
     rows = []
     for stage, folder in enumerate(stages):
         chosen = [fold for configuration, fold in KINDS[kind].runs if folder.name.endswith(f"__{configuration}")]
-        for fold in chosen[:1] if len(chosen) == 1 else [chosen[0], "ensemble"]:
+        for fold in exported or (chosen[:1] if len(chosen) == 1 else [chosen[0], "ensemble"]):
             out = root / "artifacts" / f"{kind}-{stage}-{fold}"
             command = [sys.executable, "-m", "segonnx", "export", "--nnunet", folder, "--fold", fold, "--out", out]
             done = subprocess.run([*map(str, command)], check=False, capture_output=True, text=True, cwd=ROOT)
@@ -312,8 +326,8 @@ def agree(kind: str, root: Path) -> list[dict[str, Any]]:
 def table(root: Path) -> None:
     """Put the agreement of every kind into docs/nnunet.md. What is measured already, in ``root``, stays."""
     lines = [
-        "| data set | trained folder, fold | largest error | RMS error | same label | least Dice | labels |",
-        "|---|---|---|---|---|---|---|",
+        "| data set | folder, fold | largest error | RMS error | same label | in float32 | least Dice | labels |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for kind in KINDS:
         path = root / f"{kind}.json"
@@ -322,7 +336,8 @@ def table(root: Path) -> None:
             path.write_text(json.dumps(rows))
         lines += [
             f"| {name(kind)} | {one['folder']}, {one['fold']} | {one['max_error']:.1e} | {one['rms_error']:.1e} "
-            f"| {100 * one['agreement']:.4f} % | {one['dice']:.6f} | {one['labels']} |"
+            f"| {100 * one['agreement']:.4f} % | {100 * one['agreement_float32']:.4f} % | {one['dice']:.6f} "
+            f"| {one['labels']} |"
             for one in json.loads(path.read_text())
         ]
     document = ROOT / "docs" / "nnunet.md"

@@ -8,6 +8,7 @@ which axes inference may mirror.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -51,7 +52,6 @@ class _Meta:
     configuration: str
     trainer: str
     mirror_axes: tuple[int, ...]
-    version: str | None
     plans: Mapping[str, Any] | None
     dataset: Mapping[str, Any] | None
 
@@ -86,8 +86,11 @@ def trained(
     """
     if fold is not None and not re.fullmatch(r"\d{1,3}|all|ensemble", fold):
         raise InputError(f"--fold takes a number, all or ensemble; found {fold!r}")
-    model = locate(folder, configuration)
-    checkpoints = find_checkpoints(model, fold, which)
+    try:
+        model = locate(folder, configuration)
+        checkpoints = find_checkpoints(model, fold, which)
+    except OSError as error:
+        raise InputError(f"{error.filename or folder} can't be read: {error.strerror}") from error
     return process.call(_read, model, checkpoints, fold, which, configuration, trust, progress=progress).value
 
 
@@ -169,9 +172,10 @@ def find_checkpoints(model: Path, fold: str | None, which: Which) -> dict[str, P
         raise InputError(f"{model} has no folds: it holds no fold_0, fold_1, ... or fold_all")
     there = sorted({path.name for name in names for path in (model / f"fold_{name}").glob("checkpoint_*.pth")})
     where = f"{model}/fold_{names[0]}" if len(names) == 1 else f"{model}/fold_*"
-    hint = f"; --checkpoint {'best' if which == 'final' else 'final'} takes the other" if len(there) == 1 else ""
-    if not there or "latest" in there[0]:
-        hint = ": the training has not ended" if there else ""
+    other = "best" if which == "final" else "final"
+    hint = ": the training has not ended" if there else ""
+    if f"checkpoint_{other}.pth" in there:
+        hint = f"; --checkpoint {other} takes the other"
     raise InputError(f"{where} lacks {file}; it has {', '.join(there) or 'no checkpoint'}{hint}")
 
 
@@ -221,23 +225,29 @@ def _read_checkpoint(path: Path, trust: bool) -> tuple[_Meta, dict[str, torch.Te
     arguments = arguments if isinstance(arguments, Mapping) else {}
     configuration, trainer = arguments.get("configuration"), content.get("trainer_name")
     for what, value in (("init_args/configuration", configuration), ("trainer_name", trainer)):
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= 200:
             raise CheckpointError(f"{path} isn't nnU-Net's: it holds no {what}")
     axes = content.get("inference_allowed_mirroring_axes")
-    mirror_axes = tuple(axes) if isinstance(axes, Sequence) else ()
-    if not all(isinstance(axis, int) and 0 <= axis <= 2 for axis in mirror_axes):
-        raise CheckpointError(f"{path}: inference_allowed_mirroring_axes are {axes!r}")
-    version = content.get("nnunetv2_version")
-    own_plans, own_dataset = arguments.get("plans"), arguments.get("dataset_json")
+    axes = () if axes is None else axes
+    if not isinstance(axes, Sequence) or not all(isinstance(axis, int) and 0 <= axis <= 2 for axis in axes):
+        raise CheckpointError(f"{path}: inference_allowed_mirroring_axes aren't axes of a network")
     return _Meta(
         path=path,
         configuration=str(configuration),
         trainer=str(trainer),
-        mirror_axes=tuple(sorted(set(mirror_axes))),
-        version=version if isinstance(version, str) else None,
-        plans=own_plans if isinstance(own_plans, Mapping) else None,
-        dataset=own_dataset if isinstance(own_dataset, Mapping) else None,
+        mirror_axes=tuple(sorted(set(axes))),
+        plans=_as_json(arguments.get("plans")),
+        dataset=_as_json(arguments.get("dataset_json")),
     ), tensors
+
+
+def _as_json(value: object) -> Mapping[str, Any] | None:
+    """What a checkpoint holds as it would stand in a JSON file; None if it couldn't."""
+    try:
+        result = json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return result if isinstance(result, Mapping) else None
 
 
 def _check_belongs(meta: _Meta, plan: Plan, model: Path) -> None:
@@ -287,13 +297,11 @@ def _system(plan: Plan, meta: _Meta, folds: list[str], which: Which) -> System:
         + ("" if len(folds) == 1 else f", the mean of folds {', '.join(folds)}"),
         divisors=plans.divisors(architecture, len(plan.patch_size)),
         licence="unknown" if task is None else task.licence,
-        described=describe(plan, meta.trainer, meta.mirror_axes, folds, which, meta.version),
+        described=describe(plan, meta.trainer, meta.mirror_axes, folds, which),
     )
 
 
-def describe(
-    plan: Plan, trainer: str, mirror_axes: tuple[int, ...], folds: list[str], which: Which, version: str | None
-) -> dict[str, Any]:
+def describe(plan: Plan, trainer: str, mirror_axes: tuple[int, ...], folds: list[str], which: Which) -> dict[str, Any]:
     """What goes into the manifest, so that inference needs nothing else; see docs/artifact.md for the keys."""
     task = totalsegmentator.task(plan.dataset, trainer)
     names = ", ".join(f"{one.name} ({one.normalization})" for one in plan.channels)
@@ -339,7 +347,6 @@ def describe(
         },
         "training": {
             "framework": "nnU-Net",
-            "version": version,
             "dataset": plan.dataset,
             "trainer": trainer,
             "plans": plan.plans,

@@ -21,7 +21,7 @@ from segonnx.exporters import nnunet, pipeline
 from segonnx.exporters.nnunet import Trained
 from segonnx.exporters.pipeline import Settings
 from tests import handmade, nnunet_folders
-from tests.conftest import run
+from tests.conftest import ROOT, run
 
 TOTAL = "Dataset297_TotalSegmentator_total_3mm_1559subj"
 TOTAL_TRAINER = "nnUNetTrainer_4000epochs_NoMirroring"
@@ -75,6 +75,7 @@ def test_a_folder_of_totalsegmentator_is_exported_with_its_classes_and_licence(t
     card = (artifact / "README.md").read_text()
     assert "license: apache-2.0" in card
     assert "5 liver" in card
+    _run_the_documents_example(artifact)
     # Counted once each, though the file names the encoder's twice.
     parameters = manifest["parameters"]
     state = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
@@ -82,6 +83,16 @@ def test_a_folder_of_totalsegmentator_is_exported_with_its_classes_and_licence(t
     assert parameters["count"] == parameters["reference"] == sum(storages.values())
     assert parameters["count"] == parameters["used"] + parameters["unused"]
     assert parameters["unused_reasons"] == {models.nnunet.DEEP_SUPERVISION: 118 * 8 + 118}
+
+
+def _run_the_documents_example(artifact: Path) -> None:
+    """The Python in docs/nnunet.md, on this artifact."""
+    text = (ROOT / "docs" / "nnunet.md").read_text("utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    line = next(line for line in code.splitlines() if line.startswith("folder = "))
+    names: dict[str, Any] = {}
+    exec(code.replace(line, f"folder = {str(artifact)!r}"), names)
+    assert names["labels"].shape == (8, 16, 24)
 
 
 def test_the_manifest_holds_all_that_inference_needs(folder: Path) -> None:
@@ -116,15 +127,20 @@ def test_the_manifest_holds_all_that_inference_needs(folder: Path) -> None:
         "ignore_label": None,
     }
     assert described["training"] == {
-        "framework": "nnU-Net", "version": None, "dataset": "Dataset999_Hand", "trainer": "nnUNetTrainer",
+        "framework": "nnU-Net", "dataset": "Dataset999_Hand", "trainer": "nnUNetTrainer",
         "plans": "nnUNetPlans", "configuration": "3d_fullres", "folds": ["0"], "checkpoint": "final", "task": None,
     }  # fmt: skip
 
 
-def test_each_fold_is_an_artifact_of_its_own_and_an_ensemble_is_their_mean(folder: Path, tmp_path: Path) -> None:
+def test_each_fold_is_an_artifact_of_its_own(folder: Path) -> None:
     every = nnunet.trained(folder)
     assert [one.checkpoints[0].parent.name for one in every] == ["fold_0", "fold_1", "fold_all"]
     assert len({one.system.name for one in every}) == 3
+
+
+@pytest.mark.slow
+def test_an_ensemble_is_the_mean_of_its_folds(folder: Path, tmp_path: Path) -> None:
+    every = nnunet.trained(folder)
     (ensemble,) = nnunet.trained(folder, fold="ensemble")
     assert [path.parent.name for path in ensemble.checkpoints] == ["fold_0", "fold_1"]
     exported = pipeline.export(ensemble.system, Settings(tmp_path, checkpoints=ensemble.checkpoints))
@@ -148,7 +164,7 @@ def test_each_fold_is_an_artifact_of_its_own_and_an_ensemble_is_their_mean(folde
     assert np.abs(_answer(exported.folder, x) - expected).max() < 1e-4 * expected.std()
 
 
-def test_open_sizes_are_multiples_of_the_strides_of_each_axis(folder: Path, tmp_path: Path) -> None:
+def test_sizes_are_multiples_of_the_strides_of_each_axis(folder: Path) -> None:
     (one,) = _read(folder, "0")
     assert one.system.divisors == (2, 4, 4)
     with pytest.raises(InputError, match="multiples of 2,4,4 along the axes; --shape has 18"):
@@ -156,6 +172,11 @@ def test_open_sizes_are_multiples_of_the_strides_of_each_axis(folder: Path, tmp_
     with pytest.raises(InputError, match="more than one voxel at its deepest level"):
         pipeline.input_shape(one.system, (2, 4, 4))
     assert pipeline.input_shape(one.system, (6, 20, 24)) == (1, 1, 6, 20, 24)
+
+
+@pytest.mark.slow
+def test_open_sizes_run_at_other_sizes(folder: Path, tmp_path: Path) -> None:
+    (one,) = _read(folder, "0")
     exported = pipeline.export(one.system, Settings(tmp_path, checkpoints=one.checkpoints, dynamic=True))
     x = np.zeros((2, 1, 6, 20, 12), np.float32)
     assert _answer(exported.folder, x).shape == (2, 3, 6, 20, 12)
@@ -273,7 +294,7 @@ def test_a_mixed_up_folder_is_refused(copy: Path) -> None:
         _read(copy, "0")
     _change(copy / "dataset.json", **handmade.dataset())
     torch.save(saved | {"inference_allowed_mirroring_axes": (3,)}, checkpoint)
-    with pytest.raises(CheckpointError, match="inference_allowed_mirroring_axes"):
+    with pytest.raises(CheckpointError, match="aren't axes of a network"):
         _read(copy, "0")
     torch.save(saved | {"init_args": {}}, checkpoint)
     with pytest.raises(CheckpointError, match="it holds no init_args/configuration"):
@@ -345,24 +366,27 @@ needs_nnunet = pytest.mark.skipif(
 
 @needs_nnunet
 @pytest.mark.parametrize(
-    "kind",
+    ("kind", "folds"),
     [
-        "plain",
-        "regions",
-        pytest.param("flat", marks=pytest.mark.slow),
-        pytest.param("residual", marks=pytest.mark.slow),
-        pytest.param("batchnorm", marks=pytest.mark.slow),
-        pytest.param("cascade", marks=pytest.mark.slow),
+        ("plain", ("ensemble",)),
+        ("regions", ()),
+        pytest.param("plain", (), marks=pytest.mark.slow),
+        pytest.param("flat", (), marks=pytest.mark.slow),
+        pytest.param("residual", (), marks=pytest.mark.slow),
+        pytest.param("batchnorm", (), marks=pytest.mark.slow),
+        pytest.param("cascade", (), marks=pytest.mark.slow),
     ],
 )
-def test_artifacts_agree_with_nnunets_own_predictor(kind: str, tmp_path: Path) -> None:
-    rows = nnunet_folders.agree(kind, tmp_path)
-    assert len(rows) == {"plain": 2, "cascade": 2}.get(kind, 1)
+def test_artifacts_agree_with_nnunets_own_predictor(kind: str, folds: tuple[str, ...], tmp_path: Path) -> None:
+    rows = nnunet_folders.agree(kind, tmp_path, folds)
+    assert len(rows) == (1 if folds else {"plain": 2, "cascade": 2}.get(kind, 1))
     for found in rows:
         assert found["labels"] > 1, "nnU-Net predicts one label: nothing is compared"
         assert found["max_error"] < 1e-3
-        assert found["agreement"] > 0.9999
-        assert found["dice"] > 0.999
+        assert found["agreement_float32"] > 0.9999
+        # nnU-Net rounds each fold's windows to float16; the mean in one graph is rounded once.
+        assert found["agreement"] > (0.99 if found["fold"] == "ensemble" else 0.999)
+        assert found["dice"] > 0.99
     manifest = json.loads(Path(rows[-1]["artifact"], "manifest.json").read_text())
     _require_described(kind, manifest)
 
