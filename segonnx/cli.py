@@ -552,7 +552,7 @@ def bench(
         x = subjects.read_input(input_path, models) if input_path is not None else None
         result = run.bench(models, settings, x, lambda rows: _tell(rows, display), display)
     click.echo(f"\n{result.autocast}")
-    for key in (*FAMILIES, "smp"):
+    for key in catalog.FAMILIES:
         if any(row.family == key for row in result.rows):
             click.echo("\n" + tables.family(result, key))
     if found := tables.conclusions(result):
