@@ -4,6 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests of one file stay together, and share what they made first.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: install demo bench bench-perf bench-selftest test test-all check lint reference clean
 
@@ -19,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/segonnx export --all
 	$(BIN)/segonnx verify artifacts/*/
-	$(BIN)/segonnx bench --family encoder --max-time 15 --json results/encoders.json
+	$(BIN)/segonnx bench --family encoder --processes 1 --max-time 15 --json results/encoders.json
 
 # All three tables and the page. The two largest models get few rounds: a pass takes up to two minutes.
 bench: install
@@ -38,11 +40,13 @@ bench-selftest: install
 	$(BIN)/python -m tests.bench.selftest
 
 test: install
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
+	$(BIN)/python -m pytest -m "not slow and not serial" $(PARALLEL) --cov --cov-report=
+	$(BIN)/python -m pytest -m "not slow and serial" --cov --cov-append --cov-report=term
 
 # With the full-size models, too: an hour.
 test-all: install
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -m "not serial" $(PARALLEL) --cov --cov-report=
+	$(BIN)/python -m pytest -m serial --cov --cov-append --cov-report=term
 
 lint: install
 	$(BIN)/ruff check .

@@ -438,6 +438,13 @@ def verify(artifacts: tuple[Path, ...], threads: int | None) -> None:
 )
 @click.option("--rounds", type=click.IntRange(1), help="Exactly so many rounds, whatever the intervals are.")
 @click.option(
+    "--processes",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Processes of every runtime, one after another, that share time and rounds.",
+)
+@click.option(
     "--timeout",
     type=click.FloatRange(0, min_open=True),
     default=1800,
@@ -487,6 +494,7 @@ def bench(
     precision: float,
     max_time: float,
     rounds: int | None,
+    processes: int,
     timeout: float,
     seed: int,
     input_path: Path | None,
@@ -500,7 +508,7 @@ def bench(
 ) -> None:
     """Time networks in several runtimes side by side, on the same input.
 
-    Each runtime has a process of its own; they take turns in rounds until the intervals are narrow. The logits are
+    Each runtime has processes of its own; they take turns in rounds until the intervals are narrow. The logits are
     compared, too. Ctrl-C ends the bench and keeps what was measured.
 
     \b
@@ -528,6 +536,7 @@ def bench(
         backends=tuple(dict.fromkeys(backends)) or runtimes.DEFAULTS,
         threads=threads or (machine.usable_cores(),),
         rule=Rule(precision, max_time, rounds, seed),
+        processes=processes,
         timeout_s=timeout,
         autocast=autocast,
         options=Options(threads=1, **ort.parse_options(ort_options)),

@@ -160,7 +160,7 @@ def _change(old: Row, new: Row, fail_above: float) -> Change:
     verdict: str | None = None
     regression = False
     if fine and was_fine:
-        speedup, interval = stats.ratio_of_runs(old.rounds, new.rounds)
+        speedup, interval = stats.ratio_of_runs(old.rounds, new.rounds, old.rounds_per_process, new.rounds_per_process)
         verdict = stats.verdict(interval)
         regression = verdict == "slower" and 1 / speedup - 1 > fail_above
     elif was_fine:

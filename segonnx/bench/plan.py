@@ -29,6 +29,7 @@ class Settings:
         backends: names of runtimes, in the order of the table.
         threads: of every runtime; several numbers are a sweep.
         rule: when the rounds of a case end.
+        processes: of every runtime, one after another, with a share of the rounds each.
         timeout_s: the longest that loading, or one turn, may take.
         autocast: ``bf16``, ``off``, or ``auto``: bf16 where the processor multiplies it.
         seed: of the input.
@@ -40,6 +41,7 @@ class Settings:
     backends: tuple[str, ...]
     threads: tuple[int, ...]
     rule: Rule = field(default_factory=Rule)
+    processes: int = 1
     timeout_s: float = 1800
     autocast: Autocast = "off"
     seed: int = 0
@@ -56,6 +58,7 @@ class Settings:
             "backends": list(self.backends),
             "threads": list(self.threads),
             **asdict(self.rule),
+            "processes": self.processes,
             "timeout_s": self.timeout_s,
             "autocast": self.autocast,
             "input_seed": self.seed,

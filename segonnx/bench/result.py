@@ -42,16 +42,18 @@ class Row:
         status: ``ok``, or why there are no times.
         settings: of the runtime, those that matter for time.
         rounds: seconds of every timed pass, by round.
+        rounds_per_process: how many rounds each of its processes ran, one process after another.
         started_s: when each round's turn began, in seconds since the bench did.
         warmup_s: seconds of the passes before them, the first one of the process among them.
         steady: whether the warm-up ended because its passes had become alike.
-        stopped: why no more rounds were run: ``precision``, ``max-time``, ``rounds`` or ``interrupted``.
-        load_s: seconds until the model was ready, in a process that had not imported the library yet: importing,
-            reading, optimising and compiling.
+        stopped: why no more rounds were run: ``precision``, ``max-time``, ``rounds`` or ``interrupted``; ``processes``
+            where the rounds agree and the processes don't, so that more rounds would not narrow the intervals.
+        load_s: seconds until the model was ready, in the first process, which had not imported the library yet:
+            importing, reading, optimising and compiling.
         compile_s: the part of ``load_s`` that optimised or compiled.
         first_result_s: ``load_s`` and the first pass.
         cpu_s: processor seconds of a pass, all threads together.
-        peak_rss_bytes: the most resident memory of the worker.
+        peak_rss_bytes: the most resident memory of a worker.
         memory_bytes: what a pass must move at least: weights, input and logits, once each.
         threads_seen: threads of the worker, counted from outside: ``total``, and ``busy`` those that worked in the
             timed passes.
@@ -79,6 +81,7 @@ class Row:
     status: str = OK
     settings: dict[str, str] = field(default_factory=dict)
     rounds: list[list[float]] = field(default_factory=list)
+    rounds_per_process: list[int] = field(default_factory=list)
     started_s: list[float] = field(default_factory=list)
     warmup_s: list[float] = field(default_factory=list)
     steady: bool | None = None
@@ -119,7 +122,7 @@ class Row:
     @property
     def ci95_s(self) -> tuple[float, float] | None:
         """Its 95 % confidence interval."""
-        return stats.ci95(self.rounds) if self.rounds else None
+        return stats.ci95(self.rounds, self.rounds_per_process) if self.rounds else None
 
     @property
     def images_per_s(self) -> float | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from segonnx.bench import stats
 
 Turn = Callable[[str], list[float] | None]
 """Runs one runtime's turn: seconds of each pass, or None where the runtime has failed and takes no further part."""
-Stopped = Literal["precision", "max-time", "rounds"]
+Stopped = Literal["precision", "processes", "max-time", "rounds"]
 
 GROWTH = 1.2
 """The intervals are looked at again when the rounds have grown by this factor: who looks at each, stops by chance."""
@@ -32,6 +32,21 @@ class Rule:
     max_time_s: float = 300
     rounds: int | None = None
     seed: int = 0
+
+    def share(self, number: int, of: int) -> Rule:
+        """The rule for one of the processes that follow each other, so that all together keep this one.
+
+        Args:
+            number: of the process, from 0.
+            of: how many there are.
+        """
+        return replace(
+            self,
+            precision=self.precision * of**0.5,
+            max_time_s=self.max_time_s / of,
+            rounds=None if self.rounds is None else len(range(number, self.rounds, of)),
+            seed=self.seed + number,
+        )
 
 
 def collect(
@@ -81,13 +96,23 @@ def collect(
             return "max-time"
 
 
-def reach(done: Mapping[str, list[list[float]]]) -> dict[str, float]:
-    """How far each interval reaches, as a fraction: of every runtime's median, and of every speed-up over the first."""
+def reach(
+    done: Mapping[str, list[list[float]]], processes: Mapping[str, stats.Counts] | None = None
+) -> dict[str, float]:
+    """How far each interval reaches, as a fraction: of every runtime's median, and of every speed-up over the first.
+
+    Args:
+        done: rounds by runtime.
+        processes: how many of them each process ran; None where they are all of one.
+    """
+    counts = processes or dict.fromkeys(done, ())
     result = {}
     names = list(done)
     for name in names:
-        result[name] = stats.half_width(stats.median([s for one in done[name] for s in one]), stats.ci95(done[name]))
+        result[name] = stats.half_width(
+            stats.median([s for one in done[name] for s in one]), stats.ci95(done[name], counts[name])
+        )
     for name in names[1:]:
-        value, interval = stats.speedup(done[names[0]], done[name])
+        value, interval = stats.speedup(done[names[0]], done[name], counts[name])
         result[f"{names[0]} / {name}"] = float("inf") if interval is None else stats.half_width(value, interval)
     return result

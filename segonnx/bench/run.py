@@ -1,4 +1,4 @@
-"""Runs a bench: every runtime of a case in a process of its own, taking turns in rounds."""
+"""Runs a bench: every runtime of a case in processes of its own, taking turns in rounds."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from segonnx.artifacts.verify import MODEL
 from segonnx.bench import ceilings, plan, rounds, stats, subjects
 from segonnx.bench.plan import Model, Settings
 from segonnx.bench.result import OK, Ratio, Result, Row
+from segonnx.bench.rounds import Rule
 from segonnx.bench.watch import Watch
 from segonnx.bench.worker import Job, Loaded, Passes, serve
 from segonnx.errors import SegonnxError
@@ -124,6 +125,8 @@ class _Case:
         self.rows: list[Row] = []
         self.ratios: list[Ratio] = []
         self._blocks: list[list[str]] = []
+        self._watches = {backend: Watch(self.cpus) for backend in settings.backends}
+        self._reasons: set[str] = set()
         self._folder = Path()
         self._subject = Subject()
 
@@ -153,8 +156,9 @@ class _Case:
                 self._subject = self._make_subject()
                 needed = {row.backend: plan.memory_needed(model, row.backend) for row in self.rows if row.status == OK}
                 self._blocks = plan.blocks(needed, machine.available_memory())
-                for block in self._blocks:
-                    self._run_block([row for row in self.rows if row.backend in block])
+                for rule in self._rules():
+                    for block in self._blocks:
+                        self._run_block([row for row in self.rows if row.backend in block], rule)
                 self._compare()
                 if settings.profile:
                     self._profile()
@@ -205,8 +209,14 @@ class _Case:
         digest = process.call(write_weights, model.system, (), model.seed, path, progress=self.progress).value
         return path, model.weights_sha256 in (None, digest)
 
-    def _run_block(self, rows: list[Row]) -> None:
-        """Load the rows' runtimes, run the rounds, and end them all, whatever happens.
+    def _rules(self) -> list[Rule]:
+        """One for each process of a runtime: what a process draws, where its memory lies say, is drawn anew."""
+        rule, count = self.settings.rule, self.settings.processes
+        count = count if rule.rounds is None else min(count, rule.rounds)
+        return [rule.share(number, count) for number in range(count)]
+
+    def _run_block(self, rows: list[Row], rule: Rule) -> None:
+        """Load the rows' runtimes, run the rounds of one process each, and end them all, whatever happens.
 
         A worker is paused but for its turns, so that even one whose threads never rest takes nothing from the others.
         """
@@ -225,8 +235,10 @@ class _Case:
                     else:
                         seat.row.warmup_s += passes.seconds
             try:
-                stopped = rounds.collect(
-                    seats, lambda name: self._timed_turn(seats[name], done), self.settings.rule, time.perf_counter, done
+                self._reasons.add(
+                    rounds.collect(
+                        seats, lambda name: self._timed_turn(seats[name], done), rule, time.perf_counter, done
+                    )
                 )
             finally:
                 for name, its in done.items():
@@ -234,18 +246,20 @@ class _Case:
                         self._keep(seats[name], its)
             for name in done:
                 seat = seats[name]
-                seat.row.stopped = stopped
                 seat.worker.resume()
-                seat.row.peak_rss_bytes = self._ask(seat.worker, seat.row, "end")
+                if (peak := self._ask(seat.worker, seat.row, "end")) is not None:
+                    seat.row.peak_rss_bytes = max(peak, seat.row.peak_rss_bytes or 0)
 
     def _keep(self, seat: _Seat, its: list[list[float]]) -> None:
-        """Write into a row what its rounds gave."""
+        """Write into a row what the rounds of a process gave."""
         row = seat.row
-        row.rounds, row.started_s = its, row.started_s[: len(its)]
-        row.cpu_s = seat.cpu_s / len(row.samples_s)
+        before = len(row.samples_s)
+        row.rounds = row.rounds + its
+        row.rounds_per_process.append(len(its))
+        row.started_s = row.started_s[: len(row.rounds)]
+        row.cpu_s = ((row.cpu_s or 0.0) * before + seat.cpu_s) / len(row.samples_s)
         row.threads_seen = {"total": seat.watch.total, "busy": seat.watch.busy}
         row.cpus = sorted(seat.watch.cpus)
-        row.warnings += seat.watch.warnings(self.threads)
 
     def _load(self, row: Row, stack: contextlib.ExitStack) -> _Seat | None:
         """Load a row's runtime and run it until it is warm; None where it failed."""
@@ -256,25 +270,28 @@ class _Case:
         loaded: Loaded | None = self._ask(worker, row)
         if loaded is None:
             return None
-        row.load_s, row.compile_s = loaded.load_s, loaded.compile_s
-        row.first_result_s = loaded.load_s + loaded.first_pass_s
+        if row.load_s is None:  # later processes find files in the system's cache, and kernels compiled
+            row.load_s, row.compile_s = loaded.load_s, loaded.compile_s
+            row.first_result_s = loaded.load_s + loaded.first_pass_s
         row.settings = loaded.settings
         row.memory_bytes = 4 * row.parameters + 4 * int(np.prod(row.input_shape)) + loaded.logits_bytes
-        seat = _Seat(row, worker, Watch(worker.pid, self.cpus))
+        seat = _Seat(row, worker, self._watches[row.backend])
+        seat.watch.follow(worker.pid)
         self.progress(f"{self._name}: warming up {row.backend}")
-        row.warmup_s = [loaded.first_pass_s]
+        warmup = [loaded.first_pass_s]
         turns = [loaded.first_pass_s]
         spent = 0.0
         # After the first pass, turns like those of the rounds, until the last two are alike.
         while not stats.steady(turns) and spent < WARMUP_SECONDS:
-            seat.passes = min(MAX_PASSES, max(1, int(ROUND_SECONDS / min(row.warmup_s))))
+            seat.passes = min(MAX_PASSES, max(1, int(ROUND_SECONDS / min(warmup))))
             passes: Passes | None = self._ask(worker, row, "run", seat.passes)
             if passes is None:
                 return None
-            row.warmup_s += passes.seconds
+            warmup += passes.seconds
             turns.append(stats.median(passes.seconds))
             spent += sum(passes.seconds)
-        row.steady = stats.steady(turns)
+        row.warmup_s += warmup
+        row.steady = stats.steady(turns) and row.steady is not False
         seat.passes = min(MAX_PASSES, max(1, int(ROUND_SECONDS / turns[-1])))
         seat.wakes = 1 if turns[-1] < WAKE_SECONDS else 0
         worker.pause()
@@ -304,7 +321,9 @@ class _Case:
 
     def _progress_of(self, done: dict[str, list[list[float]]]) -> None:
         number = max(map(len, done.values()), default=0)
-        self.progress(f"{self._name}: round {number + 1}, {', '.join(done) or 'starting'}")
+        process = 1 + max((len(row.rounds_per_process) for row in self.rows if row.backend in done), default=0)
+        place = f"process {process}, round {number + 1}" if self.settings.processes > 1 else f"round {number + 1}"
+        self.progress(f"{self._name}: {place}, {', '.join(done) or 'starting'}")
 
     @property
     def _name(self) -> str:
@@ -336,7 +355,7 @@ class _Case:
         if kind == "ok":
             return value
         row.status = str(value)
-        row.rounds, row.started_s = [], []
+        row.rounds, row.rounds_per_process, row.started_s = [], [], []
         worker.kill()
         return None
 
@@ -387,7 +406,11 @@ class _Case:
 
     def _ratio(self, a: Row, b: Row) -> Ratio:
         together = any(a.backend in block and b.backend in block for block in self._blocks)
-        value, interval = (stats.speedup if together else stats.ratio_of_runs)(a.rounds, b.rounds)
+        if together:
+            both = [min(counts) for counts in zip(a.rounds_per_process, b.rounds_per_process, strict=False)]
+            value, interval = stats.speedup(a.rounds, b.rounds, both)
+        else:
+            value, interval = stats.ratio_of_runs(a.rounds, b.rounds, a.rounds_per_process, b.rounds_per_process)
         return Ratio(
             model=a.model,
             input_shape=a.input_shape,
@@ -405,6 +428,7 @@ class _Case:
         """What the rows say together, and what a reader should know of each."""
         rows = sorted((row for row in self.rows if row.rounds), key=lambda row: row.backend != "eager")
         self.ratios = [self._ratio(a, b) for a, b in itertools.combinations(rows, 2)]
+        stopped = self._stopped(rows)
         for row in self.rows:
             others = [ratio for ratio in self.ratios if row.backend in (ratio.baseline, ratio.backend)]
             row.interleaved = all(ratio.interleaved for ratio in others)
@@ -415,6 +439,8 @@ class _Case:
                 row = next(row for row in rows if row.backend == ratio.backend)
                 row.speedup_over_eager, row.speedup_ci95, row.verdict = ratio.speedup, ratio.ci95, ratio.verdict
         for row in rows:
+            row.stopped = row.stopped or stopped
+            row.warnings += self._watches[row.backend].warnings(self.threads)
             if self.model.derives and row.backend == "openvino":
                 row.warnings.append("its graph is laid out for ONNX Runtime: openvino-stock times the plain one")
             if not row.interleaved:
@@ -423,5 +449,19 @@ class _Case:
                 row.warnings.append(f"only {len(row.rounds)} round{'s' * (len(row.rounds) > 1)}")
             if row.steady is False:
                 row.warnings.append("its passes still changed by more than 5 % when the warm-up ended")
+            if (count := len(row.rounds_per_process)) < stats.MIN_PROCESSES:
+                processes = "1 process" if count == 1 else f"{count} processes"
+                row.warnings.append(f"{processes}: how much processes differ isn't in its intervals")
             if abs(drift := stats.drift(row.rounds) or 0.0) > DRIFT:
                 row.warnings.append(f"drifted by {100 * drift:+.0f} % between its first and its last rounds")
+
+    def _stopped(self, rows: list[Row]) -> str | None:
+        """Why no more rounds were run."""
+        if not rows or "rounds" in self._reasons:
+            return "rounds"
+        reach = rounds.reach(
+            {row.backend: row.rounds for row in rows}, {row.backend: row.rounds_per_process for row in rows}
+        )
+        if max(reach.values()) <= self.settings.rule.precision:
+            return "precision"
+        return "max-time" if "max-time" in self._reasons else "processes"

@@ -28,23 +28,29 @@ class _Look:
 
 
 class Watch:
-    """Watches the turns of one worker.
+    """Watches the turns of a runtime's workers, one worker after another.
 
     Args:
-        pid: the worker's number.
-        cpus: the processors that it's bound to.
+        cpus: the processors that they're bound to.
     """
 
-    def __init__(self, pid: int, cpus: Iterable[int]) -> None:
-        self._process = psutil.Process(pid)
+    def __init__(self, cpus: Iterable[int]) -> None:
+        self._process: psutil.Process | None = None
         self._wanted = sorted(cpus)
         self._begun: _Look | None = None
         self._threads: Counter[int] = Counter()
         self._capacity = self._foreign = self._steal = 0.0
         self.total = 0
-        """Threads of the worker, the most at any time."""
+        """Threads of a worker, the most at any time."""
+        self._busy = 0
         self.cpus: set[int] = set()
         """The processors that any of them was allowed to run on."""
+
+    def follow(self, pid: int) -> None:
+        """Watch the worker of this number from now on."""
+        self._process = psutil.Process(pid)
+        self._busy = self.busy
+        self._threads.clear()
 
     def begin(self) -> None:
         """A turn is about to begin."""
@@ -66,9 +72,9 @@ class Watch:
 
     @property
     def busy(self) -> int:
-        """Threads of the worker that worked during the turns."""
+        """Threads of a worker that worked during its turns, the most of any worker."""
         most = max(self._threads.values(), default=0)
-        return sum(spent > 0 and spent >= BUSY * most for spent in self._threads.values())
+        return max(self._busy, sum(spent > 0 and spent >= BUSY * most for spent in self._threads.values()))
 
     def warnings(self, threads: int) -> list[str]:
         """What a reader should know of the turns.
@@ -90,6 +96,7 @@ class Watch:
         return result
 
     def _look(self) -> _Look:
+        assert self._process is not None
         try:
             threads = {one.id: one.user_time + one.system_time for one in self._process.threads()}
         except psutil.Error:  # it has died, and its row will say so

@@ -28,7 +28,7 @@ _LOOKS = {
 _OTHER = ("#b8860b", "square")
 
 SECTIONS = {
-    "Time": "Median time of a pass, with its 95 % interval (bootstrap over whole rounds). Further left is faster.",
+    "Time": "Median time of a pass, with its 95 % interval. Further left is faster.",
     "Accuracy against speed": "Published Dice score of each network with its published weights, against slices of "
     "512x512 per second measured here. The scores are others' measurements; further up and to the right is better.",
     "Every sample": "All timed passes in the order in which they ran, relative to the median of their runtime. A "

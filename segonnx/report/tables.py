@@ -88,7 +88,7 @@ def family(result: Result, name: str) -> str:
 def notes(result: Result) -> str:
     """What a reader of the tables must know: what the figures mean, what was found of the machine and the run."""
     lines = [
-        "time: median of all passes, with its 95 % bootstrap interval; vs eager: median of the rounds' ratios, with",
+        "time: median of all passes, with its 95 % interval; vs eager: median of the rounds' ratios, with",
         "its 95 % interval, = where that holds 1; cpu: processor seconds of a pass; load: until the model is ready;",
         "peak: resident memory; GFLOP/s: two operations per multiply-add of the published method",
     ]

@@ -144,6 +144,15 @@ class Wrong(Steady):
         return np.random.default_rng(0).standard_normal((1, 1000)).astype(np.float32)
 
 
+class Drawn(Steady):
+    """One whose pace is another in each process."""
+
+    name = "drawn"
+
+    def load(self, subject: Subject, options: Options) -> None:
+        self.seconds = 0.005 * (1 + os.getpid() % 7 / 7)
+
+
 class Working(Steady):
     """One that multiplies matrices."""
 
@@ -176,7 +185,7 @@ class Spinning(Steady):
 KNOWN: dict[str, type[Runtime]] = {
     kind.name: kind
     for kind in (
-        Steady, Equal, Quick, Slow, Absent, Unloadable, Raising, Killed, Hanging, Wrong, Working, Spinning,
+        Steady, Equal, Quick, Slow, Absent, Unloadable, Raising, Killed, Hanging, Wrong, Drawn, Working, Spinning,
     )
 }  # fmt: skip
 

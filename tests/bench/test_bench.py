@@ -30,12 +30,15 @@ from tests.conftest import ROOT, SMALL
 from tests.conftest import run as segonnx
 from tests.report import results
 
+pytestmark = pytest.mark.serial
+
 
 @pytest.fixture(scope="module")
 def result(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the command line writes for the small reference system in all runtimes."""
     path = tmp_path_factory.mktemp("bench") / "result.json"
-    done = segonnx("bench", SMALL, "--artifacts", exports, "--threads", 1, "--rounds", 8, "--profile", "--json", path)
+    rounds = ["--threads", 1, "--processes", 1, "--rounds", 8]
+    done = segonnx("bench", SMALL, "--artifacts", exports, *rounds, "--json", path)
     assert done.returncode == 0, done.stderr
     content = json.loads(path.read_text())
     content["printed"] = done.stdout
@@ -56,7 +59,6 @@ def test_every_runtime_has_a_row_on_the_same_input(result: dict[str, Any]) -> No
         assert row["cpus"] == machine.choose_cpus(1)
         assert row["gflops"] == pytest.approx(2 * row["macs"] / row["median_s"] / 1e9)
         assert row["ns_per_voxel"] == pytest.approx(1e9 * row["median_s"] / 512**2)
-        assert any(one["kind"] == "convolution" and one["calls"] > 0 for one in row["profile"])
         assert sum(row["samples_per_round"]) == len(row["samples_s"])
         assert row["median_s"] == pytest.approx(np.median(row["samples_s"]))
         assert row["ci95_s"][0] <= row["median_s"] <= row["ci95_s"][1]
@@ -81,7 +83,7 @@ def test_the_benchs_own_process_stays_small(exports: Path) -> None:
     code = (
         "import sys; from segonnx.cli import main\nif __name__ == '__main__':\n"
         f" try: main(['bench', '--artifact', {str(exports / SMALL)!r}, '--backend', 'eager', '--backend', 'openvino',"
-        " '--rounds', '7', '--no-ceilings'])\n"
+        " '--processes', '1', '--rounds', '1', '--no-ceilings'])\n"
         " finally: print('imported:', {'torch', 'openvino', 'onnxruntime'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -124,12 +126,13 @@ def test_weights_from_a_file_cannot_be_made_again(exports: Path) -> None:
 
 def test_a_given_input_is_used(exports: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", inputs.make("phantom", (1, 3, 512, 512), "RGB"))
-    arguments = ["--artifact", exports / SMALL, "--backend", "ort", "--rounds", 1, "--no-ceilings"]
+    arguments = ["--artifact", exports / SMALL, "--backend", "ort", "--rounds", 1, "--no-ceilings", "--profile"]
     done = segonnx("bench", *arguments, "--input", tmp_path / "x.npy", "--json", tmp_path / "r.json")
     assert done.returncode == 0, done.stderr
     row = json.loads((tmp_path / "r.json").read_text())["rows"][0]
     assert row["input_sha256"] == inputs.sha256(np.load(tmp_path / "x.npy"))
     assert row["max_abs_error"] is None  # nothing to hold it against
+    assert any(one["kind"] == "convolution" and one["calls"] > 0 for one in row["profile"])
 
 
 @pytest.mark.parametrize(
@@ -242,6 +245,28 @@ def test_times_warm_up_threads_and_ratios_are_told(tmp_path: Path) -> None:
     assert [one.verdict for one in done.ratios] == ["faster", "slower", "slower"]
     assert done.overhead.keys() == {"wall_s", "timed_s", "parent_cpu_s", "parent_peak_rss_bytes"}
     assert done.overhead["timed_s"] == sum(sum(row.samples_s) for row in done.rows) < done.overhead["wall_s"]
+
+
+def test_every_runtime_runs_in_several_processes(tmp_path: Path) -> None:
+    settings = Settings(("steady", "quick"), (1,), Rule(rounds=8), processes=3)
+    done = run.bench([fakes.model(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN)
+    for row in done.rows:
+        assert row.rounds_per_process == [3, 3, 2]
+        assert len(row.rounds) == len(row.started_s) == 8
+        assert row.started_s == sorted(row.started_s)
+        assert row.stopped == "rounds"
+        assert not any("processes differ" in warning for warning in row.warnings)
+    (ratio,) = done.ratios
+    assert ratio.ci95 is not None and ratio.ci95[0] <= 2 <= ratio.ci95[1]
+    alone = fake_bench(tmp_path, "steady", rounds=8).rows[0]
+    assert "1 process: how much processes differ isn't in its intervals" in alone.warnings
+
+
+def test_processes_that_differ_end_the_rounds_and_widen_the_interval(tmp_path: Path) -> None:
+    settings = Settings(("drawn",), (1,), Rule(), processes=3)
+    row = run.bench([fakes.model(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN).rows[0]
+    assert row.stopped == "processes"
+    assert row.ci95_s is not None and row.ci95_s[1] / row.ci95_s[0] > 1.1
 
 
 def test_the_result_is_read_as_it_was_written(tmp_path: Path) -> None:

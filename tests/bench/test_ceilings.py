@@ -8,6 +8,7 @@ from segonnx import machine
 from segonnx.bench import ceilings
 
 
+@pytest.mark.serial
 def test_ceilings_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     found = ceilings.measure(1, machine.choose_cpus(1))
     assert found.keys() == {"threads", "sgemm_gflops", "sgemm_library", "bandwidth_gb_s"}

@@ -9,7 +9,7 @@ import pytest
 
 from segonnx.bench import rounds, stats
 from segonnx.bench.rounds import Rule
-from tests.bench.simulate import bench
+from tests.bench import simulate
 
 FAST = Rule(precision=0.03, max_time_s=1e9)
 
@@ -41,10 +41,12 @@ def test_a_quiet_bench_ends_as_soon_as_an_interval_can_be_had() -> None:
 
 
 def test_a_noisy_bench_goes_on() -> None:
-    quiet = bench(1.0, 0.005, 0, FAST)
-    noisy = bench(1.0, 0.05, 0, FAST)
+    quiet, _ = simulate.bench(1.0, 0.005, 0, FAST)
+    noisy, counts = simulate.bench(1.0, 0.08, 0, FAST)
     assert len(noisy["a"]) > 3 * len(quiet["a"])
-    assert max(rounds.reach(noisy).values()) <= 0.03 < max(rounds.reach({k: v[:7] for k, v in noisy.items()}).values())
+    one = {name: its[: counts[0]] for name, its in noisy.items()}
+    limit = FAST.share(0, simulate.PROCESSES).precision
+    assert max(rounds.reach(one).values()) <= limit < max(rounds.reach({k: v[:7] for k, v in one.items()}).values())
 
 
 def test_no_round_is_begun_that_would_end_late() -> None:
@@ -66,6 +68,16 @@ def test_rounds_asked_for_are_run() -> None:
     clock, done = Clock(), {}
     assert rounds.collect("a", turns(clock, {"a": 50}), Rule(max_time_s=0, rounds=3), clock, done) == "rounds"
     assert len(done["a"]) == 3
+
+
+def test_processes_share_time_and_rounds() -> None:
+    rule = Rule(precision=0.03, max_time_s=300, rounds=8, seed=5)
+    shares = [rule.share(number, 3) for number in range(3)]
+    assert [one.rounds for one in shares] == [3, 3, 2]
+    assert [one.max_time_s for one in shares] == [100] * 3
+    assert shares[0].precision == pytest.approx(0.03 * 3**0.5)  # what three of them mean together is narrower by that
+    assert len({one.seed for one in shares}) == 3
+    assert rule.share(0, 1) == rule
 
 
 def test_the_order_is_shuffled_by_seed_and_every_round_has_every_runtime() -> None:
@@ -96,10 +108,45 @@ def test_a_runtime_that_fails_takes_no_further_part() -> None:
 @pytest.mark.parametrize("noise", [0.01, 0.04])
 def test_verdicts_are_right_about_as_often_as_they_say(noise: float) -> None:
     """``make bench-selftest`` has the whole measure; this is enough to see that a broken interval would be found."""
-    same = [stats.verdict(stats.speedup(*bench(1.0, noise, seed, FAST).values())[1]) for seed in range(40)]
-    faster = [stats.verdict(stats.speedup(*bench(1.05, noise, seed, FAST).values())[1]) for seed in range(40)]
+    same = [stats.verdict(simulate.speedup(1.0, noise, seed, FAST)[1]) for seed in range(40)]
+    faster = [stats.verdict(simulate.speedup(1.05, noise, seed, FAST)[1]) for seed in range(40)]
     assert same.count("no difference") >= 36
     assert faster.count("faster") >= 35
+
+
+def test_what_a_process_draws_is_in_the_interval() -> None:
+    """Rounds agree within each process, and processes don't: many rounds must not make the interval narrow."""
+    found = [simulate.bench(1.0, 0.01, seed, FAST, between=0.05) for seed in range(40)]
+    with_them = [stats.speedup(done["a"], done["b"], counts)[1] for done, counts in found]
+    without = [stats.speedup(done["a"], done["b"])[1] for done, _ in found]
+    inside = [sum(one is not None and one[0] <= 1 <= one[1] for one in its) for its in (with_them, without)]
+    assert inside[0] >= 36
+    assert inside[1] < 30
+    times = [stats.ci95(done["a"], counts) for done, counts in found]
+    assert sum(low <= 1.01 and high >= 0.99 for low, high in times) >= 36
+
+
+def test_runs_are_compared_by_their_processes() -> None:
+    rng = np.random.default_rng(3)
+    inside = [0, 0]
+    for _ in range(60):
+        old, new = (
+            [[float(t)] for pace in rng.normal(0, 0.05, 4) for t in np.exp(pace + rng.normal(0, 0.005, 8))]
+            for _ in range(2)
+        )
+        for number, counts in enumerate(([8] * 4, [])):
+            low, high = stats.ratio_of_runs(old, new, counts, counts)[1]  # type: ignore[misc]
+            inside[number] += low <= 1 <= high
+    assert inside[0] >= 54
+    assert inside[1] < 45
+
+
+def test_few_rounds_of_enough_processes_have_an_interval() -> None:
+    slow, fast = [[2.0], [2.1], [1.9]], [[1.0], [1.0], [1.0]]
+    value, interval = stats.speedup(slow, fast, [1, 1, 1])
+    assert value == 2
+    assert interval == pytest.approx((1.765, 2.262), abs=0.001)
+    assert stats.speedup(slow, fast, [2, 1])[1] is None
 
 
 def test_intervals_hold_the_truth() -> None:

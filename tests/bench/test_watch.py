@@ -58,7 +58,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_what_disturbs_a_turn_is_told(
     clock: Clock, worker: dict[int, float], user: float, steal: float, warning: str | None
 ) -> None:
-    watch = Watch(1, [0])
+    watch = Watch([0])
+    watch.follow(1)
     watch.begin()
     clock.now, clock.user, clock.steal, clock.threads = 10.0, user, steal, worker
     watch.end()
@@ -69,11 +70,23 @@ def test_what_disturbs_a_turn_is_told(
 
 
 def test_a_runtime_that_leaves_its_processors_is_told(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = Watch(1, [0])
+    watch = Watch([0])
+    watch.follow(1)
     watch.begin()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3})
     watch.end()
     assert watch.warnings(1) == ["it ran on processors [0, 3], not only on [0]"]
+
+
+def test_the_threads_of_a_second_worker_are_not_added_to_those_of_the_first(clock: Clock) -> None:
+    watch = Watch([0])
+    for pid, threads in enumerate(({1: 5.0}, {7: 2.0, 8: 2.0}, {9: 5.0})):
+        clock.threads = dict.fromkeys(threads, 0.0)
+        watch.follow(pid)
+        watch.begin()
+        clock.threads = threads
+        watch.end()
+    assert watch.busy == watch.total == 2
 
 
 def test_a_governor_that_changes_clock_rates_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
