@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,7 @@ def test_a_repository_of_the_hub_is_read_from_the_cache(tmp_path: Path) -> None:
     code = "import sys; from segonnx import smp_folder; print(smp_folder.find(sys.argv[1]))"
     env = {**os.environ, **OFFLINE, "HF_HOME": str(tmp_path)}
     found = subprocess.run(
-        ["python", "-c", code, "someone/fpn"], env=env, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, "someone/fpn"], env=env, capture_output=True, text=True, check=True
     ).stdout
     assert "name='fpn'" in found
     assert "someone/fpn of Hugging Face, model.safetensors" in found
