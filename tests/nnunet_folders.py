@@ -6,7 +6,7 @@ It runs in processes of its own: nnU-Net reads its folders from the environment,
     python -m tests.nnunet_folders compare FOLDER ARTIFACT FOLD[,FOLD...] [PREVIOUS]
                                                                print the artifact's errors against nnU-Net's predictor
     python -m tests.nnunet_folders agree KIND ROOT             make, export, compare
-    python -m tests.nnunet_folders table ROOT                  all of it for every kind, into docs/nnunet.md
+    python -m tests.nnunet_folders table ROOT [KIND...]        all of it for every kind, into docs/nnunet.md
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import multiprocessing.dummy
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -324,23 +325,23 @@ def agree(kind: str, root: Path, exported: tuple[str, ...] = ()) -> list[dict[st
     return rows
 
 
-def table(root: Path) -> None:
-    """Put the agreement of every kind into docs/nnunet.md. What is measured already, in ``root``, stays."""
+def table(root: Path, kinds: Sequence[str]) -> None:
+    """Put the agreement of these kinds into docs/nnunet.md. What is measured already, in ``root``, stays."""
     lines = [
         "| data set | folder, fold | largest error | RMS error | same label | in float32 | least Dice | labels |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for kind in KINDS:
+    for kind in kinds:
         path = root / f"{kind}.json"
         if not path.exists():
             rows = agree(kind, root)
             path.write_text(json.dumps(rows))
-        lines += [
-            f"| {name(kind)} | {one['folder']}, {one['fold']} | {one['max_error']:.1e} | {one['rms_error']:.1e} "
-            f"| {100 * one['agreement']:.4f} % | {100 * one['agreement_float32']:.4f} % | {one['dice']:.6f} "
-            f"| {one['labels']} |"
-            for one in json.loads(path.read_text())
-        ]
+        for one in json.loads(path.read_text()):
+            wide = f"{100 * one['agreement_float32']:.4f} %" if "agreement_float32" in one else ""
+            lines.append(
+                f"| {name(kind)} | {one['folder']}, {one['fold']} | {one['max_error']:.1e} | {one['rms_error']:.1e} "
+                f"| {100 * one['agreement']:.4f} % | {wide} | {one['dice']:.6f} | {one['labels']} |"
+            )
     document = ROOT / "docs" / "nnunet.md"
     mark, rest = document.read_text("utf-8").split("<!-- agreement: put here by tests/nnunet_folders.py -->\n")
     after = rest[rest.index("<!-- /agreement -->") :]
@@ -352,7 +353,7 @@ def table(root: Path) -> None:
 def main(arguments: list[str]) -> None:
     command, *rest = arguments
     if command == "table":
-        table(Path(rest[0]))
+        table(Path(rest[0]), rest[1:] or list(KINDS))
         return
     if command == "agree":
         print(json.dumps(agree(rest[0], Path(rest[1])), indent=1))
