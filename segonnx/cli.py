@@ -28,6 +28,7 @@ BACKENDS = (
     "ort", "ort-stock", "openvino", "openvino-stock",
 )  # fmt: skip
 OPTIMIZE = ("cpu", "none")
+PACKINGS = ("zip", "triton", "oci", "bundle")
 CHECKPOINTS = ("final", "best")
 FAMILIES = ("3d", "2d", "encoder")
 INTERRUPTED = 130
@@ -396,6 +397,53 @@ def verify(artifacts: tuple[Path, ...], threads: int | None) -> None:
                 )
     if failed:
         raise VerifyError(f"{failed} of {len(artifacts)} artifacts failed")
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(PACKINGS), required=True, help="What to make of it.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file (zip) or folder to make.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there already.")
+def pack(artifact: Path, form: str, out: Path, overwrite: bool) -> None:
+    """Write an artifact as one zip file, or in the layout that another program takes. Needs no torch.
+
+    The artifact is checked first. A zip file has the same bytes each time.
+
+    \b
+    segonnx pack artifacts/stunet-s --format zip --out stunet-s.zip
+    segonnx pack artifacts/stunet-s --format triton --out model_repository
+    segonnx pack artifacts/stunet-s --format oci --out stunet-s.oci
+    segonnx pack artifacts/stunet-s --format bundle --out stunet-s-bundle
+    """
+    from segonnx.artifacts import packing
+    from segonnx.progress import Display
+
+    if not artifact.is_dir():
+        raise InputError(f"{artifact} is not a folder")
+    with Display() as display:
+        packing.pack(artifact, form, out, overwrite=overwrite, progress=display)
+    click.echo(f"{artifact}: packed as {form} -> {out}")
+
+
+@main.command()
+@click.argument("packed", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The artifact's folder to make.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there already.")
+def unpack(packed: Path, out: Path, overwrite: bool) -> None:
+    """Get the artifact out of a zip file or an OCI image layout. Needs no torch.
+
+    Nothing is written unless every name, byte and the graph are as the manifest says.
+
+    \b
+    segonnx unpack stunet-s.zip --out artifacts/stunet-s
+    segonnx unpack stunet-s.oci --out artifacts/stunet-s
+    """
+    from segonnx.artifacts import packing
+    from segonnx.progress import Display
+
+    with Display() as display:
+        packing.unpack(packed, out, overwrite=overwrite, progress=display)
+    click.echo(f"{packed}: whole -> {out}")
 
 
 @main.command()

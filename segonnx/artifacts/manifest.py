@@ -35,9 +35,22 @@ def read(folder: Path) -> Manifest:
     path = folder / NAME
     if path.is_symlink() or not path.is_file():
         raise VerifyError(f"{folder} is no artifact: it has no {NAME}")
-    if path.stat().st_size > MAX_BYTES:
+    with path.open("rb") as file:
+        return parse(file.read(MAX_BYTES + 1), path)
+
+
+def parse(data: bytes, path: Path) -> Manifest:
+    """The manifest in these bytes, checked against its schema and its own digest.
+
+    Args:
+        data: of manifest.json.
+        path: of the file, for messages.
+
+    Raises:
+        VerifyError: it isn't as it was written.
+    """
+    if len(data) > MAX_BYTES:
         raise VerifyError(f"{path} is larger than {MAX_BYTES:,} bytes")
-    data = path.read_bytes()
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
