@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests of one file stay together, and share what they made first.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: install demo bench bench-perf bench-selftest test test-all check lint reference clean
+.PHONY: install demo bench bench-perf bench-selftest faults test test-all check lint reference clean
 
 install: $(STAMP)
 
@@ -36,7 +36,11 @@ bench-perf: install
 	$(BIN)/segonnx report results/perf.json --html results/perf.html
 
 # Measures the bench itself, on an idle machine: some minutes. Writes docs/bench-selftest.md.
-bench-selftest: install
+bench-self# Damages artifacts in a thousand ways and kills commands: some minutes. Writes docs/reliability.md.
+faults: install
+	$(BIN)/python -m tests.faults
+
+test: install
 	$(BIN)/python -m tests.bench.selftest
 
 test: install
