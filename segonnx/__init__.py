@@ -1,3 +1,91 @@
 """segonnx: segmentation networks as verified ONNX artifacts, and honest timings of the runtimes that run them."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+    from typing import Literal
+
+    import torch
+    from torch import nn
+
+    from segonnx.exporters.pipeline import Exported
+    from segonnx.process import Progress
+
 __version__ = "0.1.0"
+
+
+def export(
+    module: nn.Module,
+    example_input: torch.Tensor,
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    labels: Sequence[str] | None = None,
+    output: str | int | None = None,
+    unused: Mapping[str, str] | None = None,
+    dynamic: bool = False,
+    divisor: int = 32,
+    optimize: Literal["cpu", "none"] = "cpu",
+    overwrite: bool = False,
+    licence: str = "unknown",
+    input_name: str = "input",
+    output_name: str = "logits",
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Exported:
+    """Export a module as a checked artifact, as ``segonnx export`` does for the reference systems.
+
+    Args:
+        module: any network on the CPU, in float32. It is exported as in ``eval()``, and left as it was.
+        example_input: float32, (N, C, H, W) or (N, C, D, H, W); its shape is the artifact's.
+        path: the artifact's folder.
+        name: of the network; the folder's, if None.
+        labels: the names of the classes, in order.
+        output: which one to take of a module that gives several: a key, or a number from 0.
+        unused: regular expressions of the names of parameters that inference doesn't use (heads for training), each
+            with the reason. Parameters that aren't in the file without a reason are an error.
+        dynamic: leave batch and spatial sizes open; the file is then checked at two sizes.
+        divisor: what every spatial size must be a multiple of, where they are open.
+        optimize: ``cpu`` rewrites the graph for CPUs in standard operators; ``none`` keeps it as PyTorch writes it.
+        overwrite: replace what is there.
+        licence: of the weights.
+        input_name: of the graph's input.
+        output_name: of its output.
+        threads: of ONNX Runtime in the checks; all cores, if None.
+        progress: told of each step.
+
+    Returns:
+        The artifact's ``folder`` and ``manifest``, and what each step took.
+
+    Raises:
+        segonnx.errors.InputError: the module, the input or the folder can't be used.
+        segonnx.errors.ConversionError: torch can't express the module in ONNX.
+        segonnx.errors.ParityError: the ONNX file computes something else than the module. Nothing is written.
+    """
+    from pathlib import Path
+
+    from segonnx import process
+    from segonnx.exporters import module as exporter
+
+    return exporter.export(
+        module,
+        example_input,
+        Path(path),
+        name=name,
+        labels=labels,
+        output=output,
+        unused=unused or {},
+        dynamic=dynamic,
+        divisor=divisor,
+        optimize=optimize,
+        overwrite=overwrite,
+        licence=licence,
+        input_name=input_name,
+        output_name=output_name,
+        threads=threads,
+        progress=progress or process.silent,
+    )

@@ -24,6 +24,7 @@ FAMILIES = {
     "2d": "2D segmentation",
     "encoder": "encoders",
     "smp": "smp segmentation",
+    "module": "modules",
     "nnunet": "nnU-Net",
 }
 """Every family's key and its title in a table."""
@@ -98,6 +99,10 @@ class System:
         dsc_percent: published Dice score in percent.
         divisors: what each spatial size must be a multiple of.
         licence: of the weights in a checkpoint.
+        input: the name of the graph's input.
+        output: the name of its output.
+        weights_source: where the weights come from, in words, where that is more than a file.
+        parameters: about how many, where there's no reference.
         described: keys of the manifest that say what inference with a checkpoint's weights needs.
     """
 
@@ -116,6 +121,10 @@ class System:
     reference: Reference | None = field(default=None, compare=False)
     divisors: tuple[int, ...] = ()
     licence: str = "unknown"
+    input: str = "input"
+    output: str = "logits"
+    weights_source: str = ""
+    parameters: int = 10**8
     described: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -180,6 +180,18 @@ def _fraction(_ctx: click.Context, param: click.Parameter, value: str) -> float:
     help="Checkpoint to load: safetensors, or a torch file read without running its code.",
 )
 @click.option(
+    "--trust-checkpoint",
+    is_flag=True,
+    help="Run the code that a checkpoint brings. For files of people whom you trust with this machine.",
+)
+@click.option("--pretrained", is_flag=True, help="Load the weights that timm publishes, from its cache or the network.")
+@click.option(
+    "--smp",
+    "smp_source",
+    metavar="FOLDER",
+    help="Export what smp's save_pretrained wrote: a folder, or OWNER/NAME of Hugging Face's hub.",
+)
+@click.option(
     "--nnunet",
     "nnunet_folder",
     type=click.Path(path_type=Path),
@@ -218,6 +230,9 @@ def export(
     everything: bool,
     out: Path,
     weights: Path | None,
+    trust_checkpoint: bool,
+    pretrained: bool,
+    smp_source: str | None,
     nnunet_folder: Path | None,
     fold: str | None,
     checkpoint: Literal["final", "best"] | None,
@@ -242,28 +257,48 @@ def export(
     segonnx export totalsegmentator --shape 128,128,128
     segonnx export --nnunet nnUNet_results/Dataset004_Hippocampus --configuration 3d_fullres --fold ensemble
     segonnx export smp:segformer:mit_b0 --dynamic
+    segonnx export encoder-lcnet-100 --pretrained
+    segonnx export --smp FOLDER --shape 256,256
     """
-    from segonnx import machine
+    from segonnx import machine, smp_folder
     from segonnx.artifacts import folder
     from segonnx.exporters import pipeline
     from segonnx.progress import Display
 
+    ways = {"--weights": weights, "--pretrained": pretrained or None, "--smp": smp_source, "--nnunet": nnunet_folder}
+    given = [way for way, value in ways.items() if value is not None]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} each say where the weights are: give one")
+    if trust_checkpoint and (not given or pretrained):
+        raise InputError("--trust-checkpoint is for the file of --weights, or the folder of --smp or --nnunet")
+    if nnunet_folder is None and any(option is not None for option in (fold, checkpoint, configuration)):
+        raise InputError("--fold, --checkpoint and --configuration go with --nnunet FOLDER")
     systems: list[System] = []
-    if nnunet_folder is None:
-        if any(option is not None for option in (fold, checkpoint, configuration)):
-            raise InputError("--fold, --checkpoint and --configuration go with --nnunet FOLDER")
+    if smp_source is None and nnunet_folder is None:
         systems = _systems(names, everything)
-    elif names or everything or weights is not None:
-        raise InputError("--nnunet FOLDER has its own weights and name: give it alone, without names, --all, --weights")
+    elif names or everything:
+        raise InputError(f"{given[0]} FOLDER says which network it is: give no names or --all with it")
     if weights is not None and len(systems) > 1:
         raise InputError("--weights is one network's: name one system")
     _require_torch("export")
+    if smp_source is not None:
+        system, weights = smp_folder.find(smp_source)
+        systems = [system]
     if json_path is not None:
         folder.require_writable(json_path)
     settings = pipeline.Settings(
-        out, () if weights is None else (weights,), seed, shape, batch, dynamic, optimize, overwrite,
-        threads or machine.usable_cores(),
-    )  # fmt: skip
+        out=out,
+        checkpoints=() if weights is None else (weights,),
+        trust=trust_checkpoint,
+        pretrained=pretrained,
+        seed=seed,
+        shape=shape,
+        batch=batch,
+        dynamic=dynamic,
+        optimize=optimize,
+        overwrite=overwrite,
+        threads=threads or machine.usable_cores(),
+    )
     jobs = [(system, settings) for system in systems]
     if nnunet_folder is not None:
         jobs = _trained(nnunet_folder, fold, checkpoint or "final", configuration, settings)
@@ -309,7 +344,12 @@ def _trained(
 
     with Display() as display:
         found = nnunet.trained(
-            nnunet_folder, fold=fold, which=checkpoint, configuration=configuration, progress=display
+            nnunet_folder,
+            fold=fold,
+            which=checkpoint,
+            configuration=configuration,
+            trust=settings.trust,
+            progress=display,
         )
     return [(one.system, replace(settings, checkpoints=one.checkpoints)) for one in found]
 
@@ -609,7 +649,7 @@ def bench(
         x = subjects.read_input(input_path, models) if input_path is not None else None
         result = run.bench(models, settings, x, lambda rows: _tell(rows, display), display)
     click.echo(f"\n{result.autocast}")
-    for key in (*FAMILIES, "smp"):
+    for key in catalog.FAMILIES:
         if any(row.family == key for row in result.rows):
             click.echo("\n" + tables.family(result, key))
     if found := tables.conclusions(result):

@@ -6,6 +6,7 @@ SegonnxError
  │    └── ResourceError     too little memory or disk, a folder that can't be written
  └── CheckFailed       a check ran and its answer is no                exit code 1
       ├── ParityError       the network or its ONNX file isn't what it should be
+      ├── ConversionError   torch can't express the network in ONNX
       ├── VerifyError       an artifact isn't whole
       └── StageError        a worker process ended without an answer
 """
@@ -39,6 +40,10 @@ class CheckFailed(SegonnxError):
 
 class ParityError(CheckFailed):
     """The network isn't the published one, or its ONNX file computes something else."""
+
+
+class ConversionError(CheckFailed):
+    """torch can't express the network in ONNX."""
 
 
 class VerifyError(CheckFailed):

@@ -47,7 +47,7 @@ class Difference:
 
     Attributes:
         max_abs_error: the largest difference.
-        max_rel_error: the same relative to the reference's standard deviation.
+        max_rel_error: the same relative to the reference's standard deviation, or a larger scale.
         rms_rel_error: root mean square of the difference, relative to the same.
         label_agreement: fraction of voxels with the same class, of 1.
         spread: the reference's standard deviation.
@@ -74,8 +74,14 @@ class Difference:
         )
 
 
-def compare(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> Difference:
+def compare(reference: npt.NDArray[Any], found: npt.NDArray[Any], scale: float = 0.0) -> Difference:
     """Measure ``found`` against ``reference``, both (N, classes, spatial...), in bounded memory.
+
+    Args:
+        reference: the logits that are right.
+        found: the others.
+        scale: what errors are relative to, where the reference's own spread is less: logits of a flat image may hardly
+            vary.
 
     Raises:
         ParityError: the shapes differ.
@@ -104,7 +110,7 @@ def compare(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> Difference:
     spread = math.sqrt(max(total_squares / count - (total / count) ** 2, 0.0))
     if not math.isfinite(largest) or not math.isfinite(spread):
         return Difference(math.nan, math.nan, math.nan, 0.0, spread)
-    scale = spread if spread > 0 else 1.0
+    scale = max(spread, scale) or 1.0
     return Difference(
         max_abs_error=largest,
         max_rel_error=largest / scale,
@@ -112,6 +118,17 @@ def compare(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> Difference:
         label_agreement=agreeing / voxels,
         spread=spread,
     )
+
+
+def spread_of(logits: npt.NDArray[Any]) -> float:
+    """The standard deviation of logits, in bounded memory."""
+    total, squares = 0.0, 0.0
+    for index in _chunks(logits.shape):
+        part = np.asarray(logits[index], dtype=np.float64)
+        total += float(part.sum())
+        squares += float(np.square(part).sum())
+    count = math.prod(logits.shape)
+    return math.sqrt(max(squares / count - (total / count) ** 2, 0.0))
 
 
 def _chunks(shape: tuple[int, ...]) -> list[tuple[slice, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import faulthandler
 import multiprocessing
@@ -12,11 +13,11 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
 from segonnx.errors import ResourceError, SegonnxError, StageError
@@ -86,7 +87,8 @@ class Worker:
         self._log = tempfile.NamedTemporaryFile(suffix=".log")  # noqa: SIM115 (closed in close())
         self.channel, theirs = context.Pipe()
         self.process = context.Process(target=_enter, args=(theirs, self._log.name, function, args), daemon=True)
-        self.process.start()
+        with _without_main():
+            self.process.start()
         self._paused = False
         theirs.close()
 
@@ -150,6 +152,20 @@ class Worker:
     ) -> None:
         # One that has answered ends by itself and clears up; where something went wrong nobody waits.
         self.close(PATIENCE_S if error is None else 0.0)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep multiprocessing from running the caller's script anew in the child: no function of ours is in it.
+
+    A script without ``if __name__ == "__main__"`` would start itself again, and again.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def call(function: Callable[..., T], /, *args: Any, progress: Progress = silent) -> Outcome[T]:

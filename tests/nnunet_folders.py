@@ -261,7 +261,8 @@ def compare(folder: Path, artifact: Path, folds: list[str], previous: Path | Non
     own = predictor(folder, folds)
     earlier = None
     if previous is not None:
-        earlier = predictor(previous, ["all"]).predict_single_npy_array(channels, dict(properties))[None]
+        labels = predictor(previous, ["all"]).predict_single_npy_array(channels, dict(properties))
+        earlier = labels[None].astype(np.int8)  # nnU-Net marks what it crops with -1
     expected = own.predict_single_npy_array(channels, dict(properties), earlier)
     with torch.inference_mode():
         inputs = own.configuration_manager.patch_size

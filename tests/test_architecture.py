@@ -21,7 +21,8 @@ LAYERS = {
     "report": {"report", "bench"},
 }
 PLAIN = {
-    "catalog", "errors", "inputs", "machine", "numeric", "plans", "process", "progress", "totalsegmentator", "__version__",
+    "catalog", "errors", "inputs", "machine", "numeric", "plans", "process", "progress", "smp_folder",
+    "totalsegmentator", "__version__",
 }  # fmt: skip
 WITHOUT_TORCH = ("artifacts", "runtimes", "bench", "report")
 

@@ -17,6 +17,11 @@ def render(content: Manifest) -> str:
         notice = (
             "\n> **The weights are random.** This file has the network's structure and cost, and predicts nothing.\n"
         )
+    if weights.get("trusted"):
+        notice += (
+            "\n> **The checkpoint was trusted.** It was read with `--trust-checkpoint`: code in it ran, or could have, "
+            "on the machine that made this file.\n"
+        )
     rows = "\n".join(
         f"| {p['kind']} | {_shape(p['shape'])} | {p['max_rel_error']:.1e} | {p['rms_rel_error']:.1e} "
         f"| {100 * p['label_agreement']:.4f} % |"

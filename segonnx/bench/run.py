@@ -206,7 +206,7 @@ class _Case:
         if model.system is None or model.seed is None:
             raise SegonnxError("needs the network: the artifact's weights came from a file")
         path = self._folder / STATE
-        digest = process.call(write_weights, model.system, (), model.seed, path, progress=self.progress).value
+        digest = process.call(write_weights, model.system, model.seed, path, progress=self.progress).value
         return path, model.weights_sha256 in (None, digest)
 
     def _rules(self) -> list[Rule]:

@@ -22,6 +22,9 @@ FOLD_TOLERANCE = 1e-5
 FEW = 16
 """A constant of more numbers than this, unless they are all the same, could hide weights."""
 
+ZERO = "all zero; the graph leaves it out"
+"""Why a bias that nobody trained is missing."""
+
 Read = Callable[[str], npt.NDArray[Any]]
 
 
@@ -93,6 +96,8 @@ def account(
         if name in shared:
             continue
         reason = next((why for pattern, why in unused.items() if re.fullmatch(pattern, name)), None)
+        if reason is None and not np.any(read(name)):
+            reason = ZERO
         if reason is None:
             raise ParityError(f"the network's parameter {name} isn't in the ONNX file, and no reason is known")
         reasons[reason] = reasons.get(reason, 0) + sizes[name]

@@ -12,8 +12,6 @@ from segonnx.exporters.accounting import Account
 from segonnx.exporters.provenance import Origin
 from segonnx.process import Progress
 
-INPUT = "input"
-OUTPUT = "logits"
 EXTERNAL_BYTES = 2**30
 """Weights larger than this stay in one external file: a protobuf ends at 2 GB, and is held in memory whole."""
 
@@ -30,6 +28,8 @@ class Converted:
         rewrites: the passes that changed the graph, in order.
         parameters: the names of the network's parameters.
         unused: patterns of the names of those that inference doesn't use, with the reason.
+        input: the name of the graph's input.
+        output: the name of its output.
     """
 
     opset: int
@@ -39,6 +39,8 @@ class Converted:
     rewrites: tuple[str, ...]
     parameters: tuple[str, ...]
     unused: dict[str, str]
+    input: str = "input"
+    output: str = "logits"
 
 
 def assemble(
@@ -73,6 +75,7 @@ def assemble(
         raise ParityError(f"the converted graph isn't valid ONNX: {error}") from error
     graph = onnx.load(str(path), load_external_data=False).graph
     names = [value.name for value in (*graph.input, *graph.output)]
-    if names != [INPUT, OUTPUT]:
-        raise ParityError(f"the graph's input and output are called {names}, expected {[INPUT, OUTPUT]}")
+    if names != [converted.input, converted.output]:
+        expected = [converted.input, converted.output]
+        raise ParityError(f"the graph's input and output are called {names}, expected {expected}")
     return accounting.account(path, weights_path, converted.parameters, converted.origins, converted.unused, progress)

@@ -5,19 +5,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import warnings
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segonnx import process
 from segonnx.catalog import System
-from segonnx.exporters.assemble import INPUT, OUTPUT, Converted
+from segonnx.errors import ConversionError, ResourceError
+from segonnx.exporters.assemble import Converted
 from segonnx.exporters.prepare import STATE
 from segonnx.process import Progress
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from segonnx.exporters.rewrites import Optimize
+    from segonnx.models.base import Network
 
 OPSET = 20
 
@@ -31,46 +38,48 @@ def convert(
     path: Path,
     progress: Progress,
 ) -> Converted:
-    """Convert the network that ``prepare`` left in ``folder``, and write it to ``path``.
+    """Convert the network whose weights ``prepare`` left in ``folder``: see ``convert_network``."""
+    from segonnx.models import weights
+
+    progress("loading the network")
+    network = weights.restore(system, folder / STATE)
+    return convert_network(network, system, shape, dynamic, optimize, path, progress)
+
+
+def convert_network(
+    network: Network,
+    system: System,
+    shape: tuple[int, ...],
+    dynamic: bool,
+    optimize: Optimize,
+    path: Path,
+    progress: Progress,
+) -> Converted:
+    """Convert a network, and write it to ``path``.
 
     The weights go to one external file, whatever their size: that takes no second copy of them in memory.
 
     Args:
+        network: in its inference form.
         system: what it is.
         shape: of the example input, (N, C, spatial...); it is the input's shape in the file unless ``dynamic``.
         dynamic: leave batch and spatial sizes open.
         optimize: which rewrites to apply.
-        folder: holds the weights.
         path: of the ONNX file; the weights go beside it, with ``.data`` appended to its name.
         progress: told of each step.
+
+    Raises:
+        ConversionError: torch can't express the network in ONNX.
     """
     import onnx_ir as ir
     import onnxscript.optimizer
-    import torch
     from onnx_ir.passes import common
 
     from segonnx.exporters import provenance, rewrites
     from segonnx.models import weights
 
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    progress("loading the network")
-    network = weights.restore(system, folder / STATE)
     progress("converting to ONNX")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            network.module,
-            (torch.zeros(shape),),
-            dynamo=True,
-            optimize=False,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=_dynamic_shapes(system, shape) if dynamic else None,
-            verbose=False,
-        )
-    assert program is not None
-    model = program.model
+    model = _program(network, system, shape, dynamic)
     progress("optimising the graph")
     tensors = weights.names(network.module)
     traced = provenance.trace(model, tensors)
@@ -93,7 +102,45 @@ def convert(
         rewrites=changed,
         parameters=tuple(name for name, _ in network.module.named_parameters()),
         unused=dict(network.unused),
+        input=system.input,
+        output=system.output,
     )
+
+
+def _program(network: Network, system: System, shape: tuple[int, ...], dynamic: bool) -> ir.Model:
+    """The graph as torch writes it."""
+    import torch
+
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints graphs where it fails
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                network.module,
+                (torch.zeros(shape),),
+                dynamo=True,
+                optimize=False,
+                opset_version=OPSET,
+                input_names=[system.input],
+                output_names=[system.output],
+                dynamic_shapes=_dynamic_shapes(system, shape) if dynamic else None,
+                verbose=False,
+            )
+    except Exception as error:
+        ours = process.translate(error)
+        if isinstance(ours, ResourceError):
+            raise ours from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
+        raise ConversionError(f"torch can't express {system.name} in ONNX: {lines[0][:300]}") from error
+    finally:
+        logger.setLevel(level)
+    assert program is not None
+    return program.model
 
 
 def _dynamic_shapes(system: System, shape: tuple[int, ...]) -> tuple[dict[int, Any], ...]:

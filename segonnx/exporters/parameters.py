@@ -84,6 +84,8 @@ def check(system: System, counted: Reference | None = None) -> list[Check]:
 def require(system: System, modules: Mapping[str, int], training_parameters: int) -> None:
     """Stop unless the built network's counts are the reference's and round to what was published.
 
+    Without a reference (other classes than the catalogue's) the published figures for those classes are all there is.
+
     Args:
         system: what was to be built.
         modules: parameters per module of the built inference form.
@@ -93,9 +95,15 @@ def require(system: System, modules: Mapping[str, int], training_parameters: int
         ParityError: they aren't; the message holds a table of the modules that differ.
     """
     reference = system.reference
-    if reference is None:
-        return
     total = sum(modules.values())
+    if reference is None:
+        for figure in system.published:
+            if figure.num_classes in (None, system.num_classes) and not figure.matches(total):
+                raise ParityError(
+                    f"{system.name}: parameter parity failed: published parameters ({figure.source}): expected "
+                    f"{figure.text}, found {total:,}"
+                )
+        return
     if dict(modules) != dict(reference.modules) or total != reference.parameters:
         raise ParityError(
             f"{system.name}: parameter parity failed: the reference has {reference.parameters:,} parameters, the built "

@@ -27,14 +27,15 @@ from segonnx.errors import CheckpointError, InputError, ResourceError, VerifyErr
 from segonnx.exporters import probes
 from segonnx.exporters.accounting import Account
 from segonnx.exporters.assemble import Converted, assemble
-from segonnx.exporters.convert import convert
+from segonnx.exporters.convert import convert, convert_network
 from segonnx.exporters.parity import DTYPE, RUNTIME, STEADY_RUNTIME, Measured, measure
-from segonnx.exporters.prepare import STATE, Prepared, prepare
+from segonnx.exporters.prepare import STATE, Prepared, Weights, adapt, prepare, prepare_network
 from segonnx.numeric import TOLERANCES
 from segonnx.process import Progress
 
 if TYPE_CHECKING:
     from segonnx.exporters.rewrites import Optimize
+    from segonnx.models.base import Network
 
 T = TypeVar("T")
 
@@ -47,6 +48,8 @@ class Settings:
         out: the folder that artifacts are made in.
         checkpoints: files of weights, one for each part of the network that has its own; random weights from ``seed``
             where there are none.
+        trust: run the code that a file of weights brings.
+        pretrained: take the weights that the network's library publishes.
         seed: of random weights.
         shape: spatial sizes of the input, where they aren't the system's.
         batch: instances per pass.
@@ -54,10 +57,13 @@ class Settings:
         optimize: which rewrites to apply; ``none`` gives the graph as torch wrote it.
         overwrite: replace an artifact that was made with other arguments.
         threads: of PyTorch and ONNX Runtime.
+        folder: the artifact's folder in ``out``, where it isn't called after the system.
     """
 
     out: Path
     checkpoints: tuple[Path, ...] = ()
+    trust: bool = False
+    pretrained: bool = False
     seed: int = 0
     shape: tuple[int, ...] | None = None
     batch: int = 1
@@ -65,6 +71,12 @@ class Settings:
     optimize: Optimize = "cpu"
     overwrite: bool = False
     threads: int = field(default_factory=machine.usable_cores)
+    folder: str | None = None
+
+    @property
+    def weights(self) -> Weights:
+        """Where the weights come from."""
+        return Weights(self.checkpoints, self.trust, self.pretrained, self.seed)
 
 
 @dataclass(frozen=True)
@@ -98,21 +110,24 @@ class Exported:
         return max((stage.peak_rss_bytes for stage in self.stages.values()), default=0)
 
 
-def export(system: System, settings: Settings, progress: Progress = process.silent) -> Exported:
+def export(
+    system: System, settings: Settings, progress: Progress = process.silent, network: Network | None = None
+) -> Exported:
     """Export one system to ``settings.out/NAME``.
+
+    Args:
+        system: what to export.
+        settings: how.
+        progress: told of each step.
+        network: the caller's own, in its inference form. It stays in this process, which then prepares and converts it;
+            nothing is kept of what is there already. None builds the system's network.
 
     Raises:
         InputError: an argument is wrong, an artifact with other arguments is there, or the machine lacks something.
         ParityError: the network isn't the published one, or its ONNX file computes something else. Nothing is written.
     """
     started = time.perf_counter()
-    target = settings.out / folder_name(system)
-    shape = input_shape(system, settings.shape, settings.batch)
-    arguments = _arguments(system, settings, shape)
-    if (kept := _existing(target, arguments, settings, progress)) is not None:
-        return Exported(target, kept, True, {}, time.perf_counter() - started)
-    planned = probes.plan(system, shape, dynamic=settings.dynamic)
-    _require_memory(system, shape)
+    target = settings.out / (settings.folder or folder_name(system))
     stages: dict[str, Stage] = {}
 
     def stage(name: str, function: Callable[..., T], *args: Any) -> T:
@@ -120,20 +135,44 @@ def export(system: System, settings: Settings, progress: Progress = process.sile
         stages[name] = Stage(round(outcome.seconds, 3), outcome.peak_rss_bytes)
         return outcome.value
 
+    def here(name: str, function: Callable[..., T], *args: Any) -> T:
+        begun = time.perf_counter()
+        try:
+            value = function(*args, progress)
+        except Exception as error:
+            raise process.translate(error) from error
+        stages[name] = Stage(round(time.perf_counter() - begun, 3), process.peak_rss_bytes())
+        return value
+
+    if settings.checkpoints or settings.pretrained:
+        system = stage("adapt", adapt, system, settings.weights)
+    shape = input_shape(system, settings.shape, settings.batch)
+    seeded = network is None and settings.weights.random
+    arguments = _arguments(system, settings, shape) | ({} if seeded else {"seed": None})
+    if network is not None and os.path.lexists(target) and not settings.overwrite:
+        raise InputError(f"{target} exists: overwrite=True replaces it")
+    if (kept := _existing(target, arguments, settings, progress)) is not None:
+        return Exported(target, kept, True, {}, time.perf_counter() - started)
+    planned = probes.plan(system, shape, dynamic=settings.dynamic)
+    _require_memory(system, shape)
     with folder.staging(target) as work:
         _require_disk(system, shape, work)
         artifact = work / "artifact"
         artifact.mkdir()
-        prepared = stage(
-            "prepare", prepare, system, settings.checkpoints, settings.seed, shape, planned, work, settings.threads
-        )
-        converted = stage("convert", convert, system, shape, settings.dynamic, settings.optimize, work, work / MODEL)
+        how = (system, shape, settings.dynamic, settings.optimize)
+        if network is None:
+            prepared = stage("prepare", prepare, system, settings.weights, shape, planned, work, settings.threads)
+            converted = stage("convert", convert, *how, work, work / MODEL)
+        else:
+            prepared = here("prepare", prepare_network, network, system.modality, shape, planned, work)
+            converted = here("convert", convert_network, network, *how, work / MODEL)
         account = stage("assemble", assemble, work / MODEL, converted, work / STATE, artifact)
         (work / STATE).unlink()
         steady = settings.optimize == "none"
         measured = stage("measure", measure, artifact, planned, system.modality, work, steady, settings.threads)
         progress("hashing the artifact")
-        content = _manifest(system, settings, artifact, arguments, prepared, converted, account, measured)
+        weights = _weights(system, settings, prepared, seeded=seeded)
+        content = _manifest(system, settings, artifact, arguments, prepared, weights, converted, account, measured)
         (artifact / "README.md").write_text(card.render(content), encoding="utf-8")
         content["files"] = _files(artifact)
         manifest.validate({**content, "digest": "0" * 64})
@@ -181,7 +220,7 @@ def memory_needed(system: System, shape: tuple[int, ...]) -> int:
     """
     from segonnx.exporters.rewrites.unroll_depth import MAX_BYTES
 
-    parameters = system.reference.training_parameters if system.reference is not None else 10**8
+    parameters = system.reference.training_parameters if system.reference is not None else system.parameters
     logits = 4 * shape[0] * system.num_classes * math.prod(shape[2:])
     return (9 if 4 * parameters <= MAX_BYTES else 5) * parameters + 6 * logits + 10**9
 
@@ -196,7 +235,7 @@ def _require_memory(system: System, shape: tuple[int, ...]) -> None:
 
 
 def _require_disk(system: System, shape: tuple[int, ...], work: Path) -> None:
-    parameters = system.reference.training_parameters if system.reference is not None else 10**7
+    parameters = system.reference.training_parameters if system.reference is not None else system.parameters
     logits = 4 * shape[0] * system.num_classes * math.prod(shape[2:])
     # The weights as safetensors and as ONNX (twice while they move inside), the logits of the probes and as test data.
     needed = 4 * parameters * (2 if 4 * parameters > 2**30 else 3) + 4 * logits + 10**7
@@ -209,18 +248,22 @@ def _require_disk(system: System, shape: tuple[int, ...], work: Path) -> None:
 
 
 def _arguments(system: System, settings: Settings, shape: tuple[int, ...]) -> dict[str, Any]:
-    for path in settings.checkpoints:
-        if not path.is_file():
-            raise CheckpointError(f"{path} is not a file")
-    digests = [sha256(path) for path in settings.checkpoints]
+    try:
+        digests = [sha256(path) for path in settings.checkpoints]
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} can't be read: {error.strerror}") from error
     arguments = {
         "name": system.name,
         "shape": list(shape),
         "dynamic": settings.dynamic,
         "optimize": settings.optimize,
-        "seed": settings.seed if not digests else None,
+        "seed": settings.seed,
         "checkpoint_sha256": None if not digests else digests[0] if len(digests) == 1 else digests,
     }
+    if settings.pretrained:
+        arguments["pretrained"] = True
+    if settings.trust:
+        arguments["trusted"] = True
     if system.described:
         text = json.dumps([system.options, system.described], sort_keys=True)
         arguments["plans_sha256"] = hashlib.sha256(text.encode()).hexdigest()
@@ -254,6 +297,7 @@ def _manifest(
     artifact: Path,
     arguments: dict[str, Any],
     prepared: Prepared,
+    weights: dict[str, Any],
     converted: Converted,
     account: Account,
     measured: list[Measured],
@@ -262,7 +306,6 @@ def _manifest(
 
     graph = onnx.load(str(artifact / MODEL), load_external_data=False).graph
     differences = [one.difference for one in measured]
-    seeded = not settings.checkpoints
     return {
         "schema_version": manifest.SCHEMA_VERSION,
         "name": system.name,
@@ -285,15 +328,8 @@ def _manifest(
         "opset": converted.opset,
         "ir_version": converted.ir_version,
         "operators": converted.operators,
-        "weights": {
-            "source": f"seeded random weights (seed {settings.seed}); they predict nothing"
-            if seeded
-            else " and ".join(f"file {_short(path)}" for path in settings.checkpoints),
-            "sha256": prepared.weights_sha256,
-            "licence": "apache-2.0" if seeded else system.licence,
-            "seed": settings.seed if seeded else None,
-        },
-        "preprocessing": _PREPROCESSING.get(system.modality, {}),
+        "weights": weights,
+        "preprocessing": PREPROCESSING.get(system.modality, {}),
         "labels": [],
         **system.described,
         "parity": {
@@ -317,12 +353,24 @@ def _manifest(
     }
 
 
+def _weights(system: System, settings: Settings, prepared: Prepared, *, seeded: bool) -> dict[str, Any]:
+    files = " and ".join(f"file {_short(path)}" for path in settings.checkpoints)
+    source = system.weights_source or files
+    weights = {
+        "source": f"seeded random weights (seed {settings.seed}); they predict nothing" if seeded else source,
+        "sha256": prepared.weights_sha256,
+        "licence": "apache-2.0" if seeded else system.licence,
+        "seed": settings.seed if seeded else None,
+    }
+    return {**weights, "trusted": True} if settings.trust and settings.checkpoints else weights
+
+
 def _short(path: Path) -> str:
     """The file's name, with its fold's."""
     return f"{path.parent.name}/{path.name}" if path.parent.name.startswith("fold_") else path.name
 
 
-_PREPROCESSING: dict[str, dict[str, Any]] = {
+PREPROCESSING: dict[str, dict[str, Any]] = {
     "CT": {"modality": "CT", "note": "CT intensities, clipped and normalised as the network was trained"},
     "RGB": {
         "modality": "RGB",
@@ -330,4 +378,5 @@ _PREPROCESSING: dict[str, dict[str, Any]] = {
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
     },
+    "other": {"modality": "other", "note": "as the network was trained"},
 }

@@ -35,31 +35,83 @@ class Prepared:
     weights_sha256: str
 
 
-def network_with_weights(system: System, checkpoints: tuple[Path, ...], seed: int, progress: Progress) -> Network:
-    """The system's network in its inference form, with checkpoints' weights or seeded random ones.
+@dataclass(frozen=True)
+class Weights:
+    """Where a network's weights come from.
+
+    Attributes:
+        checkpoints: files, one for each part of the network that has its own.
+        trust: run the code that they bring.
+        pretrained: the weights that the network's library publishes.
+        seed: of random weights, where there's neither.
+    """
+
+    checkpoints: tuple[Path, ...] = ()
+    trust: bool = False
+    pretrained: bool = False
+    seed: int = 0
+
+    @property
+    def random(self) -> bool:
+        """Whether they are random."""
+        return not self.checkpoints and not self.pretrained
+
+
+def adapt(system: System, weights: Weights, progress: Progress) -> System:
+    """The system as its weights need it: with their classes and input channels, and what is known of them.
 
     Raises:
-        CheckpointError: the checkpoint can't be used.
+        CheckpointError: the weights can't be read or had, or are of another system.
+    """
+    from segonnx import models
+    from segonnx.models import fit, smp
+    from segonnx.models import weights as files
+
+    if weights.pretrained:
+        progress("looking up the published weights")
+        return models.pretrained(system)
+    if len(weights.checkpoints) != 1 or system.builder not in fit.BUILDERS:
+        return system
+    path = weights.checkpoints[0]
+    progress(f"reading {path.name}")
+    if "arguments" in system.options:  # of a folder of smp, which tells the sizes
+        return smp.describe(system, path)
+    return fit.fit(system, files.read(path, weights.trust), path)
+
+
+def network_with_weights(system: System, weights: Weights, progress: Progress) -> Network:
+    """The system's network in its inference form, with its weights.
+
+    Raises:
+        CheckpointError: they can't be used or had.
         ParityError: the built network isn't the published one.
     """
     import torch
 
     from segonnx import models
     from segonnx.exporters import parameters
-    from segonnx.models import counting, seeded, weights
+    from segonnx.models import counting, seeded
+    from segonnx.models import weights as files
 
     progress("building the network")
-    network = models.build(system) if checkpoints else models.build_empty(system)
+    if weights.pretrained:
+        network = models.build(system, pretrained=True)
+    else:
+        network = models.build_empty(system) if weights.random else models.build(system)
     training_parameters = counting.parameters(network.module)
-    if not checkpoints:
+    if weights.random:
         progress("setting random weights")
-        seeded.randomize(network.module, seed)
+        seeded.randomize(network.module, weights.seed)
         progress("calibrating the random weights")
         seeded.calibrate(network.module, torch.from_numpy(_calibration_inputs(system)))
-    else:
-        for part, path in zip(network.members or (network.module,), checkpoints, strict=True):
+    if network.members:
+        for part, path in zip(network.members, weights.checkpoints, strict=True):
             progress(f"loading {path.name}")
-            weights.load(replace(network, module=part), path)
+            files.load(replace(network, module=part), path, weights.trust)
+    elif weights.checkpoints:
+        (path,) = weights.checkpoints
+        progress(f"loading {path.name}")
+        network = files.load(network, path, weights.trust)
     network = network.finalized()
     progress("checking parameter parity")
     parameters.require(system, counting.parameters_per_module(network.module), training_parameters)
@@ -68,15 +120,14 @@ def network_with_weights(system: System, checkpoints: tuple[Path, ...], seed: in
 
 def prepare(
     system: System,
-    checkpoints: tuple[Path, ...],
-    seed: int,
+    weights: Weights,
     shape: tuple[int, ...],
     probes: tuple[Probe, ...],
     folder: Path,
     threads: int,
     progress: Progress,
 ) -> Prepared:
-    """Write the network's weights to ``weights.safetensors`` and its logits on probe i to ``logits_i.npy``.
+    """Build the network, and write it down.
 
     Raises:
         CheckpointError: the checkpoint can't be used.
@@ -85,33 +136,52 @@ def prepare(
     import torch
 
     from segonnx import models
-    from segonnx.models import counting, weights
+    from segonnx.models import counting
 
     torch.set_num_threads(threads)
-    network = network_with_weights(system, checkpoints, seed, progress)
+    network = network_with_weights(system, weights, progress)
+    macs = counting.macs(models.build_meta(system).finalized(), shape, all_heads=False)
+    return write_down(network, system.modality, macs, probes, folder, progress)
+
+
+def prepare_network(
+    network: Network, modality: str, shape: tuple[int, ...], probes: tuple[Probe, ...], folder: Path, progress: Progress
+) -> Prepared:
+    """Write down a network that is in this process; see ``write_down``."""
+    from segonnx.models import counting
+
+    return write_down(network, modality, counting.macs(network, shape, all_heads=False), probes, folder, progress)
+
+
+def write_down(
+    network: Network, modality: str, macs: int, probes: tuple[Probe, ...], folder: Path, progress: Progress
+) -> Prepared:
+    """Write the network's weights to ``weights.safetensors`` and its logits on probe i to ``logits_i.npy``."""
+    import torch
+
+    from segonnx.models import counting, weights
+
     progress("writing the weights")
     weights.save(network.module, folder / STATE)
-    macs = counting.macs(models.build_meta(system).finalized(), shape, all_heads=False)
     for i, probe in enumerate(probes):
         progress(f"running PyTorch on {probe.name}")
         with torch.inference_mode():
-            logits = network.module(torch.from_numpy(probe.make(system.modality)))
+            logits = network.module(torch.from_numpy(probe.make(modality)))
         np.save(folder / f"logits_{i}.npy", logits.numpy())
         del logits
     progress("hashing the weights")
     return Prepared(counting.parameters(network.module), macs, sha256(folder / STATE))
 
 
-def write_weights(system: System, checkpoints: tuple[Path, ...], seed: int, path: Path, progress: Progress) -> str:
-    """Write the weights that an export with these arguments has, and give their file's SHA-256.
+def write_weights(system: System, seed: int, path: Path, progress: Progress) -> str:
+    """Write the random weights that an export with this seed has, and give their file's SHA-256.
 
     Raises:
-        CheckpointError: the checkpoint can't be used.
         ParityError: the built network isn't the published one.
     """
     from segonnx.models import weights
 
-    network = network_with_weights(system, checkpoints, seed, progress)
+    network = network_with_weights(system, Weights(seed=seed), progress)
     progress("writing the weights")
     weights.save(network.module, path)
     return sha256(path)

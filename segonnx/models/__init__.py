@@ -34,6 +34,22 @@ def build(system: System, **overrides: Any) -> Network:
     return BUILDERS[system.builder](**options)
 
 
+def pretrained(system: System) -> System:
+    """The system with what its library says of the weights that it publishes.
+
+    Raises:
+        InputError: it publishes none of the whole network.
+    """
+    if system.builder == "timm_encoder":
+        return timm_encoder.published(system)
+    if system.builder in ("timm_unet", "smp"):
+        raise InputError(
+            f"only the encoder of {system.name} has published weights, and a random decoder predicts nothing: give a "
+            "trained network with --weights FILE or --smp FOLDER"
+        )
+    raise InputError(f"timm publishes no weights of {system.name}: give a file with --weights")
+
+
 def build_meta(system: System, **overrides: Any) -> Network:
     """Build the system's network on the meta device: shapes and names, no memory for weights."""
     try:

@@ -37,15 +37,20 @@ def macs(network: Network, shape: tuple[int, ...], *, all_heads: bool) -> int:
     """Multiply-adds of one pass: convolutions, linear layers, matrix products and attention.
 
     Args:
-        network: in its inference form, on the meta device.
+        network: in its inference form; on the meta device the pass takes no time.
         shape: of the input, (N, C, spatial...).
         all_heads: count the heads that only training runs too, as papers do.
     """
+    from torch.nn.utils import parametrize
     from torch.utils.flop_counter import FlopCounterMode
 
     module = network.module.eval()
     forward = network.training_forward if all_heads and network.training_forward is not None else module
     counter = FlopCounterMode(display=False)
-    with torch.inference_mode(), counter:
-        forward(torch.empty(shape, device="meta"))
+    with torch.inference_mode(), parametrize.cached():
+        for child in module.modules():
+            for name in getattr(child, "parametrizations", ()):
+                getattr(child, name)  # computed now and kept: the counter fails on weight_norm
+        with counter:
+            forward(torch.zeros(shape, device=next((p.device for p in module.parameters()), None)))
     return int(counter.get_total_flops()) // 2

@@ -1,7 +1,7 @@
 """A look at a pickle before it is loaded: nothing in it is built.
 
-torch's own unpickler runs no code, but Python hashes tuples by recursion in C. Tuples in tuples, a hundred thousand deep
-or shared a hundred times over, end the process, or keep it busy for ever.
+torch's own unpickler runs no code, but Python hashes tuples by recursion in C. Tuples in tuples, a hundred thousand
+deep or shared a hundred times over, end the process, or keep it busy for ever.
 """
 
 from __future__ import annotations

@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import torch
+
+from segonnx import smp_folder
+from segonnx.catalog import System
 from segonnx.errors import InputError
 from segonnx.models.base import Network
 
 
-def build(*, architecture: str, encoder: str, num_classes: int, in_channels: int = 3) -> Network:
+def build(
+    *,
+    architecture: str,
+    encoder: str,
+    num_classes: int,
+    in_channels: int = 3,
+    arguments: Mapping[str, Any] | None = None,
+    auxiliary: Mapping[str, Any] | None = None,
+) -> Network:
     """Build ``architecture`` (unet, segformer, ...) on ``encoder`` (resnet34, mit_b0, tu-*, ...), without weights.
+
+    Args:
+        architecture: a name of smp's.
+        encoder: a name of smp's.
+        num_classes: output channels.
+        in_channels: input channels.
+        arguments: more for the architecture.
+        auxiliary: smp's ``aux_params``, of a second head that classifies the image.
 
     Raises:
         InputError: smp knows no such architecture or encoder, or the two don't go together.
@@ -23,11 +48,51 @@ def build(*, architecture: str, encoder: str, num_classes: int, in_channels: int
         _known(encoder, sorted(encoders), "encoder")
     try:
         module = smp.create_model(
-            architecture, encoder_name=encoder, encoder_weights=None, in_channels=in_channels, classes=num_classes
+            architecture,
+            encoder_name=encoder,
+            encoder_weights=None,
+            in_channels=in_channels,
+            classes=num_classes,
+            aux_params=None if auxiliary is None else dict(auxiliary),
+            **(arguments or {}),
         )
-    except (ValueError, KeyError, RuntimeError, AssertionError, NotImplementedError) as error:
+    except (ValueError, KeyError, RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise InputError(f"smp can't build {architecture} on {encoder}: {error}") from error
-    return Network(module)
+    if auxiliary is None:
+        return Network(module)
+    module.register_forward_hook(_mask)
+    return Network(module, unused={r"classification_head\..*": "second head, which classifies the image"})
+
+
+def _mask(_module: object, _inputs: object, outputs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """What the network gives for each pixel, without what it gives for the image."""
+    return outputs[0]
+
+
+def describe(system: System, path: Path) -> System:
+    """The system with the preprocessing that its encoder was pretrained with, where smp knows it.
+
+    A folder of smp doesn't tell with what the network was trained; it's most often that.
+    """
+    from segmentation_models_pytorch.encoders import get_preprocessing_params
+
+    encoder = system.options["encoder"]
+    config = json.loads((path.parent / smp_folder.CONFIG).read_bytes())
+    pretrained = config.get("encoder_weights") or "imagenet"
+    try:
+        found = get_preprocessing_params(encoder, pretrained)
+    except Exception:  # noqa: BLE001 (not in the cache, no network, no such weights: there's nothing to tell)
+        note = "as the network was trained; smp's folder doesn't tell"
+        return replace(system, described={**system.described, "preprocessing": _note(system, note)})
+    note = (
+        f"scaled to {found['input_range']}, then normalised per channel with mean and standard deviation as for "
+        f"{encoder}'s {pretrained} weights, if the network was trained so: smp's folder doesn't tell"
+    )
+    return replace(system, described={**system.described, "preprocessing": {**_note(system, note), **found}})
+
+
+def _note(system: System, note: str) -> dict[str, Any]:
+    return {"modality": system.modality, "note": note}
 
 
 def _known(name: str, names: list[str], what: str) -> None:

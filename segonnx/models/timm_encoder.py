@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
+from segonnx.catalog import System
+from segonnx.errors import CheckpointError
 from segonnx.models.base import Network
 
 
@@ -16,9 +20,52 @@ def reparameterize(module: nn.Module) -> nn.Module:
         return reparameterize_model(module, inplace=True)
 
 
-def build(*, encoder: str, num_classes: int, in_channels: int = 3) -> Network:
-    """Build the timm classifier ``encoder``."""
+def build(*, encoder: str, num_classes: int, in_channels: int = 3, pretrained: bool = False) -> Network:
+    """Build the timm classifier ``encoder``.
+
+    Args:
+        encoder: timm's name.
+        num_classes: of the head.
+        in_channels: input channels.
+        pretrained: load the weights that timm publishes, from its cache or from the network.
+
+    Raises:
+        CheckpointError: they can't be had.
+    """
     import timm
 
-    module = timm.create_model(encoder, pretrained=False, num_classes=num_classes, in_chans=in_channels)
+    try:
+        module = timm.create_model(encoder, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels)
+    except Exception as error:
+        if not pretrained:
+            raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(
+            f"timm's weights of {encoder} can't be had: {lines[0][:200]}; without a network they must be in the cache "
+            "of Hugging Face (HF_HOME)"
+        ) from error
     return Network(module, finalize=reparameterize)
+
+
+def published(system: System) -> System:
+    """The system with what timm says of the weights that it publishes: origin, licence, normalisation."""
+    import timm
+
+    encoder = system.options["encoder"]
+    told = timm.get_pretrained_cfg(encoder)
+    if told is None or not (told.hf_hub_id or told.url):
+        raise CheckpointError(f"timm publishes no weights of {encoder}")
+    preprocessing = {
+        "modality": system.modality,
+        "note": f"RGB scaled to 0..1, then normalised per channel; trained at {told.input_size[-1]} pixels",
+        "mean": list(told.mean),
+        "std": list(told.std),
+        "interpolation": told.interpolation,
+        "crop_pct": told.crop_pct,
+    }
+    return replace(
+        system,
+        licence=told.license or "unknown",
+        weights_source=f"timm {encoder}.{told.tag}, {told.hf_hub_id or told.url}",
+        described={"preprocessing": preprocessing},
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 import math
 import re
@@ -10,6 +11,7 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -34,7 +36,7 @@ MAX_DIRECTORY_BYTES = 2**24
 """The most that a zip file's directory may take: some hundred thousand tensors."""
 
 LEGACY_PICKLES = 5
-"""What stands before the numbers in files of older torches: a magic number, version, system, objects, their storages."""
+"""What stands before the numbers in files of older torches: a magic number, version, system, objects, storages."""
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
@@ -52,10 +54,16 @@ def names(module: nn.Module) -> dict[str, str]:
 
 
 def save(module: nn.Module, path: Path) -> None:
-    """Write the module's state as safetensors."""
+    """Write the module's state as safetensors; tensors that share their numbers each get their own."""
     from safetensors.torch import save_file
 
-    save_file({name: tensor.contiguous() for name, tensor in state(module).items()}, path)
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in state(module).items():
+        storage = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone().contiguous() if storage in seen else tensor.contiguous()
+        seen.add(storage)
+    save_file(tensors, path)
 
 
 def restore(system: System, path: Path) -> Network:
@@ -76,18 +84,25 @@ def restore(system: System, path: Path) -> Network:
     return network
 
 
-def load(network: Network, path: Path, trust: bool = False) -> None:
-    """Load a checkpoint into the network's training form.
+def load(network: Network, path: Path, trust: bool = False) -> Network:
+    """Load a checkpoint into the network.
 
     Args:
-        network: the network, built.
+        network: the network in its training form, built.
         path: see ``read``.
         trust: see ``content``.
+
+    Returns:
+        The network in the form that the checkpoint is of: the training form, or else the inference form.
 
     Raises:
         CheckpointError: the file can't be read, or doesn't fit the network to the last tensor.
     """
     tensors = read(path, trust)
+    if network.finalize is not Network.finalize and tensors.keys() != network.module.state_dict().keys():
+        twin = replace(network, module=copy.deepcopy(network.module).to("meta")).finalized()
+        if tensors.keys() == twin.module.state_dict().keys():
+            network = network.finalized()
     wanted = network.module.state_dict()
     missing = [name for name in wanted if name not in tensors]
     extra = [name for name in tensors if name not in wanted]
@@ -100,6 +115,7 @@ def load(network: Network, path: Path, trust: bool = False) -> None:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{path}: {name} holds NaN or infinite values")
     network.module.load_state_dict(tensors)
+    return network
 
 
 def read(path: Path, trust: bool = False) -> dict[str, torch.Tensor]:
@@ -288,7 +304,7 @@ class _Array(np.ndarray[Any, Any]):
         _version, shape, dtype, fortran, data = state
         if math.prod(shape) * dtype.value.itemsize != len(data):
             raise ValueError(f"an array of {shape} doesn't fit its {len(data)} bytes")
-        super().__setstate__((1, tuple(shape), dtype.value, bool(fortran), bytes(data)))  # type: ignore[misc]
+        super().__setstate__((1, tuple(shape), dtype.value, bool(fortran), bytes(data)))  # type: ignore[arg-type]
 
 
 def _reconstruct(_cls: object, _shape: tuple[SupportsIndex, ...], _typecode: object) -> _Array:

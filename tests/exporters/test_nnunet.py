@@ -327,7 +327,7 @@ def test_tensors_that_are_one_must_not_differ(copy: Path) -> None:
         (["--fold", "5"], "has no fold_5"),
         (["--fold", "first"], "--fold takes a number, all or ensemble"),
         (["--configuration", "2d"], "was trained as 3d_fullres, not 2d"),
-        (["stunet-s"], "--nnunet FOLDER has its own weights"),
+        (["stunet-s"], "--nnunet FOLDER says which network it is"),
         (["--shape", "8,16,17"], "multiples of 2,4,4"),
     ],
 )

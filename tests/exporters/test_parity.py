@@ -20,7 +20,7 @@ from segonnx.exporters import accounting, probes
 from segonnx.exporters.assemble import Converted, assemble
 from segonnx.exporters.convert import convert
 from segonnx.exporters.parity import measure
-from segonnx.exporters.prepare import STATE, prepare
+from segonnx.exporters.prepare import STATE, Weights, prepare
 from segonnx.exporters.probes import Probe
 from segonnx.exporters.provenance import Origin
 
@@ -56,7 +56,7 @@ def _make(system: System, folder: Path, optimize: Literal["cpu", "none"] = "cpu"
     artifact = folder / "artifact"
     artifact.mkdir()
     planned = probes.plan(system, system.input_shape, dynamic=False)
-    prepare(system, None, 0, system.input_shape, planned, folder, 2, lambda _: None)
+    prepare(system, Weights(), system.input_shape, planned, folder, 2, lambda _: None)
     converted = convert(system, system.input_shape, False, optimize, folder, folder / "model.onnx", lambda _: None)
     assemble(folder / "model.onnx", converted, folder / STATE, artifact, lambda _: None)
     return Case(system, folder, artifact, converted, planned)

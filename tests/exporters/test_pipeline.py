@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from safetensors.numpy import save_file
 
 from segonnx import catalog
 from segonnx.artifacts.verify import verify
@@ -213,8 +214,9 @@ def test_a_killed_export_leaves_no_artifact_or_a_whole_one(step: str, tmp_path: 
     # The next export clears away what was left.
     leftovers = [path for path in tmp_path.iterdir() if path != target]
     assert leftovers
+    save_file({"of.another.network": np.zeros(1, np.float32)}, tmp_path / "w.safetensors")
     with pytest.raises(CheckpointError):
-        pipeline.export(catalog.find(SMALL), Settings(tmp_path, checkpoints=(ROOT / "README.md",)))
+        pipeline.export(catalog.find(SMALL), Settings(tmp_path, checkpoints=(tmp_path / "w.safetensors",)))
     assert not any(path.exists() for path in leftovers)
 
 

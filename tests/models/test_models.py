@@ -71,10 +71,10 @@ def test_an_unknown_timm_encoder_of_smp_is_bad_input() -> None:
 
 @pytest.mark.parametrize("name", ["encoder-lcnet-100", "unet-mobilenetv3-small", "stunet-tiny"])
 def test_seeded_networks_have_outputs_of_unit_variance(name: str, tiny: System) -> None:
-    from segonnx.exporters.prepare import network_with_weights
+    from segonnx.exporters.prepare import Weights, network_with_weights
 
     system = tiny if name == tiny.name else catalog.find(name)
-    module = network_with_weights(system, (), 0, lambda _: None).module
+    module = network_with_weights(system, Weights(), lambda _: None).module
     for kind in inputs.NAMES:
         with torch.inference_mode():
             logits = module(torch.from_numpy(inputs.make(kind, system.input_shape, system.modality)))

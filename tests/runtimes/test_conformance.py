@@ -36,7 +36,7 @@ class Ready:
 def ready(tiny: System, tmp_path_factory: pytest.TempPathFactory) -> Ready:
     folder = tmp_path_factory.mktemp("runtimes")
     exported = pipeline.export(tiny, pipeline.Settings(folder))
-    process.call(write_weights, tiny, (), 0, folder / "weights.safetensors")
+    process.call(write_weights, tiny, 0, folder / "weights.safetensors")
     stock = pipeline.export(tiny, pipeline.Settings(folder / "stock", optimize="none"))
     subject = Subject(tiny, folder / "weights.safetensors", exported.folder / MODEL, stock.folder / MODEL)
     return Ready(subject, inputs.make("phantom", tiny.input_shape, tiny.modality))

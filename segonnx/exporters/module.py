@@ -1,0 +1,175 @@
+"""A caller's own module as an artifact: what ``segonnx.export`` does.
+
+The module stays in the caller's process, where it may be defined in a script or a notebook, or hold what can't be
+pickled. That process prepares and converts it; the checks of the file run in processes of their own, as always.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segonnx import machine
+from segonnx.catalog import System
+from segonnx.errors import InputError
+from segonnx.exporters import pipeline
+from segonnx.exporters.accounting import FEW
+from segonnx.exporters.pipeline import Exported, Settings
+from segonnx.process import Progress
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from segonnx.exporters.rewrites import Optimize
+
+AXES = {4: "images (N, C, H, W)", 5: "volumes (N, C, D, H, W)"}
+
+
+def export(
+    module: nn.Module,
+    example: torch.Tensor,
+    path: Path,
+    *,
+    name: str | None,
+    labels: Sequence[str] | None,
+    output: str | int | None,
+    unused: Mapping[str, str],
+    dynamic: bool,
+    divisor: int,
+    optimize: Optimize,
+    overwrite: bool,
+    licence: str,
+    input_name: str,
+    output_name: str,
+    threads: int | None,
+    progress: Progress,
+) -> Exported:
+    """Export a module; see ``segonnx.export``."""
+    from segonnx.models.base import Network
+
+    reasons = {} if output is None else {".*": f"output {output!r} doesn't need it"}
+    _check_example(example)
+    _check_module(module)
+    path = path if path.name not in ("", "..") else path.resolve()
+    with _inference(module, output):
+        logits = _try(module, example)
+        if labels is not None and len(labels) != logits.shape[1]:
+            raise InputError(f"the module gives {logits.shape[1]} classes, labels= names {len(labels)}")
+        system = System(
+            name=name or path.name,
+            family="module",
+            builder="module",
+            options={},
+            input_shape=tuple(example.shape),
+            num_classes=logits.shape[1],
+            modality="other",
+            source=f"module {type(module).__qualname__}",
+            divisors=(divisor,) * (example.ndim - 2),
+            licence=licence,
+            input=input_name,
+            output=output_name,
+            weights_source="the module's own, as it was in memory",
+            parameters=sum(parameter.numel() for parameter in module.parameters()),
+            described={} if labels is None else {"labels": [_label(i, text) for i, text in enumerate(labels)]},
+        )
+        settings = Settings(
+            out=path.parent,
+            folder=path.name,
+            batch=example.shape[0],
+            dynamic=dynamic,
+            optimize=optimize,
+            overwrite=overwrite,
+            threads=threads or machine.usable_cores(),
+        )
+        return pipeline.export(system, settings, progress, Network(module, {**unused, **reasons}))
+
+
+def _label(value: int, name: str) -> dict[str, Any]:
+    return {"name": str(name), "value": value, "labels": [value]}
+
+
+def _check_example(example: object) -> None:
+    import torch
+
+    if not isinstance(example, torch.Tensor):
+        raise InputError(f"the example input is a {type(example).__name__}; segonnx exports networks of one tensor")
+    if example.ndim not in AXES or example.dtype != torch.float32:
+        raise InputError(
+            f"the example input is {tuple(example.shape)} of {example.dtype}; it must be float32, "
+            + " or ".join(AXES.values())
+        )
+
+
+def _check_module(module: object) -> None:
+    """Stop at what the artifact couldn't hold, or couldn't account for."""
+    import torch
+    from torch import nn
+    from torch.nn.parameter import is_lazy
+
+    if not isinstance(module, nn.Module):
+        raise InputError(f"a {type(module).__name__} is no torch.nn.Module")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise InputError("a TorchScript module can't be exported: give the module that it was made of")
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise InputError(f"{name} has no values yet: run the module once")
+        if tensor.device.type != "cpu":
+            raise InputError(f"{name} is on {tensor.device}: give module.cpu()")
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise InputError(f"{name} is of {tensor.dtype}; artifacts compute in float32: give module.float()")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{name} holds NaN or infinite values")
+    for path, child in module.named_modules():
+        for name, value in vars(child).items():
+            if isinstance(value, torch.Tensor) and value.numel() > FEW:
+                place = f"{path}.{name}" if path else name
+                raise InputError(
+                    f"{place} is a tensor that no state_dict holds: use register_buffer, so that it counts"
+                )
+
+
+@contextlib.contextmanager
+def _inference(module: nn.Module, output: str | int | None) -> Iterator[None]:
+    """The module in inference mode, giving one of its outputs; afterwards it is as it was."""
+    training = {child: child.training for child in module.modules()}
+    hook = None if output is None else module.register_forward_hook(lambda _module, _inputs, given: given[output])
+    module.eval()
+    for child in training:  # some keep parts of themselves from eval()
+        child.training = False
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
+        for child, was in training.items():
+            child.training = was
+
+
+def _try(module: nn.Module, example: torch.Tensor) -> torch.Tensor:
+    """What the module gives for the example: a tensor (N, classes, ...) of float32.
+
+    Raises:
+        InputError: it gives something else, or fails.
+    """
+    import torch
+
+    try:
+        with torch.inference_mode():
+            given = module(example.detach().cpu())
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"the module fails on the example input: {lines[0][:300]}") from error
+    if isinstance(given, dict):
+        raise InputError(f"the module gives several outputs: choose one with output=, of {', '.join(map(repr, given))}")
+    if isinstance(given, (list, tuple)):
+        raise InputError(f"the module gives {len(given)} outputs: choose one with output=, from 0 to {len(given) - 1}")
+    if not isinstance(given, torch.Tensor):
+        raise InputError(f"the module gives a {type(given).__name__}, not a tensor")
+    if given.ndim < 2 or given.shape[0] != example.shape[0] or given.dtype != torch.float32:
+        raise InputError(
+            f"the module gives {tuple(given.shape)} of {given.dtype}; it must be float32 (N, classes, spatial...)"
+        )
+    return given

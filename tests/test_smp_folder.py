@@ -1,0 +1,89 @@
+"""Folders of segmentation-models-pytorch, whose configuration nobody trusts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segonnx import smp_folder
+from segonnx.errors import InputError
+
+CONFIG: dict[str, Any] = {
+    "_model_class": "Unet", "activation": None, "aux_params": None, "classes": 4, "decoder_attention_type": None,
+    "decoder_channels": [64, 32, 16, 8, 8], "decoder_interpolation": "nearest", "decoder_use_norm": "batchnorm",
+    "encoder_depth": 5, "encoder_name": "resnet18", "encoder_weights": "imagenet", "in_channels": 3, "kwargs": {},
+}  # fmt: skip
+
+
+def _folder(path: Path, config: object, weights: str = "model.safetensors") -> Path:
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps(config))
+    (path / weights).write_bytes(b"")
+    return path
+
+
+@pytest.mark.parametrize("weights", smp_folder.WEIGHTS)
+def test_a_folder_tells_its_network(weights: str, tmp_path: Path) -> None:
+    system, path = smp_folder.find(str(_folder(tmp_path / "liver", {**CONFIG, "in_channels": 1}, weights)))
+    assert path == tmp_path / "liver" / weights
+    assert (system.name, system.family, system.builder) == ("liver", "smp", "smp")
+    assert system.input_shape == (1, 1, 512, 512)
+    assert (system.num_classes, system.modality) == (4, "other")
+    assert system.options["architecture"] == "unet"
+    assert system.options["arguments"]["decoder_channels"] == [64, 32, 16, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"_model_class": "os.system"}, "_model_class is 'os.system'; segonnx knows Unet, "),
+        ({"_model_class": None}, "_model_class is None"),
+        ({"_model_class": ["Unet"]}, "_model_class is"),
+        ({"encoder_name": "tu-hf-hub:someone/evil"}, "which isn't an encoder of smp"),
+        ({"encoder_name": "tu-local-dir:/etc"}, "which isn't an encoder of smp"),
+        ({"encoder_name": 7}, "which isn't an encoder of smp"),
+        # timm's create_model would unpickle it, with its code
+        ({"checkpoint_path": "evil.pth"}, "has checkpoint_path, which segonnx doesn't know"),
+        ({"pretrained_cfg": {"file": "evil.pth"}}, "has pretrained_cfg"),
+        ({"encoder_checkpoint_path": "evil.pth"}, "has encoder_checkpoint_path"),
+        ({"decoder_channels": [10**9] * 5}, "decoder_channels isn't plain data of a sensible size"),
+        ({"decoder_channels": [[1], [2]]}, "decoder_channels isn't plain"),
+        ({"decoder_channels": [1] * 1000}, "decoder_channels isn't plain"),
+        ({"encoder_depth": 1e300}, "encoder_depth isn't plain"),
+        ({"classes": 10**9}, "classes is 1000000000, not a number from 1"),
+        ({"classes": 0}, "classes is 0"),
+        ({"classes": True}, "classes is True"),
+        ({"in_channels": "3"}, "in_channels is '3'"),
+        ({"aux_params": {"classes": 10**9}}, "aux_params isn't plain"),
+        ({"aux_params": "text"}, "aux_params isn't plain"),
+    ],
+)
+def test_configurations_of_strangers_are_refused_in_one_line(
+    changed: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        smp_folder.find(str(_folder(tmp_path, {**CONFIG, **changed})))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a folder"):
+        smp_folder.find(str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+        smp_folder.find(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"config\.json is missing"):
+        smp_folder.find(str(tmp_path))
+    for text in ("{", "[" * 100_000, "", "\0"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(InputError, match="isn't JSON"):
+            smp_folder.find(str(tmp_path))
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(InputError, match="doesn't hold names and values"):
+        smp_folder.find(str(tmp_path))
+    (tmp_path / "config.json").write_text(" " * (smp_folder.MAX_BYTES + 1))
+    with pytest.raises(InputError, match="is larger than"):
+        smp_folder.find(str(tmp_path))
