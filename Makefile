@@ -36,12 +36,12 @@ bench-perf: install
 	$(BIN)/segonnx report results/perf.json --html results/perf.html
 
 # Measures the bench itself, on an idle machine: some minutes. Writes docs/bench-selftest.md.
-bench-self# Damages artifacts in a thousand ways and kills commands: some minutes. Writes docs/reliability.md.
+bench-selftest: install
+	$(BIN)/python -m tests.bench.selftest
+
+# Damages artifacts in a thousand ways and kills commands: half an hour. Writes docs/reliability.md.
 faults: install
 	$(BIN)/python -m tests.faults
-
-test: install
-	$(BIN)/python -m tests.bench.selftest
 
 test: install
 	$(BIN)/python -m pytest -m "not slow and not serial" $(PARALLEL) --cov --cov-report=

@@ -12,6 +12,8 @@ from typing import Any
 from segonnx.errors import VerifyError
 
 NAME = "manifest.json"
+SIGNATURE = "model.sig"
+"""The one other file that ``files`` doesn't name: it is made after the manifest. An artifact may have it."""
 SCHEMA_VERSION = 1
 MAX_BYTES = 16 * 2**20
 """A larger manifest isn't read."""
@@ -53,10 +55,11 @@ def parse(data: bytes, path: Path) -> Manifest:
         raise VerifyError(f"{path} is larger than {MAX_BYTES:,} bytes")
     try:
         content = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        same = isinstance(content, dict) and seal(content) == data
+    except (ValueError, RecursionError) as error:  # no JSON, or what only Python takes for it: NaN, half characters
         raise VerifyError(f"{path} isn't JSON: {error}") from error
     validate(content)
-    if seal(content) != data:
+    if not same:
         raise VerifyError(f"{path} was changed after it was written: its digest doesn't match")
     manifest: Manifest = content
     return manifest

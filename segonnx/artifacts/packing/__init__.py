@@ -70,19 +70,19 @@ def unpack(packed: Path, out: Path, *, overwrite: bool = False, progress: Progre
     if not packed.exists():
         raise InputError(f"{packed} doesn't exist")
     form = oci if packed.is_dir() else zipped
-    with folder.staging(out) as work, form.opened(packed) as source:
+    with form.opened(packed) as source:
         progress("reading the manifest")
         content = source.manifest()
-        size = sum(entry["bytes"] for entry in content["files"].values())
-        _require_disk(size, work)
-        artifact = work / "artifact"
-        artifact.mkdir()
-        try:
-            source.extract(content, artifact, progress)
-        except OSError as error:
-            raise ResourceError(f"can't unpack {packed}: {error.strerror}") from error
-        verify(artifact, replay=False, progress=progress)
-        folder.publish(artifact, out)
+        with folder.staging(out) as work:
+            _require_disk(sum(entry["bytes"] for entry in content["files"].values()), work)
+            artifact = work / "artifact"
+            artifact.mkdir()
+            try:
+                source.extract(content, artifact, progress)
+            except OSError as error:
+                raise ResourceError(f"can't unpack {packed}: {error.strerror}") from error
+            verify(artifact, replay=False, progress=progress)
+            folder.publish(artifact, out)
     return out
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import IO
 
@@ -17,9 +17,22 @@ _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 MAX_FILES = 10_000
 
 
-def names(content: Manifest) -> list[str]:
+def names(content: Manifest, *, signed: bool) -> list[str]:
     """The files of an artifact, its manifest first: the same order each time."""
-    return [manifest.NAME, *sorted(content["files"])]
+    return [manifest.NAME, *([manifest.SIGNATURE] if signed else []), *sorted(content["files"])]
+
+
+def require_known(found: Collection[str], content: Manifest, path: Path) -> None:
+    """See to it that these names are the files of an artifact, with or without a signature.
+
+    Raises:
+        VerifyError: one is missing, or isn't the artifact's.
+    """
+    wanted = set(names(content, signed=manifest.SIGNATURE in found))
+    if extra := sorted(set(found) - wanted):
+        raise VerifyError(f"{path} holds {extra[0]}, which the manifest doesn't know")
+    if missing := sorted(wanted - set(found)):
+        raise VerifyError(f"{path} lacks {missing[0]}")
 
 
 def require_safe(found: Iterable[str]) -> None:
@@ -68,5 +81,5 @@ def parse(data: bytes, work: Path) -> Manifest:
         VerifyError: it isn't one.
     """
     content = manifest.parse(data, work / manifest.NAME)
-    require_safe([manifest.NAME, *content["files"]])
+    require_safe(names(content, signed=True))
     return content

@@ -36,7 +36,7 @@ def write(artifact: Path, content: Manifest, out: Path, progress: Progress) -> N
     """Write a verified artifact as the layout ``out``."""
     (out / _BLOBS).mkdir(parents=True)
     layers = []
-    for name in contents.names(content):
+    for name in contents.names(content, signed=(artifact / manifest.SIGNATURE).exists()):
         progress(f"packing {name}")
         entry = content["files"].get(name)
         if entry is None:
@@ -128,11 +128,7 @@ class Layout:
             raise VerifyError(f"{self._path} holds no artifact: it has no {manifest.NAME}")
         self._manifest = self._blob(self._layers[manifest.NAME])
         content = contents.parse(self._manifest, self._path)
-        wanted = set(contents.names(content))
-        if extra := sorted(self._layers.keys() - wanted):
-            raise VerifyError(f"{self._path} holds {extra[0]}, which the manifest doesn't know")
-        if missing := sorted(wanted - self._layers.keys()):
-            raise VerifyError(f"{self._path} lacks {missing[0]}")
+        contents.require_known(self._layers, content, self._path)
         return content
 
     def extract(self, content: Manifest, target: Path, progress: Progress) -> None:
@@ -142,6 +138,8 @@ class Layout:
             VerifyError: a file has other bytes.
         """
         (target / manifest.NAME).write_bytes(self._manifest)
+        if manifest.SIGNATURE in self._layers:
+            (target / manifest.SIGNATURE).write_bytes(self._blob(self._layers[manifest.SIGNATURE]))
         for name, entry in content["files"].items():
             progress(f"unpacking {name}")
             with self._open(self._layers[name]) as source:

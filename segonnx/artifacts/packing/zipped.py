@@ -22,13 +22,14 @@ from segonnx.process import Progress
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip file can tell, in place of when each file was written."""
 MODE = (stat.S_IFREG | 0o644) << 16
-MAX_DIRECTORY_BYTES = 2**24
+MAX_GROWTH = 100
+"""Weights don't shrink more than that; zeros, and files that lie on top of each other, do."""
 
 
 def write(artifact: Path, content: Manifest, out: Path, progress: Progress) -> None:
     """Write the files of a verified artifact to the zip file ``out``."""
     with zipfile.ZipFile(out, "x", zipfile.ZIP_STORED) as archive:
-        for name in contents.names(content):
+        for name in contents.names(content, signed=(artifact / manifest.SIGNATURE).exists()):
             progress(f"packing {name}")
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.create_system = 3  # Unix, on every system
@@ -82,11 +83,9 @@ class Zipped:
             raise VerifyError(f"{self._path} holds no artifact: it has no {manifest.NAME}")
         with self._archive.open(manifest.NAME) as file:
             content = contents.parse(file.read(manifest.MAX_BYTES + 1), self._path)
-        wanted = set(contents.names(content))
-        if extra := sorted(set(found) - wanted):
-            raise VerifyError(f"{self._path} holds {extra[0]}, which the manifest doesn't know")
-        if missing := sorted(wanted - set(found)):
-            raise VerifyError(f"{self._path} lacks {missing[0]}")
+        if sum(entry["bytes"] for entry in content["files"].values()) > MAX_GROWTH * self._path.stat().st_size:
+            raise VerifyError(f"{self._path} would grow more than {MAX_GROWTH}-fold: a bomb")
+        contents.require_known(found, content, self._path)
         return content
 
     def extract(self, content: Manifest, target: Path, progress: Progress) -> None:
@@ -95,7 +94,9 @@ class Zipped:
         Raises:
             VerifyError: a file has other bytes.
         """
-        (target / manifest.NAME).write_bytes(self._archive.read(manifest.NAME))
+        for name in {manifest.NAME, manifest.SIGNATURE} & set(self._archive.namelist()):
+            with self._archive.open(name) as file:
+                (target / name).write_bytes(file.read(manifest.MAX_BYTES))
         for name, entry in content["files"].items():
             progress(f"unpacking {name}")
             with self._archive.open(name) as source:
