@@ -222,7 +222,7 @@ def test_a_hostile_zip_file_writes_nothing(what: str, zipped: Path, tmp_path: Pa
     hostile = rewritten(zipped, tmp_path / "hostile.zip", change)
     with pytest.raises(SegonnxError, match=message):
         packing.unpack(hostile, tmp_path / "out" / "artifact")
-    assert not list((tmp_path / "out").iterdir())
+    assert not list((tmp_path / "out").rglob("*"))
     assert not Path("/tmp/evil").exists() and not (tmp_path / "evil").exists()
 
 
@@ -302,7 +302,7 @@ def test_a_hostile_image_layout_writes_nothing(what: str, layout: Path, tmp_path
     change(hostile)
     with pytest.raises(SegonnxError, match=message):
         packing.unpack(hostile, tmp_path / "out" / "artifact")
-    assert not list((tmp_path / "out").iterdir())
+    assert not list((tmp_path / "out").rglob("*"))
 
 
 @pytest.mark.parametrize("delay", [0.3, 0.6, 0.9])

@@ -25,6 +25,7 @@ FILES = (
     "data.json",
     "manifest.json",
     "model.onnx",
+    "sbom.cdx.json",
     "test_data_set_0/input_0.pb",
     "test_data_set_0/output_0.pb",
 )
