@@ -304,17 +304,18 @@ def special(artifact: Path, rng: random.Random) -> None:
 
 
 def many_nodes(artifact: Path, rng: random.Random) -> None:
-    """A graph with tens of thousands of nodes that add 0.001, all hashes new: only the replay can tell."""
+    """A graph with tens of thousands of nodes more, which add 0.001 each, all hashes new: only the replay can tell."""
 
     def change(model: onnx.ModelProto) -> None:
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1e-3), "little"))
         last = model.graph.output[0].name
         for node in model.graph.node:
-            node.output[:] = ["step0" if name == last else name for name in node.output]
+            node.output[:] = ["before" if name == last else name for name in node.output]
+        model.graph.node.append(helper.make_node("ReduceMean", ["before"], ["step0"], keepdims=0))
         count = rng.choice([10_000, 20_000])
         for index in range(count):
-            out = last if index == count - 1 else f"step{index + 1}"
-            model.graph.node.append(helper.make_node("Add", [f"step{index}", "little"], [out]))
+            model.graph.node.append(helper.make_node("Add", [f"step{index}", "little"], [f"step{index + 1}"]))
+        model.graph.node.append(helper.make_node("Add", ["before", f"step{count}"], [last]))
 
     _edit(artifact, change)
 
@@ -659,11 +660,12 @@ def kills(artifact: Path, packed: Path, number: int, names: Sequence[str]) -> di
 def main() -> None:
     """Run all, and write the page.
 
-    Arguments: artifacts to damage, where there are some already, the first of which is packed; ``export`` isn't killed
-    then. Without any, two are exported.
+    Arguments: two artifacts to damage, where there are some already, the first of which is packed, and how many
+    commands to kill; ``export`` isn't killed then. Without any, two are exported.
     """
     with tempfile.TemporaryDirectory(prefix="segonnx-faults-") as name:
-        given = [Path(path) for path in sys.argv[1:]]
+        given = [Path(path) for path in sys.argv[1:3]]
+        number = int(sys.argv[3]) if sys.argv[3:] else KILLS
         small, other = given or _exported(Path(name))
         artifacts = [small, external(other, Path(name) / f"{other.name}-external")]
         for artifact in artifacts:
@@ -671,7 +673,8 @@ def main() -> None:
         packed = packing.pack(small, "zip", Path(name) / "packed.zip")
         outcomes = campaign(artifacts, MUTATIONS)
         beyond = [damage(small, kind, seed) for kind in BEYOND for seed in range(10)]
-        killed = kills(small, packed, KILLS, ("pack", "unpack") if given else ("export", "pack", "unpack"))
+        folder.write(PAGE, page(outcomes, beyond, {}))
+        killed = kills(small, packed, number, ("pack", "unpack") if given else ("export", "pack", "unpack"))
     failures = [one for one in outcomes if one.found_by is None or one.wrong]
     for one in failures:
         print(f"{one.kind} (seed {one.seed}): {one.wrong or 'not found'}")

@@ -18,6 +18,7 @@ import pytest
 
 from segonnx.artifacts import manifest, packing
 from segonnx.artifacts.packing import oci, triton
+from segonnx.artifacts.packing import zipped as zipped_form
 from segonnx.artifacts.verify import verify
 from segonnx.cli import PACKINGS
 from segonnx.errors import InputError, SegonnxError, VerifyError
@@ -224,6 +225,22 @@ def test_a_hostile_zip_file_writes_nothing(what: str, zipped: Path, tmp_path: Pa
         packing.unpack(hostile, tmp_path / "out" / "artifact")
     assert not list((tmp_path / "out").rglob("*"))
     assert not Path("/tmp/evil").exists() and not (tmp_path / "evil").exists()
+
+
+def test_a_bomb_that_the_manifest_names_is_refused(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (artifact / "data.json").write_bytes(bytes(2**24))
+    content = json.loads((artifact / manifest.NAME).read_bytes())
+    content["files"]["data.json"] = {"sha256": hashlib.sha256(bytes(2**24)).hexdigest(), "bytes": 2**24}
+    (artifact / manifest.NAME).write_bytes(manifest.seal(content))
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w") as archive:
+        for name in (manifest.NAME, *content["files"]):
+            archive.write(artifact / name, name, zipfile.ZIP_DEFLATED)
+    monkeypatch.setattr(zipped_form, "MAX_GROWTH", 2)
+    with pytest.raises(VerifyError, match="a bomb"):
+        packing.unpack(tmp_path / "bomb.zip", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_name_that_is_there_twice_is_refused(zipped: Path, tmp_path: Path) -> None:
