@@ -7,14 +7,14 @@ STAMP := $(VENV)/.installed
 # Tests of one file stay together, and share what they made first.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: install demo bench bench-perf bench-selftest test test-all check lint reference clean
+.PHONY: install demo bench bench-perf bench-selftest faults test test-all check lint reference clean
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,openvino,report,pyperf,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,openvino,report,pyperf,sign,dev]'
 	touch $(STAMP)
 
 # Exports and verifies the fourteen reference systems, smallest first, then times the encoders.
@@ -38,6 +38,10 @@ bench-perf: install
 # Measures the bench itself, on an idle machine: some minutes. Writes docs/bench-selftest.md.
 bench-selftest: install
 	$(BIN)/python -m tests.bench.selftest
+
+# Damages artifacts in a thousand ways and kills commands: half an hour. Writes docs/reliability.md.
+faults: install
+	$(BIN)/python -m tests.faults
 
 test: install
 	$(BIN)/python -m pytest -m "not slow and not serial" $(PARALLEL) --cov --cov-report=

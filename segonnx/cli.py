@@ -28,6 +28,7 @@ BACKENDS = (
     "ort", "ort-stock", "openvino", "openvino-stock",
 )  # fmt: skip
 OPTIMIZE = ("cpu", "none")
+PACKINGS = ("zip", "triton", "oci", "bundle")
 CHECKPOINTS = ("final", "best")
 FAMILIES = ("3d", "2d", "encoder")
 INTERRUPTED = 130
@@ -407,12 +408,22 @@ def _exported_json(exported: Exported) -> dict[str, Any]:
 @main.command()
 @click.argument("artifacts", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="ARTIFACT...")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the replay. [default: the runtime's choice]")
-def verify(artifacts: tuple[Path, ...], threads: int | None) -> None:
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=1800,
+    show_default=True,
+    metavar="SECONDS",
+    help="The longest that a step may take: a graph may hold a loop without end.",
+)
+@click.option("--key", type=click.Path(path_type=Path), metavar="PUBLIC", help="Who must have signed them: a PEM file.")
+def verify(artifacts: tuple[Path, ...], threads: int | None, timeout: float, key: Path | None) -> None:
     """Check artifacts: schema, every byte, the graph, and a replay of their test data. Needs no torch.
 
     \b
     segonnx verify artifacts/stunet-s
     segonnx verify artifacts/*
+    segonnx verify artifacts/stunet-s --key sender.pub
     """
     from segonnx.artifacts.verify import verify as verify_artifact
     from segonnx.progress import Display
@@ -424,18 +435,95 @@ def verify(artifacts: tuple[Path, ...], threads: int | None) -> None:
     with Display() as display:
         for artifact in artifacts:
             try:
-                found = verify_artifact(artifact, threads=threads or 0, progress=display)
+                found = verify_artifact(artifact, threads=threads or 0, timeout=timeout, key=key, progress=display)
             except SegonnxError as error:
                 if len(artifacts) == 1:
                     raise
                 failed += 1
                 display.echo(f"{artifact}: FAILED: {error}", err=True)
             else:
+                signed = f"signed by the owner of {key}, " if key is not None else ""
                 display.echo(
-                    f"{artifact}: whole ({found.files} files, {found.bytes:,} bytes); replay: {found.difference}"
+                    f"{artifact}: {signed}whole ({found.files} files, {found.bytes:,} bytes); "
+                    f"replay: {found.difference}"
                 )
     if failed:
         raise VerifyError(f"{failed} of {len(artifacts)} artifacts failed")
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option(
+    "--key", type=click.Path(path_type=Path), required=True, help="Private key of an elliptic curve: a PEM file."
+)
+def sign(artifact: Path, key: Path) -> None:
+    """Sign an artifact with the sender's key, so that a receiver with the public key finds any change.
+
+    The artifact is checked first. Needs the extra segonnx[sign].
+
+    \b
+    openssl ecparam -name prime256v1 -genkey -noout -out sender.key
+    openssl ec -in sender.key -pubout -out sender.pub
+    segonnx sign artifacts/stunet-s --key sender.key
+    segonnx verify artifacts/stunet-s --key sender.pub
+    """
+    from segonnx.artifacts import signature
+    from segonnx.artifacts.verify import verify as verify_artifact
+    from segonnx.progress import Display
+
+    if not artifact.is_dir():
+        raise InputError(f"{artifact} is not a folder")
+    with Display() as display:
+        verify_artifact(artifact, replay=False, progress=display)
+        made = signature.sign(artifact, key)
+    click.echo(f"{artifact}: signed -> {made}")
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(PACKINGS), required=True, help="What to make of it.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file (zip) or folder to make.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there already.")
+def pack(artifact: Path, form: str, out: Path, overwrite: bool) -> None:
+    """Write an artifact as one zip file, or in the layout that another program takes. Needs no torch.
+
+    The artifact is checked first. A zip file has the same bytes each time.
+
+    \b
+    segonnx pack artifacts/stunet-s --format zip --out stunet-s.zip
+    segonnx pack artifacts/stunet-s --format triton --out model_repository
+    segonnx pack artifacts/stunet-s --format oci --out stunet-s.oci
+    segonnx pack artifacts/stunet-s --format bundle --out stunet-s-bundle
+    """
+    from segonnx.artifacts import packing
+    from segonnx.progress import Display
+
+    if not artifact.is_dir():
+        raise InputError(f"{artifact} is not a folder")
+    with Display() as display:
+        packing.pack(artifact, form, out, overwrite=overwrite, progress=display)
+    click.echo(f"{artifact}: packed as {form} -> {out}")
+
+
+@main.command()
+@click.argument("packed", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The artifact's folder to make.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there already.")
+def unpack(packed: Path, out: Path, overwrite: bool) -> None:
+    """Get the artifact out of a zip file or an OCI image layout. Needs no torch.
+
+    Nothing is written unless every name, byte and the graph are as the manifest says.
+
+    \b
+    segonnx unpack stunet-s.zip --out artifacts/stunet-s
+    segonnx unpack stunet-s.oci --out artifacts/stunet-s
+    """
+    from segonnx.artifacts import packing
+    from segonnx.progress import Display
+
+    with Display() as display:
+        packing.unpack(packed, out, overwrite=overwrite, progress=display)
+    click.echo(f"{packed}: whole -> {out}")
 
 
 @main.command()

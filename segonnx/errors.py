@@ -47,7 +47,10 @@ class ConversionError(CheckFailed):
 
 
 class VerifyError(CheckFailed):
-    """An artifact isn't whole."""
+    """An artifact isn't whole. Its message may quote strangers: it is one line, and moves no terminal's cursor."""
+
+    def __str__(self) -> str:
+        return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in super().__str__())
 
 
 class StageError(CheckFailed):

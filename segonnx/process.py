@@ -168,18 +168,35 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def call(function: Callable[..., T], /, *args: Any, progress: Progress = silent) -> Outcome[T]:
+def cap_memory(limit: int) -> None:
+    """Let this process hold no more than ``limit`` bytes of its own: a larger request fails, instead of the machine."""
+    if sys.platform == "linux":
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
+
+
+def call(
+    function: Callable[..., T], /, *args: Any, progress: Progress = silent, timeout: float | None = None
+) -> Outcome[T]:
     """Run ``function(*args, progress)`` in a fresh process and wait for its result.
+
+    Args:
+        function: what to run.
+        args: its arguments.
+        progress: told of each step.
+        timeout: the most seconds that a step may take.
 
     Raises:
         SegonnxError: as the function raised it.
         ResourceError: the disk or the memory ran out.
-        StageError: the process was killed, or raised anything else.
+        StageError: the process was killed, took too long, or raised anything else.
     """
     started = time.perf_counter()
     with Worker(_answer, function, args) as worker:
         while True:
-            kind, value, peak = worker.receive(function.__name__.replace("_", " ").strip())
+            kind, value, peak = worker.receive(function.__name__.replace("_", " ").strip(), timeout)
             if kind == "error":
                 raise value
             if kind == "done":

@@ -27,8 +27,7 @@ PathFinder.find_spec = lambda name, path=None, target=None: None if name in bloc
 """
 
 
-@pytest.fixture(scope="session")
-def tiny() -> System:
+def tiny_system() -> System:
     """STU-Net with four channels: the real 3D family at a size for tests."""
     return replace(
         catalog.find("stunet-s"),
@@ -40,6 +39,12 @@ def tiny() -> System:
         published=(),
         published_macs=(),
     )
+
+
+@pytest.fixture(scope="session")
+def tiny() -> System:
+    """``tiny_system``, for tests."""
+    return tiny_system()
 
 
 @pytest.fixture(scope="session")

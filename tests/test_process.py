@@ -69,6 +69,28 @@ def test_a_failure_comes_back_as_one_line(function: Any, error: type[Exception],
     assert "\n" not in str(caught.value)
 
 
+def sleep(progress: process.Progress) -> None:
+    progress("sleeping")
+    time.sleep(600)
+
+
+def test_a_step_that_takes_too_long_is_ended() -> None:
+    with pytest.raises(StageError, match="sleep took more than 3 s"):
+        process.call(sleep, timeout=3.0)
+
+
+def hold_capped(size: int, progress: process.Progress) -> int:
+    process.cap_memory(2 * 10**8)
+    return hold(size, progress)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a process's own memory")
+def test_memory_is_capped() -> None:
+    assert process.call(hold_capped, 10**7).value == 10**7
+    with pytest.raises(ResourceError, match="memory ran out"):
+        process.call(hold_capped, 3 * 10**8)
+
+
 def linger(channel: Any) -> None:
     channel.send(os.getpid())
     time.sleep(600)

@@ -12,6 +12,8 @@ from typing import Any
 from segonnx.errors import VerifyError
 
 NAME = "manifest.json"
+SIGNATURE = "model.sig"
+"""The one other file that ``files`` doesn't name: it is made after the manifest. An artifact may have it."""
 SCHEMA_VERSION = 1
 MAX_BYTES = 16 * 2**20
 """A larger manifest isn't read."""
@@ -35,15 +37,29 @@ def read(folder: Path) -> Manifest:
     path = folder / NAME
     if path.is_symlink() or not path.is_file():
         raise VerifyError(f"{folder} is no artifact: it has no {NAME}")
-    if path.stat().st_size > MAX_BYTES:
+    with path.open("rb") as file:
+        return parse(file.read(MAX_BYTES + 1), path)
+
+
+def parse(data: bytes, path: Path) -> Manifest:
+    """The manifest in these bytes, checked against its schema and its own digest.
+
+    Args:
+        data: of manifest.json.
+        path: of the file, for messages.
+
+    Raises:
+        VerifyError: it isn't as it was written.
+    """
+    if len(data) > MAX_BYTES:
         raise VerifyError(f"{path} is larger than {MAX_BYTES:,} bytes")
-    data = path.read_bytes()
     try:
         content = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        same = isinstance(content, dict) and seal(content) == data
+    except (ValueError, RecursionError) as error:  # no JSON, or what only Python takes for it: NaN, half characters
         raise VerifyError(f"{path} isn't JSON: {error}") from error
     validate(content)
-    if seal(content) != data:
+    if not same:
         raise VerifyError(f"{path} was changed after it was written: its digest doesn't match")
     manifest: Manifest = content
     return manifest

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from segonnx.errors import VerifyError
+
 FOLDER = "test_data_set_0"
 TOLERANCES = "data.json"
 
@@ -36,9 +38,20 @@ def write(artifact: Path, x: npt.NDArray[Any], logits: npt.NDArray[Any], atol: f
 
 
 def read(path: Path) -> npt.NDArray[Any]:
-    """The array of a ``.pb`` file."""
+    """The array of a ``.pb`` file.
+
+    Raises:
+        VerifyError: it holds none.
+    """
+    import google.protobuf.message as protobuf
     import onnx
     from onnx import numpy_helper
 
-    array: npt.NDArray[Any] = numpy_helper.to_array(onnx.load_tensor(path))
+    try:
+        tensor = onnx.load_tensor(path)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise VerifyError(f"{path} has its values in another file")
+        array: npt.NDArray[Any] = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError, MemoryError, OSError, protobuf.DecodeError) as error:
+        raise VerifyError(f"{path} holds no tensor: {type(error).__name__}") from error
     return array

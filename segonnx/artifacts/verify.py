@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from segonnx import process
-from segonnx.artifacts import manifest, testdata
+from segonnx import machine, process
+from segonnx.artifacts import manifest, signature, testdata
 from segonnx.artifacts.manifest import Manifest
 from segonnx.errors import VerifyError
-from segonnx.numeric import Difference, Tolerance, compare
+from segonnx.numeric import TOLERANCES, Difference, Tolerance, compare
 from segonnx.process import Progress
 
 MODEL = "model.onnx"
+TIMEOUT_S = 1800.0
+"""A step that takes longer hangs: a graph may hold a loop without end."""
 
 
 @dataclass(frozen=True)
@@ -35,30 +38,46 @@ class Verified:
     difference: Difference | None
 
 
-def verify(folder: Path, *, replay: bool = True, threads: int = 0, progress: Progress = process.silent) -> Verified:
+def verify(
+    folder: Path,
+    *,
+    replay: bool = True,
+    threads: int = 0,
+    timeout: float = TIMEOUT_S,
+    key: Path | None = None,
+    progress: Progress = process.silent,
+) -> Verified:
     """Check an artifact's schema, files, hashes and graph, and replay its test data in ONNX Runtime.
 
     Args:
         folder: the artifact.
         replay: run the model too.
         threads: of the replay; 0 leaves the number to the runtime.
+        key: the public key of who must have signed it, in PEM.
+        timeout: the most seconds that a step of the checks of the graph and of the replay may take.
         progress: told of each step.
 
     Raises:
         VerifyError: what is wrong, in one line.
+        InputError: the key can't be used.
     """
     if folder.is_symlink():
         raise VerifyError(f"{folder} is a link")
     progress("reading the manifest")
-    content = manifest.read(folder)
-    _check_files(folder, content, progress)
+    try:
+        content = manifest.read(folder)
+        _check_files(folder, content, progress)
+    except OSError as error:
+        raise VerifyError(f"{error.filename or folder} can't be read: {error.strerror}") from error
+    if key is not None:
+        progress("checking the signature")
+        signature.check(folder, key)
+    tolerance = _tolerance(folder, content)
     # The checker and the runtime are C++ that reads a file which may be hostile: not in this process.
-    process.call(_check_graph, folder, content, progress=progress)
+    process.call(_check_graph, folder, content, progress=progress, timeout=timeout)
     difference = None
     if replay:
-        difference = process.call(_replay, folder, threads, progress=progress).value
-        wanted = content["parity"]["tolerance"]
-        tolerance = Tolerance(wanted["max_rel_error"], wanted["rms_rel_error"], wanted["label_agreement"])
+        difference = process.call(_replay, folder, threads, progress=progress, timeout=timeout).value
         if not difference.within(tolerance):
             raise VerifyError(
                 f"{folder}: the replay differs from the recorded logits: {difference}; allowed: {tolerance}"
@@ -67,11 +86,25 @@ def verify(folder: Path, *, replay: bool = True, threads: int = 0, progress: Pro
     return Verified(content, len(files), sum(entry["bytes"] for entry in files.values()), difference)
 
 
+def _tolerance(folder: Path, content: Manifest) -> Tolerance:
+    """What the manifest allows the replay; it may allow no more than segonnx does."""
+    wanted = content["parity"]["tolerance"]
+    tolerance = Tolerance(wanted["max_rel_error"], wanted["rms_rel_error"], wanted["label_agreement"])
+    ours = TOLERANCES.get(wanted["dtype"])
+    if (
+        ours is None
+        or tolerance.max_rel_error > ours.max_rel_error
+        or tolerance.rms_rel_error > ours.rms_rel_error
+        or tolerance.label_agreement < ours.label_agreement
+    ):
+        raise VerifyError(f"{folder} allows its replay {tolerance}, more than segonnx does")
+    return tolerance
+
+
 def _check_files(folder: Path, content: Manifest, progress: Progress) -> None:
     wanted = content["files"]
-    found = set(_walk(folder)) - {manifest.NAME}
-    for name in sorted(found - wanted.keys()):
-        raise VerifyError(f"{folder} holds {name}, which the manifest doesn't know")
+    own = {manifest.NAME, manifest.SIGNATURE}
+    found = set(_walk(folder, own | wanted.keys())) - own
     for name in sorted(wanted.keys() - found):
         raise VerifyError(f"{folder} lacks {name}")
     for name, entry in wanted.items():
@@ -87,42 +120,48 @@ def _check_files(folder: Path, content: Manifest, progress: Progress) -> None:
             )
 
 
-def _walk(folder: Path, prefix: str = "") -> list[str]:
-    """The relative paths of all files below ``folder``; links and special files are refused."""
-    names = []
-    with os.scandir(folder) as scan:
-        entries = sorted(scan, key=lambda entry: entry.name)
-    for entry in entries:
-        info = entry.stat(follow_symlinks=False)
-        name = prefix + entry.name
-        if stat.S_ISDIR(info.st_mode):
-            names += _walk(Path(entry.path), f"{name}/")
-        elif not stat.S_ISREG(info.st_mode):
-            raise VerifyError(f"{entry.path} is a link or a special file")
-        elif info.st_nlink != 1:
-            raise VerifyError(f"{entry.path} is a hard link: its bytes can be changed from elsewhere")
-        else:
-            names.append(name)
-    return names
+def _walk(folder: Path, known: set[str]) -> Iterator[str]:
+    """The relative paths of all files below ``folder``; what isn't known, links and special files are refused."""
+    folders = {str(parent) for name in known for parent in PurePosixPath(name).parents}
+    left = [""]
+    while left:
+        prefix = left.pop()
+        with os.scandir(folder / prefix) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+        for entry in entries:
+            info = entry.stat(follow_symlinks=False)
+            name = prefix + entry.name
+            if stat.S_ISDIR(info.st_mode):
+                if name not in folders:
+                    raise VerifyError(f"{folder} holds the folder {name}, which the manifest doesn't know")
+                left.append(f"{name}/")
+            elif not stat.S_ISREG(info.st_mode):
+                raise VerifyError(f"{entry.path} is a link or a special file")
+            elif name not in known:
+                raise VerifyError(f"{folder} holds {name}, which the manifest doesn't know")
+            elif info.st_nlink != 1:
+                raise VerifyError(f"{entry.path} is a hard link: its bytes can be changed from elsewhere")
+            else:
+                yield name
 
 
 def _check_graph(folder: Path, content: Manifest, progress: Progress) -> None:
     import onnx
 
     progress("checking the graph")
+    process.cap_memory(machine.available_memory())
     path = folder / MODEL
+    found: dict[str, list[dict[str, object]]] = {}
     try:
         onnx.checker.check_model(str(path), full_check=True)
         model = onnx.load(str(path), load_external_data=False)
+        found["inputs"] = [describe(value) for value in model.graph.input]
+        found["outputs"] = [describe(value) for value in model.graph.output]
     except Exception as error:
-        raise VerifyError(f"{path} isn't a valid ONNX model: {str(error).strip().splitlines()[0]}") from error
-    for what, declared, values in (
-        ("inputs", content["inputs"], model.graph.input),
-        ("outputs", content["outputs"], model.graph.output),
-    ):
-        found = [describe(value) for value in values]
-        if found != declared:
-            raise VerifyError(f"{path} has the {what} {found}, the manifest says {declared}")
+        raise VerifyError(f"{path} isn't a valid ONNX model: {_first_line(error)}") from error
+    for what, values in found.items():
+        if values != content[what]:
+            raise VerifyError(f"{path} has the {what} {values}, the manifest says {content[what]}")
 
 
 def describe(value: onnx.ValueInfoProto) -> dict[str, object]:  # type: ignore[name-defined]  # noqa: F821
@@ -139,8 +178,9 @@ def _replay(folder: Path, threads: int, progress: Progress) -> Difference:
     import onnxruntime
 
     progress("loading the model in ONNX Runtime")
+    process.cap_memory(machine.available_memory())
     data = folder / testdata.FOLDER
-    x = testdata.read(data / "input_0.pb")
+    x, expected = testdata.read(data / "input_0.pb"), testdata.read(data / "output_0.pb")
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.log_severity_level = 3
@@ -149,9 +189,13 @@ def _replay(folder: Path, threads: int, progress: Progress) -> Difference:
         progress("replaying the test data")
         logits = session.run(None, {session.get_inputs()[0].name: x})[0]
     except Exception as error:
-        raise VerifyError(f"{folder} doesn't run: {str(error).strip().splitlines()[0]}") from error
+        raise VerifyError(f"{folder} doesn't run: {_first_line(error)}") from error
     progress("comparing")
-    return compare(testdata.read(data / "output_0.pb"), logits)
+    return compare(expected, logits)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:500]
 
 
 def sha256(path: Path) -> str:

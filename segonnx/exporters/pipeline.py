@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import segonnx
 from segonnx import machine, process
-from segonnx.artifacts import card, folder, manifest
+from segonnx.artifacts import card, folder, manifest, sbom
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import MODEL, describe, sha256, verify
 from segonnx.catalog import System
@@ -174,6 +174,7 @@ def export(
         weights = _weights(system, settings, prepared, seeded=seeded)
         content = _manifest(system, settings, artifact, arguments, prepared, weights, converted, account, measured)
         (artifact / "README.md").write_text(card.render(content), encoding="utf-8")
+        (artifact / sbom.NAME).write_text(sbom.render(system.name), encoding="utf-8")
         content["files"] = _files(artifact)
         manifest.validate({**content, "digest": "0" * 64})
         (artifact / manifest.NAME).write_bytes(manifest.seal(content))

@@ -15,7 +15,7 @@ import pytest
 from onnx.backend.test.loader import load_model_tests
 from onnx.backend.test.runner import Runner
 
-from segonnx.artifacts import manifest
+from segonnx.artifacts import manifest, testdata
 from segonnx.artifacts.verify import verify
 from segonnx.errors import VerifyError
 from tests.conftest import SMALL, run
@@ -25,6 +25,7 @@ FILES = (
     "data.json",
     "manifest.json",
     "model.onnx",
+    "sbom.cdx.json",
     "test_data_set_0/input_0.pb",
     "test_data_set_0/output_0.pb",
 )
@@ -192,6 +193,60 @@ def test_external_data_outside_the_folder_is_refused(artifact: Path, tmp_path: P
     )
     with pytest.raises(VerifyError, match="isn't a valid ONNX model"):
         verify(artifact)
+
+
+def test_a_folder_that_does_not_belong_is_found(artifact: Path) -> None:
+    (artifact / "more").mkdir()
+    with pytest.raises(VerifyError, match="holds the folder more"):
+        verify(artifact, replay=False)
+
+
+def test_a_wider_tolerance_is_refused(artifact: Path) -> None:
+    for key, value in (("max_rel_error", 0.1), ("rms_rel_error", 0.1), ("label_agreement", 0.5), ("dtype", "int8")):
+        original = (artifact / manifest.NAME).read_bytes()
+        _reseal(artifact, lambda m, key=key, value=value: m["parity"]["tolerance"].update({key: value}))
+        with pytest.raises(VerifyError, match="more than segonnx does"):
+            verify(artifact)
+        (artifact / manifest.NAME).write_bytes(original)
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", '"\\ud800"', "[" * 900 + "]" * 900])
+def test_what_is_not_quite_json_is_refused(artifact: Path, value: str) -> None:
+    path = artifact / manifest.NAME
+    path.write_text(path.read_text().replace('"seed": 0', f'"seed": {value}'))
+    with pytest.raises(VerifyError):
+        verify(artifact)
+
+
+def test_test_data_that_lies_elsewhere_is_refused(artifact: Path) -> None:
+    path = artifact / "test_data_set_0" / "output_0.pb"
+    tensor = onnx.load_tensor(path)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/passwd")
+    path.write_bytes(tensor.SerializeToString())
+    with pytest.raises(VerifyError, match="in another file"):
+        testdata.read(path)
+    path.write_bytes(b"\xff" * 20)
+    with pytest.raises(VerifyError, match="holds no tensor"):
+        testdata.read(path)
+
+
+def test_a_name_can_not_write_on_the_terminal(artifact: Path) -> None:
+    (artifact / "two\n\x1b[2Jlines").touch()
+    result = run("verify", artifact)
+    assert result.returncode == 1
+    assert "two\\n\\x1b[2Jlines" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_file_that_can_not_be_read_is_one_line(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("segonnx.artifacts.verify.sha256", refuse)
+    with pytest.raises(VerifyError, match="can't be read: Permission denied"):
+        verify(artifact, replay=False)
 
 
 def test_somebody_elses_runner_replays_the_artifact_as_it_is(exports: Path, tmp_path: Path) -> None:

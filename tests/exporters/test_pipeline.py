@@ -50,7 +50,7 @@ def test_the_manifest_tells_what_was_done(exports: Path) -> None:
     assert [o.version for o in model.opset_import if o.domain == ""] == [manifest["opset"]]
     assert {o.domain for o in model.opset_import} == {""}
     assert sorted(path.name for path in folder.iterdir()) == [
-        "README.md", "data.json", "manifest.json", "model.onnx", "test_data_set_0",
+        "README.md", "data.json", "manifest.json", "model.onnx", "sbom.cdx.json", "test_data_set_0",
     ]  # fmt: skip
 
 

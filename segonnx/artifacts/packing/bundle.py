@@ -1,0 +1,74 @@
+"""An artifact in the layout of a MONAI bundle: https://docs.monai.io/en/stable/mb_specification.html.
+
+Like one, not one: a bundle's programs expect TorchScript or Python; what reads ``configs/metadata.json`` and
+``models/model.onnx`` finds them in their places.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from segonnx.artifacts import manifest
+from segonnx.artifacts.manifest import Manifest
+from segonnx.artifacts.verify import MODEL
+from segonnx.process import Progress
+
+
+def write(artifact: Path, content: Manifest, out: Path, progress: Progress) -> None:
+    """Write a verified artifact as the bundle ``out``."""
+    for name in ("configs", "models", "docs"):
+        (out / name).mkdir(parents=True)
+    for name in sorted(content["files"]):
+        if name.startswith(MODEL):
+            progress(f"packing {name}")
+            shutil.copyfile(artifact / name, out / "models" / name)
+    shutil.copyfile(artifact / "README.md", out / "docs" / "README.md")
+    shutil.copyfile(artifact / manifest.NAME, out / "docs" / manifest.NAME)
+    (out / "LICENSE").write_text(
+        f"The weights of this model: {content['weights']['licence']} ({content['weights']['source']}).\n", "utf-8"
+    )
+    text = json.dumps(metadata(content), indent=2, ensure_ascii=False) + "\n"
+    (out / "configs" / "metadata.json").write_text(text, encoding="utf-8")
+
+
+def metadata(content: Manifest) -> dict[str, Any]:
+    """The content of metadata.json, in the words of MONAI's schema."""
+    x, logits = content["inputs"][0], content["outputs"][0]
+    classes = {str(index): label["name"] for index, label in enumerate(content["labels"])}
+    return {
+        "version": "1.0.0",
+        "name": content["name"],
+        "task": f"segmentation: {content['source']}",
+        "description": f"{content['source']}, as ONNX; {content['preprocessing']['note']}",
+        "authors": "see docs/README.md",
+        "copyright": f"weights: {content['weights']['licence']}",
+        "changelog": {"1.0.0": f"exported {content['created']}"},
+        "monai_version": "not needed",
+        "pytorch_version": content["producer"].get("torch", "not needed"),
+        "numpy_version": content["producer"].get("numpy", "not needed"),
+        "required_packages_version": {"onnxruntime": content["producer"].get("onnxruntime", "")},
+        "network_data_format": {
+            "inputs": {
+                "image": {
+                    "type": "image",
+                    "format": "magnitude",
+                    "modality": content["preprocessing"]["modality"],
+                    **_tensor(x),
+                }
+            },
+            "outputs": {"pred": {"type": "image", "format": "segmentation", **_tensor(logits), "channel_def": classes}},
+        },
+    }
+
+
+def _tensor(described: Manifest) -> dict[str, Any]:
+    _, channels, *spatial = described["shape"]
+    return {
+        "num_channels": channels,
+        "spatial_shape": [size if isinstance(size, int) else "*" for size in spatial],
+        "dtype": described["dtype"],
+        "is_patch_data": bool(spatial),
+    }

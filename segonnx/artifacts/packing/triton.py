@@ -1,0 +1,57 @@
+"""An artifact as a model repository of Triton Inference Server, for its ONNX Runtime backend.
+
+Triton's user guide, "Model Repository": ``NAME/config.pbtxt`` and ``NAME/1/model.onnx``, which is a folder where the
+model has external data.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from segonnx.artifacts import manifest
+from segonnx.artifacts.manifest import Manifest
+from segonnx.artifacts.verify import MODEL
+from segonnx.process import Progress
+
+TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8", "int64": "TYPE_INT64"}
+
+
+def write(artifact: Path, content: Manifest, out: Path, progress: Progress) -> None:
+    """Write a verified artifact as the repository ``out``, with the manifest and the card beside the model."""
+    version = out / content_name(content) / "1"
+    version.mkdir(parents=True)
+    parts = sorted(name for name in content["files"] if name.startswith(MODEL))
+    place = version if parts == [MODEL] else version / MODEL
+    place.mkdir(exist_ok=True)
+    for name in parts:
+        progress(f"packing {name}")
+        shutil.copyfile(artifact / name, place / name)
+    (version.parent / "config.pbtxt").write_text(config(content), encoding="utf-8")
+    for name in (manifest.NAME, "README.md"):
+        shutil.copyfile(artifact / name, version.parent / name)
+
+
+def content_name(content: Manifest) -> str:
+    """The model's name: what stands in the manifest, with characters that can stand in a path and in a URL."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in content["name"])
+
+
+def config(content: Manifest) -> str:
+    """The text of config.pbtxt: the batch is one of the model's own axes, so Triton adds none."""
+    return f"""name: "{content_name(content)}"
+backend: "onnxruntime"
+max_batch_size: 0
+input [
+{_tensor(content["inputs"][0])}
+]
+output [
+{_tensor(content["outputs"][0])}
+]
+"""
+
+
+def _tensor(described: Manifest) -> str:
+    sizes = ", ".join(str(size) if isinstance(size, int) else "-1" for size in described["shape"])
+    kind = TYPES[described["dtype"]]
+    return f'  {{\n    name: "{described["name"]}"\n    data_type: {kind}\n    dims: [ {sizes} ]\n  }}'

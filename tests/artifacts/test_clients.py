@@ -1,0 +1,75 @@
+"""Programs that know nothing of segonnx replay an artifact whose weights are in a file of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from segonnx.artifacts import manifest
+from tests import faults
+from tests.conftest import ROOT, SMALL
+
+pytestmark = pytest.mark.slow
+
+EXAMPLES = ROOT / "examples"
+NODE_MODULES = os.environ.get("SEGONNX_NODE_MODULES", "")
+"""The folder in which ``npm install --ignore-scripts onnxruntime-node`` was run, if it was."""
+
+
+@pytest.fixture(scope="module")
+def external(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return faults.external(exports / SMALL, tmp_path_factory.mktemp("external") / SMALL)
+
+
+def replay(command: list[str], artifact: Path, cwd: Path = ROOT) -> float:
+    """Run a client; the error that it prints, which must be within the manifest's tolerance."""
+    done = subprocess.run([*command, str(artifact)], capture_output=True, text=True, check=False, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    error = float(done.stdout)
+    assert error <= manifest.read(artifact)["parity"]["tolerance"]["max_rel_error"]
+    return error
+
+
+def broken(artifact: Path, target: Path) -> Path:
+    """A copy of the artifact that expects other logits."""
+    import onnx
+
+    shutil.copytree(artifact, target)
+    path = target / "test_data_set_0" / "output_0.pb"
+    tensor = onnx.load_tensor(path)
+    onnx.save_tensor(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 1.1, "logits"), path)
+    return target
+
+
+def check(command: list[str], artifact: Path, tmp_path: Path, cwd: Path = ROOT) -> None:
+    replay(command, artifact, cwd)
+    other = broken(artifact, tmp_path / "broken")
+    done = subprocess.run([*command, str(other)], capture_output=True, text=True, check=False, cwd=cwd)
+    assert done.returncode == 1, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node isn't installed (apt-get install nodejs npm)")
+@pytest.mark.skipif(not NODE_MODULES, reason="SEGONNX_NODE_MODULES names no folder with onnxruntime-node")
+def test_onnxruntime_for_node(external: Path, tmp_path: Path) -> None:
+    check(["node", str(EXAMPLES / "replay.mjs")], external, tmp_path, Path(NODE_MODULES))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO isn't installed")
+def test_openvino(external: Path, tmp_path: Path) -> None:
+    check([sys.executable, str(EXAMPLES / "replay_openvino.py")], external, tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("polygraphy") is None, reason="polygraphy isn't installed")
+def test_polygraphy(external: Path, tmp_path: Path) -> None:
+    command = ["bash", str(EXAMPLES / "replay_polygraphy.sh")]
+    done = subprocess.run([*command, str(external)], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    other = broken(external, tmp_path / "broken")
+    done = subprocess.run([*command, str(other)], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 1

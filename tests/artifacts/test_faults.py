@@ -1,0 +1,42 @@
+"""A small part of ``make faults``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from segonnx.artifacts import packing
+from segonnx.artifacts.verify import verify
+from tests import faults
+from tests.conftest import SMALL
+
+
+@pytest.fixture(scope="module")
+def artifacts(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The small artifact, and the same with its weights in a file of their own."""
+    return [exports / SMALL, faults.external(exports / SMALL, tmp_path_factory.mktemp("external") / "external")]
+
+
+def test_damage_is_found(artifacts: list[Path]) -> None:
+    verify(artifacts[1])
+    outcomes = faults.campaign(artifacts, 2 * len(faults.DAMAGE))
+    assert len(outcomes) == 2 * len(faults.DAMAGE)
+    assert {one.kind for one in outcomes} == faults.DAMAGE.keys()
+    assert not [one for one in outcomes if one.found_by is None or one.wrong]
+
+
+def test_what_fits_together_is_not_found_and_the_page_says_so(artifacts: list[Path]) -> None:
+    outcome = faults.damage(artifacts[0], "consistent", 0)
+    assert (outcome.found_by, outcome.wrong) == (None, None)
+    page = faults.page([faults.damage(artifacts[0], "flip", 0)], [outcome], {"pack": [None, "half"]})
+    assert "`segonnx verify` found 1, each in" in page
+    assert "Of 1 such changes (a licence, the card)\n0 were found" in page
+    assert "| pack | 2 | 1 |" in page
+
+
+def test_kills_leave_nothing_or_all(artifacts: list[Path], tmp_path: Path) -> None:
+    packed = packing.pack(artifacts[0], "zip", tmp_path / "packed.zip")
+    killed = faults.kills(artifacts[0], packed, 5, ("pack", "unpack"))
+    assert sum(map(len, killed.values())) == 5
+    assert not [why for its in killed.values() for why in its if why]
