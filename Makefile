@@ -14,7 +14,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,openvino,report,pyperf,sign,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,openvino,predict,report,pyperf,sign,dev]'
 	touch $(STAMP)
 
 # Exports and verifies the fourteen reference systems, smallest first, then times the encoders.

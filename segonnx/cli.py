@@ -481,6 +481,55 @@ def sign(artifact: Path, key: Path) -> None:
 
 @main.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("source", type=click.Path(path_type=Path), metavar="INPUT")
+@click.argument("target", type=click.Path(path_type=Path), metavar="OUTPUT")
+@click.option("--tta", is_flag=True, help="Test-time mirroring, along the axes that the artifact allows.")
+@click.option("--step", type=click.FloatRange(0, 1, min_open=True), help="Between windows, in windows. [default: 0.5]")
+@click.option("--threads", type=click.IntRange(1), help="Threads of the network. [default: all cores]")
+@click.option("--overwrite", is_flag=True, help="Replace label maps that are there already.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write what was done, with times by step.")
+def predict(
+    artifact: Path,
+    source: Path,
+    target: Path,
+    tta: bool,
+    step: float | None,
+    threads: int | None,
+    overwrite: bool,
+    json_path: Path | None,
+) -> None:
+    """Make the label maps of images, as nnU-Net's own inference does. Needs no torch.
+
+    INPUT is an image, or a folder of files CASE_0000.nii.gz, CASE_0001.nii.gz, ... (the channels of a case); OUTPUT a
+    file, or for a folder, a folder. The artifact must be of a folder that nnU-Net trained.
+
+    \b
+    segonnx predict artifacts/liver ct.nii.gz liver.nii.gz
+    segonnx predict artifacts/liver imagesTs/ labels/ --tta
+    """
+    from segonnx.artifacts import folder
+    from segonnx.predict import files, images
+    from segonnx.predict.artifact import Artifact
+    from segonnx.progress import Display
+
+    images.require()
+    if json_path is not None:
+        folder.require_writable(json_path)
+    done = []
+    with Display() as display:
+        display("loading the artifact")
+        loaded = Artifact(artifact, threads=threads)
+        for one in files.predict(loaded, source, target, mirror=tta, step=step, overwrite=overwrite, progress=display):
+            done.append(one)
+            told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in one.seconds.items())
+            display.echo(f"{one.case}: {'x'.join(map(str, one.shape))} -> {one.path} ({told})")
+    if json_path is not None:
+        rows = [{"case": one.case, "path": str(one.path), "shape": one.shape, "seconds": one.seconds} for one in done]
+        folder.write(json_path, json.dumps(rows, indent=1) + "\n")
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--format", "form", type=click.Choice(PACKINGS), required=True, help="What to make of it.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The file (zip) or folder to make.")
 @click.option("--overwrite", is_flag=True, help="Replace what is there already.")

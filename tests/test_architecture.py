@@ -19,12 +19,13 @@ LAYERS = {
     "runtimes": {"runtimes"},
     "bench": {"bench", "artifacts", "runtimes"},
     "report": {"report", "bench"},
+    "predict": {"predict", "artifacts"},
 }
 PLAIN = {
     "catalog", "errors", "inputs", "machine", "numeric", "plans", "process", "progress", "smp_folder",
     "totalsegmentator", "__version__",
 }  # fmt: skip
-WITHOUT_TORCH = ("artifacts", "runtimes", "bench", "report")
+WITHOUT_TORCH = ("artifacts", "runtimes", "bench", "report", "predict")
 
 
 def _imports(path: Path) -> set[str]:

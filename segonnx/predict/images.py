@@ -1,0 +1,171 @@
+"""Images from files and label maps into them, with their geometry, by SimpleITK; cases in nnU-Net's naming."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segonnx.errors import InputError, ResourceError
+from segonnx.predict.grid import Array
+
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl", ".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
+FLAT = 999
+"""nnU-Net's spacing across the slices of a picture, in its largest spacing within."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """What was read.
+
+    Attributes:
+        array: (C, z, y, x); a picture has z = 1.
+        spacing: (z, y, x) in mm.
+        geometry: SimpleITK's image without its values, to write others on the same grid.
+    """
+
+    array: Array
+    spacing: tuple[float, ...]
+    geometry: Any
+
+
+def require() -> None:
+    """See to it that images can be read.
+
+    Raises:
+        InputError: SimpleITK isn't installed.
+    """
+    if importlib.util.find_spec("SimpleITK") is None:
+        raise InputError("SimpleITK, which reads and writes images, isn't installed: pip install 'segonnx[predict]'")
+
+
+def cases(path: Path, channels: int, ending: str) -> dict[str, list[Path]]:
+    """The files of each case's channels, by the case's name.
+
+    Args:
+        path: a file, or a folder of files ``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ...
+        channels: how many the network takes.
+        ending: of the files in a folder that count; where none has it, any that are known do.
+
+    Raises:
+        InputError: there are none, or a case lacks a channel.
+    """
+    if path.is_file():
+        if channels > 1 and not _holds_colours(path):
+            raise InputError(f"the network takes {channels} channels: give a folder with a file CASE_0000... for each")
+        return {stem(path.name): [path]}
+    if not path.is_dir():
+        raise InputError(f"{path} is neither a file nor a folder")
+    names = sorted(one.name for one in path.iterdir() if one.is_file())
+    chosen = [name for name in names if name.endswith(ending)] or [name for name in names if name.endswith(ENDINGS)]
+    found: dict[str, dict[int, Path]] = {}
+    for name in chosen:
+        if (match := re.fullmatch(r"(.+)_(\d{4})", stem(name))) is not None:
+            found.setdefault(match[1], {})[int(match[2])] = path / name
+    if not found:
+        raise InputError(f"{path} holds no CASE_0000{ending}, which is how nnU-Net names a case's channels")
+    result = {}
+    for case, files in found.items():
+        wanted = [0] if len(files) == 1 and _holds_colours(files.get(0, path)) else range(channels)
+        for index in wanted:
+            if index not in files:
+                raise InputError(
+                    f"{path}: the case {case} lacks {case}_{index:04}; the network takes {channels} channels"
+                )
+        result[case] = [files[index] for index in wanted]
+    return result
+
+
+def stem(name: str) -> str:
+    """A file's name without the ending."""
+    ending = next((one for one in ENDINGS if name.lower().endswith(one)), Path(name).suffix)
+    return name[: len(name) - len(ending)] if ending else name
+
+
+def _holds_colours(path: Path) -> bool:
+    return path.name.lower().endswith((".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg"))
+
+
+def read(paths: Sequence[Path]) -> Image:
+    """An image of one file per channel; a file of colours holds several.
+
+    Raises:
+        InputError: a file can't be read, or the files aren't of one grid.
+    """
+    itk: Any = importlib.import_module("SimpleITK")  # its functions have no types
+
+    arrays: list[Array] = []
+    geometry: Any = None
+    spacing: tuple[float, ...] = ()
+    for path in paths:
+        try:
+            image = itk.ReadImage(str(path))
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise InputError(f"{path} can't be read as an image: {lines[-1][:200] if lines else error}") from error
+        array = itk.GetArrayFromImage(image)
+        array = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
+        if array.ndim == 3:
+            array = array[:, None]
+        if array.ndim != 4:
+            raise InputError(f"{path} has {image.GetDimension()} dimensions; it must have two or three")
+        own = tuple(abs(size) for size in reversed(image.GetSpacing()))
+        own = own if len(own) == 3 else (FLAT * max(own), *own)
+        if arrays and (array.shape[1:] != arrays[0].shape[1:] or not np.allclose(own, spacing, rtol=1e-4)):
+            raise InputError(f"{path} and {paths[0]} aren't of one grid: {array.shape[1:]} and {arrays[0].shape[1:]}")
+        arrays.append(array)
+        geometry, spacing = geometry if geometry is not None else image, own
+    return Image(np.concatenate(arrays), spacing, geometry)
+
+
+def write(labels: Array, like: Image, path: Path) -> None:
+    """Write a label map (z, y, x) on the grid of an image, whole or not at all.
+
+    Raises:
+        InputError: the file's ending isn't known.
+        ResourceError: it can't be written.
+    """
+    itk: Any = importlib.import_module("SimpleITK")  # its functions have no types
+
+    flat = like.geometry.GetDimension() == 2
+    image = itk.GetImageFromArray(np.ascontiguousarray(labels[0] if flat else labels))
+    image.SetSpacing(like.geometry.GetSpacing())
+    image.SetOrigin(like.geometry.GetOrigin())
+    image.SetDirection(like.geometry.GetDirection())
+    ending = require_ending(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            made = Path(folder) / f"labels{ending}"
+            try:
+                itk.WriteImage(image, str(made), useCompression=True)
+            except RuntimeError as error:
+                raise ResourceError(f"can't write {path}: {str(error).strip().splitlines()[-1][:200]}") from error
+            with made.open("rb") as file, contextlib.suppress(OSError):
+                os.fsync(file.fileno())
+            made.replace(path)
+    except OSError as error:
+        raise ResourceError(f"can't write {path}: {error.strerror}") from error
+
+
+def require_ending(path: Path) -> str:
+    """The file's ending.
+
+    Raises:
+        InputError: it isn't one that label maps are written to.
+    """
+    ending = next((one for one in ENDINGS if path.name.lower().endswith(one)), None)
+    if ending is None or ending in (".jpg", ".jpeg", ".mhd"):
+        raise InputError(
+            f"{path}: label maps are written to .nii.gz, .nii, .nrrd, .mha, .gipl, .png, .bmp or .tif files"
+        )
+    return ending

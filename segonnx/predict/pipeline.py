@@ -1,0 +1,188 @@
+"""The way of one image: prepare, run the network on windows, and decide, in bounded memory."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from segonnx.errors import InputError
+from segonnx.predict import grid, windows
+from segonnx.predict.grid import Array, Line
+from segonnx.predict.recipe import Channel, Recipe
+from segonnx.predict.windows import Network
+
+EPSILON = 1e-8
+
+
+@dataclass
+class Times:
+    """Seconds by step, added up."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def of(self, step: str) -> Iterator[None]:
+        """Add what the block takes to a step."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] += time.perf_counter() - began
+
+
+def predict(
+    image: Array,
+    spacing: Sequence[float],
+    recipe: Recipe,
+    network: Network,
+    *,
+    mirror: bool = False,
+    step: float | None = None,
+    progress: Callable[[int, int], None] = lambda *_: None,
+    times: Times | None = None,
+) -> Array:
+    """The label map of an image.
+
+    Memory: the image, and its resampled form while that is made in float64; logits of as many slices as a window is
+    deep; and those of two slices at the image's own resolution. Never all logits.
+
+    Args:
+        image: (C, z, y, x), as read.
+        spacing: (z, y, x) in mm.
+        recipe: what the manifest says.
+        network: runs a window.
+        mirror: take the mean over mirrored windows, along the axes that the recipe allows.
+        step: between windows, in windows; None takes the recipe's.
+        progress: told how many windows of how many are done.
+        times: seconds by step are added to it.
+
+    Returns:
+        uint8, or uint16 where labels need it, (z, y, x).
+
+    Raises:
+        InputError: the image doesn't fit the recipe.
+    """
+    times = times or Times()
+    with times.of("prepare"):
+        _check(image, spacing, recipe)
+        image = image.astype(np.float32).transpose(0, *(axis + 1 for axis in recipe.forward))
+        own = [float(spacing[axis]) for axis in recipe.forward]
+        wanted = [*own[: 3 - len(recipe.spacing)], *recipe.spacing]
+        mask, box = grid.nonzero(image)
+        if not recipe.crop:
+            box = tuple(slice(0, size) for size in mask.shape)
+        whole = mask.shape
+        image = np.ascontiguousarray(image[(slice(None), *box)])
+        mask = mask[box]
+        for values, channel in zip(image, recipe.channels, strict=True):
+            _normalise(values, mask, channel)
+    with times.of("resample"):
+        cropped = image.shape[1:]
+        shape = grid.resampled_shape(cropped, own, wanted) if recipe.image.resamples else cropped
+        if min(shape) < 1:
+            raise InputError(f"the image covers less than a voxel of {'x'.join(f'{size:g}' for size in wanted)} mm")
+        axis = grid.low_resolution_axis(recipe.image, own, wanted)
+        image = grid.resample(image, shape, recipe.image, axis)
+    classes = len(recipe.values)
+    logits = windows.slices(
+        image, network, classes, recipe.window, recipe.step if step is None else step, recipe.sigma,
+        recipe.mirror_axes if mirror else (), progress,
+    )  # fmt: skip
+    labels = np.zeros(whole, np.uint8 if max(recipe.values) <= 255 else np.uint16)
+    lines = _lines(recipe, shape, cropped, wanted, own)
+    _decide(_timed(logits, times), lines, recipe, labels[box], times)
+    return labels.transpose(recipe.backward)
+
+
+def _check(image: Array, spacing: Sequence[float], recipe: Recipe) -> None:
+    if image.ndim != 4 or len(image) != len(recipe.channels):
+        wanted = f"({len(recipe.channels)}, z, y, x)"
+        raise InputError(f"the image is {image.shape}; the network takes {wanted}, a channel for each of its inputs")
+    if min(image.shape) < 1:
+        raise InputError(f"the image {image.shape} is empty")
+    if len(spacing) != 3 or not all(0 < size < np.inf for size in spacing):
+        raise InputError(f"the spacing is {tuple(spacing)}; it must be three positive numbers (z, y, x) in mm")
+    if image.dtype.kind not in "iufb" or not np.isfinite(image).all():
+        raise InputError("the image holds values that aren't finite numbers")
+
+
+def _normalise(values: Array, mask: Array, channel: Channel) -> None:
+    """Normalise one channel (z, y, x) in place."""
+    kind = channel.normalization
+    if kind == "CTNormalization":
+        known = channel.intensities
+        np.clip(values, known["percentile_00_5"], known["percentile_99_5"], out=values)
+        values -= known["mean"]
+        values /= max(known["std"], EPSILON)
+    elif kind == "ZScoreNormalization":
+        inside = values[mask] if channel.use_mask else values
+        mean, deviation = inside.mean(), max(inside.std(), EPSILON)
+        if channel.use_mask:
+            values[mask] = (inside - mean) / deviation
+        else:
+            values -= mean
+            values /= deviation
+    elif kind == "RescaleTo01Normalization":
+        values -= values.min()
+        values /= max(values.max(), EPSILON)
+    elif kind == "RGBTo01Normalization":
+        if values.min() < 0 or values.max() > 255:
+            raise InputError(f"a channel of colours must lie in 0..255; found {values.min():g} to {values.max():g}")
+        values /= 255
+
+
+def _lines(
+    recipe: Recipe, old: Sequence[int], new: Sequence[int], current: Sequence[float], wanted: Sequence[float]
+) -> list[Line]:
+    """How each axis of the logits becomes the cropped image's."""
+    axis = grid.low_resolution_axis(recipe.logits, current, wanted)
+    if recipe.logits.order != 1 or (axis is not None and recipe.logits.order_z not in (0, 1)):
+        raise InputError(
+            f"the manifest resamples logits with splines of order {recipe.logits.order} and {recipe.logits.order_z}; "
+            "segonnx predict knows 1, and 0 or 1 for the axis of low resolution"
+        )
+    return [
+        Line.make(before, after, nearest=number == axis and recipe.logits.order_z == 0)
+        for number, (before, after) in enumerate(zip(old, new, strict=True))
+    ]
+
+
+def _timed(logits: Iterator[Array], times: Times) -> Iterator[Array]:
+    while True:
+        with times.of("network"):
+            one = next(logits, None)
+        if one is None:
+            return
+        yield one
+
+
+def _decide(logits: Iterator[Array], lines: Sequence[Line], recipe: Recipe, labels: Array, times: Times) -> None:
+    """Write the label map (z, y, x) from the network's logits, slice by slice."""
+    deep, *flat = lines
+    held: dict[int, Array] = {}
+    upto = -1
+    for z in range(len(labels)):
+        low, high = int(deep.low[z]), int(deep.high[z])
+        while upto < high:
+            one = next(logits)
+            upto += 1
+            with times.of("resample back"):
+                if upto >= low:
+                    for axis, line in enumerate(flat, 1):
+                        one = line.along(one, axis)
+                    held[upto] = one
+        held = {index: one for index, one in held.items() if index >= low}
+        with times.of("resample back"):
+            part = deep.part[z]
+            mixed = held[low] if part == 0 else held[low] + part * (held[high] - held[low])
+        with times.of("decide"):
+            if recipe.regions:
+                for value, one in zip(recipe.values, mixed, strict=True):
+                    labels[z][one > 0] = value
+            else:
+                labels[z] = np.asarray(recipe.values)[mixed.argmax(axis=0)]

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.transform import resize
+
+from segonnx.predict import grid
+from segonnx.predict.grid import Line
+from segonnx.predict.recipe import Resampling
+
+LINEAR = Resampling(resamples=True, order=1, order_z=0, separate_z=None)
+SIZES = st.integers(1, 9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(old=st.tuples(SIZES, SIZES, SIZES), new=st.tuples(SIZES, SIZES, SIZES), seed=st.integers(0, 9))
+def test_lines_along_every_axis_are_skimages_linear_resize(
+    old: tuple[int, int, int], new: tuple[int, int, int], seed: int
+) -> None:
+    image = np.random.default_rng(seed).standard_normal(old).astype(np.float32)
+    found = image
+    for axis, (before, after) in enumerate(zip(old, new, strict=True)):
+        found = Line.make(before, after).along(found, axis)
+    expected = resize(image.astype(np.float64), new, 1, mode="edge", anti_aliasing=False)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(old=st.tuples(SIZES, SIZES, SIZES), new=st.tuples(SIZES, SIZES, SIZES), order=st.integers(0, 3))
+def test_images_are_resampled_as_by_skimage(old: tuple[int, int, int], new: tuple[int, int, int], order: int) -> None:
+    image = np.random.default_rng(0).standard_normal((2, *old)).astype(np.float32)
+    found = grid.resample(image, new, Resampling(resamples=True, order=order, order_z=0, separate_z=None), None)
+    for one, target in zip(image, found, strict=True):
+        expected = resize(one.astype(np.float64), new, order, mode="edge", anti_aliasing=False)
+        np.testing.assert_array_equal(target, expected.astype(np.float32))
+
+
+@pytest.mark.parametrize(("old", "new"), [(5, 12), (12, 5), (7, 7), (1, 4), (4, 1)])
+def test_nearest_lines_take_whole_voxels(old: int, new: int) -> None:
+    found = Line.make(old, new, nearest=True).along(np.arange(old, dtype=np.float32), 0)
+    expected = np.clip(np.floor((np.arange(new) + 0.5) * old / new - 0.5 + 0.5), 0, old - 1)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("current", "wanted", "separate", "axis"),
+    [
+        ((5.0, 1.0, 1.0), (5.0, 1.0, 1.0), None, 0),
+        ((1.0, 1.0, 1.0), (1.0, 1.0, 4.0), None, 2),
+        ((1.0, 1.0, 1.0), (3.0, 1.0, 1.0), None, None),
+        ((5.0, 5.0, 1.0), (1.0, 1.0, 1.0), None, None),
+        ((5.0, 1.0, 1.0), (5.0, 1.0, 1.0), False, None),
+        ((2.0, 1.0, 1.0), (1.0, 1.0, 1.0), True, 0),
+        ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), True, None),
+    ],
+)
+def test_an_axis_of_low_resolution_is_found(
+    current: tuple[float, ...], wanted: tuple[float, ...], separate: bool | None, axis: int | None
+) -> None:
+    assert grid.low_resolution_axis(Resampling(True, 3, 0, separate), current, wanted) == axis
+
+
+def test_what_is_not_zero_is_boxed_with_its_holes() -> None:
+    image = np.zeros((2, 5, 6, 7))
+    image[0, 1:4, 1:4, 2:5] = 1
+    image[0, 2, 2, 3] = 0
+    image[1, 3, 4, 5] = 2
+    mask, box = grid.nonzero(image)
+    assert box == (slice(1, 4), slice(1, 5), slice(2, 6))
+    assert mask[2, 2, 3]
+    assert mask.sum() == 27 + 1
+    mask, box = grid.nonzero(np.zeros((1, 2, 3, 4)))
+    assert box == (slice(0, 2), slice(0, 3), slice(0, 4))
+
+
+def test_the_same_grid_is_left_alone() -> None:
+    image = np.random.default_rng(0).standard_normal((1, 3, 4, 5)).astype(np.float32)
+    assert grid.resample(image, (3, 4, 5), LINEAR, None) is image
+    kept = Resampling(resamples=False, order=3, order_z=0, separate_z=None)
+    assert grid.resample(image, (9, 9, 9), kept, None) is image

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+
+from segonnx.errors import InputError
+from segonnx.predict import pipeline, recipe
+from segonnx.predict.artifact import Artifact
+from segonnx.predict.grid import Array
+from tests import handmade, nnunet_folders
+from tests.conftest import ROOT, SMALL, run
+
+SHAPE, SPACING = (20, 26, 40), (1.5, 3.2, 1.4)
+
+
+@pytest.fixture(scope="module")
+def hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of a folder in nnU-Net's layout, whose axes aren't the image's."""
+    root = tmp_path_factory.mktemp("hand")
+    folder = handmade.write(root / "results", handmade.plans(), handmade.dataset())
+    done = run("export", "--nnunet", folder, "--out", root / "artifacts")
+    assert done.returncode == 0, done.stderr
+    (artifact,) = (root / "artifacts").iterdir()
+    return artifact
+
+
+@pytest.fixture(scope="module")
+def loaded(hand: Path) -> Artifact:
+    return Artifact(hand, threads=1)
+
+
+def volume(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Array:
+    return np.random.default_rng(seed).normal(0, 200, shape).astype(np.int16)
+
+
+def save(array: Array, path: Path) -> SimpleITK.Image:
+    image = SimpleITK.GetImageFromArray(array)
+    image.SetSpacing(SPACING[::-1][: image.GetDimension()])
+    if image.GetDimension() == 3:
+        image.SetOrigin((-5.0, 7.0, 30.0))
+        image.SetDirection((0, 1, 0, 1, 0, 0, 0, 0, -1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    SimpleITK.WriteImage(image, str(path))
+    return image
+
+
+def test_an_image_becomes_a_label_map_on_its_grid(
+    hand: Path, loaded: Artifact, tmp_path: Path, without_torch: dict[str, str]
+) -> None:
+    image = save(volume(), tmp_path / "ct.nii.gz")
+    out = tmp_path / "deep" / "labels.nii.gz"
+    done = run("predict", hand, tmp_path / "ct.nii.gz", out, "--json", tmp_path / "r.json", env=without_torch)
+    assert done.returncode == 0, done.stderr
+    labels = SimpleITK.ReadImage(str(out))
+    for what in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+        assert getattr(labels, what)() == pytest.approx(getattr(image, what)())
+    found = SimpleITK.GetArrayFromImage(labels)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, loaded.predict(volume(), SPACING))
+    assert len(np.unique(found)) > 1
+    (row,) = json.loads((tmp_path / "r.json").read_text())
+    assert row["shape"] == list(SHAPE)
+    assert row["seconds"].keys() >= {"read", "prepare", "resample", "network", "resample back", "decide", "write"}
+    assert sorted(path.name for path in out.parent.iterdir()) == ["labels.nii.gz"]
+
+
+def test_every_case_of_a_folder_is_predicted(hand: Path, loaded: Artifact, tmp_path: Path) -> None:
+    for case in (0, 1):
+        save(volume(case), tmp_path / "in" / f"case_{case}_0000.nii.gz")
+    (tmp_path / "in" / "notes.txt").write_text("not an image")
+    done = run("predict", hand, tmp_path / "in", tmp_path / "out", "--tta", "--step", 1)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["case_0.nii.gz", "case_1.nii.gz"]
+    found = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "out" / "case_1.nii.gz")))
+    np.testing.assert_array_equal(found, loaded.predict(volume(1), SPACING, mirror=True, step=1))
+
+
+def test_what_cannot_be_predicted_is_refused_in_one_line(hand: Path, exports: Path, tmp_path: Path) -> None:
+    save(volume(), tmp_path / "ct.nii.gz")
+    save(np.full(SHAPE, np.nan, np.float32), tmp_path / "nan.mha")
+    (tmp_path / "text.nii.gz").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    save(volume(), tmp_path / "gap" / "case_0001.nii.gz")
+    (tmp_path / "there.nii.gz").write_text("mine")
+    out = tmp_path / "out.nii.gz"
+    for arguments, message in (
+        ((exports / SMALL, tmp_path / "ct.nii.gz", out), "holds a network alone"),
+        ((tmp_path / "none", tmp_path / "ct.nii.gz", out), "is not a folder"),
+        ((hand, tmp_path / "none.nii.gz", out), "neither a file nor a folder"),
+        ((hand, tmp_path / "text.nii.gz", out), "can't be read as an image"),
+        ((hand, tmp_path / "nan.mha", out), "aren't finite"),
+        ((hand, tmp_path / "empty", tmp_path / "labels"), "holds no CASE_0000.nii.gz"),
+        ((hand, tmp_path / "gap", tmp_path / "labels"), "lacks case_0000"),
+        ((hand, tmp_path / "ct.nii.gz", tmp_path / "there.nii.gz"), "--overwrite"),
+        ((hand, tmp_path / "ct.nii.gz", tmp_path / "out.txt"), "are written to"),
+        ((hand, tmp_path / "ct.nii.gz", tmp_path / "empty"), "is a folder"),
+        ((hand, tmp_path / "gap", tmp_path / "there.nii.gz"), "lacks case_0000"),
+    ):
+        done = run("predict", *arguments)
+        assert done.returncode == 2, done.stderr
+        assert message in done.stderr and done.stderr.count("\n") == 1
+    assert not out.exists()
+    assert (tmp_path / "there.nii.gz").read_text() == "mine"
+
+
+def test_a_picture_of_colours_gives_its_channels(tmp_path: Path) -> None:
+    from segonnx.predict import images
+
+    colours = np.random.default_rng(0).integers(0, 255, (6, 7, 3)).astype(np.uint8)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(colours, isVector=True), str(tmp_path / "a.png"))
+    assert images.cases(tmp_path / "a.png", 3, ".png") == {"a": [tmp_path / "a.png"]}
+    image = images.read([tmp_path / "a.png"])
+    np.testing.assert_array_equal(image.array, colours.transpose(2, 0, 1)[:, None])
+    assert image.spacing == (999, 1, 1)
+    images.write(np.ones((1, 6, 7), np.uint8), image, tmp_path / "labels.png")
+    assert SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "labels.png"))).shape == (6, 7)
+
+
+def test_channels_of_other_grids_are_refused(tmp_path: Path) -> None:
+    from segonnx.predict import images
+
+    for index, shape in enumerate(((4, 5, 6), (4, 5, 7))):
+        save(volume(shape=shape), tmp_path / f"case_{index:04}.nii.gz")
+    (files,) = images.cases(tmp_path, 2, ".nii.gz").values()
+    with pytest.raises(InputError, match="aren't of one grid"):
+        images.read(files)
+    with pytest.raises(InputError, match="lacks case_0002"):
+        images.cases(tmp_path, 3, ".nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("image", "spacing", "message"),
+    [
+        (np.zeros((2, *SHAPE)), SPACING, "a channel for each"),
+        (np.zeros(SHAPE[:2]), SPACING, "the network takes"),
+        (np.zeros((0, 5, 5)), SPACING, "is empty"),
+        (np.zeros(SHAPE), (1, 0, 1), "three positive numbers"),
+        (np.zeros(SHAPE), (1, 1), "three positive numbers"),
+        (np.full(SHAPE, np.inf), SPACING, "finite"),
+        (np.full(SHAPE, "a"), SPACING, "finite"),
+        (np.zeros(SHAPE), (1e-9, 1, 1), "less than a voxel"),
+    ],
+)
+def test_an_array_that_does_not_fit_is_refused(
+    image: Array, spacing: tuple[float, ...], message: str, loaded: Artifact
+) -> None:
+    with pytest.raises(InputError, match=message):
+        loaded.predict(image, spacing)
+
+
+def test_many_threads_may_ask_at_the_same_time(hand: Path, loaded: Artifact) -> None:
+    expected = [loaded.predict(volume(seed), SPACING, step=1) for seed in range(3)]
+    shared = Artifact(hand, threads=1, concurrent=2)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda seed: shared.predict(volume(seed % 3), SPACING, step=1), range(12)))
+    for index, labels in enumerate(found):
+        np.testing.assert_array_equal(labels, expected[index % 3])
+
+
+def test_an_image_of_one_value_is_predicted(loaded: Artifact) -> None:
+    assert loaded.predict(np.zeros(SHAPE), SPACING).shape == SHAPE
+    assert loaded.predict(np.ones((1, 1, 1)), (3, 3, 3)).shape == (1, 1, 1)
+
+
+def test_regions_are_written_over_one_another(loaded: Artifact) -> None:
+    chosen = replace(
+        loaded.recipe, regions=True, values=(2, 1), forward=(0, 1, 2), backward=(0, 1, 2), window=(4, 4, 4),
+        spacing=(1.0, 1.0, 1.0),
+        channels=(recipe.Channel("NoNormalization", use_mask=False, intensities={}),),
+    )  # fmt: skip
+    image = np.zeros((1, 6, 6, 6), np.float32)
+    image[:, :, :, 2:] = 1
+    image[:, :, :, 4:] = 2
+
+    def network(x: Array) -> Array:
+        return np.concatenate([x - 0.5, x - 1.5], axis=1)
+
+    labels = pipeline.predict(image, (1, 1, 1), chosen, network)
+    assert labels[0, 0].tolist() == [0, 0, 2, 2, 1, 1]
+
+
+def test_memory_is_bounded_by_the_window_and_not_by_the_volume(loaded: Artifact) -> None:
+    """All logits would take 1.9 GB."""
+    code = """
+import resource, numpy as np
+from segonnx.predict import pipeline, recipe
+how = recipe.Resampling(True, 1, 0, None)
+made = recipe.Recipe((recipe.Channel("NoNormalization", False, {}),), (1.0, 1.0, 1.0), (0, 1, 2), (0, 1, 2), True,
+    recipe.Resampling(True, 3, 0, None), how, (16, 64, 64), 1.0, 1 / 8, (), False, tuple(range(60)), ".nii.gz", False)
+network = lambda x: np.repeat(x, 60, axis=1) * np.arange(60, dtype=np.float32).reshape(1, 60, 1, 1, 1)
+image = np.ones((1, 128, 256, 256), np.int16)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+labels = pipeline.predict(image, (1.0, 1.0, 1.0), made, network)
+assert labels.min() == labels.max() == 59
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    slab = 60 * 16 * 256 * 256 * 4
+    assert int(done.stdout) < 2 * slab + 3 * 128 * 256 * 256 * 4 + 10**8
+
+
+def test_a_killed_run_leaves_no_half_label_map(hand: Path, tmp_path: Path) -> None:
+    for case in range(4):
+        save(volume(case), tmp_path / "in" / f"case{case}_0000.nii.gz")
+    command = [sys.executable, "-m", "segonnx", "predict", hand, tmp_path / "in", tmp_path / "out"]
+    with subprocess.Popen([*map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        time.sleep(0.05)
+        os.kill(running.pid, signal.SIGKILL)
+    for path in (tmp_path / "out").glob("*.nii.gz"):
+        assert SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))).shape == SHAPE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "regions", "flat", "residual"])
+def test_label_maps_are_those_of_nnunet(kind: str, tmp_path: Path) -> None:
+    """Trains a small network, exports it, and holds `predict` against nnU-Net's own predictor."""
+    nnunet_folders.run("make", kind, tmp_path, root=tmp_path)
+    (folder,) = nnunet_folders.folders(kind, tmp_path)
+    fold = nnunet_folders.KINDS[kind].runs[0][1]
+    done = run("export", "--nnunet", folder, "--fold", fold, "--out", tmp_path / "artifacts")
+    assert done.returncode == 0, done.stderr
+    (artifact,) = (tmp_path / "artifacts").iterdir()
+    command = [sys.executable, "-m", "tests.predict.against_nnunet", "agree", kind, folder, artifact, fold]
+    env = {**os.environ, "nnUNet_compile": "f", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT, env=env, check=True)
+    for found in json.loads(done.stdout.splitlines()[-1]).values():
+        assert found["labels"] > 1
+        assert found["dice"] > 0.999
+        assert found["agreement"] > 0.9995

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from segonnx.predict import windows
+from segonnx.predict.grid import Array
+
+
+def channels(x: Array) -> Array:
+    """A network whose logits are what it sees: the image, and its double."""
+    return np.concatenate([x[:, :1], 2 * x[:, :1]], axis=1)
+
+
+def local(x: Array) -> Array:
+    """A network that answers by the place in the window, as real ones do at their borders."""
+    place = np.add.outer(np.arange(x.shape[2]), np.add.outer(np.arange(x.shape[3]), np.arange(x.shape[4])))
+    return np.stack([x[0, 0] + place, x[0, 0] * place])[None].astype(np.float32)
+
+
+def whole(image: Array, network: windows.Network, window: tuple[int, ...], step: float) -> Array:
+    """What the windows mean together, with everything held at once."""
+    gaussian = windows.weights(window, 1 / 8)
+    below = [max(0, need - size) // 2 for need, size in zip(window, image.shape[1:], strict=True)]
+    above = [max(0, need - size) - low for need, size, low in zip(window, image.shape[1:], below, strict=True)]
+    padded = np.pad(image, [(0, 0), *zip(below, above, strict=True)])
+    total, weight = np.zeros((2, *padded.shape[1:])), np.zeros(padded.shape[1:])
+    every = (windows.starts(size, need, step) for size, need in zip(padded.shape[1:], window, strict=True))
+    for start in itertools.product(*every):
+        box = tuple(slice(a, a + size) for a, size in zip(start, window, strict=True))
+        total[(slice(None), *box)] += network(padded[(slice(None), *box)][None])[0] * gaussian
+        weight[box] += gaussian
+    inside = tuple(slice(low, low + size) for low, size in zip(below, image.shape[1:], strict=True))
+    return (total / weight)[(slice(None), *inside)]
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (20, 13, 9), (5, 30, 8), (3, 4, 5), (9, 8, 8)])
+@pytest.mark.parametrize("step", [0.5, 1.0, 0.3])
+def test_slices_are_what_all_windows_mean_together(shape: tuple[int, ...], step: float) -> None:
+    image = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
+    told: list[tuple[int, int]] = []
+    found = np.stack(
+        list(windows.slices(image, local, 2, (8, 8, 8), step, 1 / 8, (), lambda *done: told.append(done))), axis=1
+    )
+    np.testing.assert_allclose(found, whole(image, local, (8, 8, 8), step), rtol=1e-4, atol=1e-4)
+    assert told[-1][0] == told[-1][1] == len(told)
+
+
+def test_windows_of_pictures_go_through_every_slice() -> None:
+    image = np.random.default_rng(0).standard_normal((1, 5, 20, 11)).astype(np.float32)
+    found = np.stack(list(windows.slices(image, channels, 2, (8, 8), 0.5, 1 / 8, (), lambda *_: None)), axis=1)
+    np.testing.assert_allclose(found[0], image[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[1], 2 * image[0], rtol=1e-5, atol=1e-6)
+
+
+def test_mirrored_windows_are_mirrored_back() -> None:
+    image = np.random.default_rng(0).standard_normal((1, 12, 12, 12)).astype(np.float32)
+    seen = []
+
+    def network(x: Array) -> Array:
+        seen.append(x)
+        return channels(x)
+
+    found = np.stack(list(windows.slices(image, network, 2, (12, 12, 12), 0.5, 1 / 8, (0, 2), lambda *_: None)), axis=1)
+    np.testing.assert_allclose(found[0], image[0], rtol=1e-5, atol=1e-6)
+    assert len(seen) == 4
+    np.testing.assert_array_equal(seen[3][0], image[:, ::-1, :, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "step", "expected"),
+    [(110, 64, 0.5, [0, 23, 46]), (64, 64, 0.5, [0]), (65, 64, 0.5, [0, 1]), (128, 64, 1.0, [0, 64])],
+)
+def test_windows_begin_evenly(size: int, window: int, step: float, expected: list[int]) -> None:
+    assert windows.starts(size, window, step) == expected
+
+
+def test_no_weight_is_zero() -> None:
+    weights = windows.weights((64, 96, 160), 1 / 8)
+    assert weights.min() > 0
+    assert weights.max() == 10
