@@ -74,3 +74,8 @@ def run(*arguments: object, env: dict[str, str] | None = None, **options: object
     """Run ``segonnx`` in a process of its own, as its user would."""
     command = [sys.executable, "-m", "segonnx", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, check=False, **options)
+
+
+def message(done: subprocess.CompletedProcess[str]) -> str:
+    """What a command said on standard error, without the progress that it tells of where a step takes long."""
+    return "\n".join(line for line in done.stderr.splitlines() if not line.endswith(" ..."))
