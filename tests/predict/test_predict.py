@@ -18,41 +18,9 @@ from segonnx.errors import InputError
 from segonnx.predict import pipeline, recipe
 from segonnx.predict.artifact import Artifact
 from segonnx.predict.grid import Array
-from tests import handmade, nnunet_folders
+from tests import nnunet_folders
 from tests.conftest import ROOT, SMALL, run
-
-SHAPE, SPACING = (20, 26, 40), (1.5, 3.2, 1.4)
-
-
-@pytest.fixture(scope="module")
-def hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifact of a folder in nnU-Net's layout, whose axes aren't the image's."""
-    root = tmp_path_factory.mktemp("hand")
-    folder = handmade.write(root / "results", handmade.plans(), handmade.dataset())
-    done = run("export", "--nnunet", folder, "--out", root / "artifacts")
-    assert done.returncode == 0, done.stderr
-    (artifact,) = (root / "artifacts").iterdir()
-    return artifact
-
-
-@pytest.fixture(scope="module")
-def loaded(hand: Path) -> Artifact:
-    return Artifact(hand, threads=1)
-
-
-def volume(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Array:
-    return np.random.default_rng(seed).normal(0, 200, shape).astype(np.int16)
-
-
-def save(array: Array, path: Path) -> SimpleITK.Image:
-    image = SimpleITK.GetImageFromArray(array)
-    image.SetSpacing(SPACING[::-1][: image.GetDimension()])
-    if image.GetDimension() == 3:
-        image.SetOrigin((-5.0, 7.0, 30.0))
-        image.SetDirection((0, 1, 0, 1, 0, 0, 0, 0, -1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    SimpleITK.WriteImage(image, str(path))
-    return image
+from tests.predict.conftest import SHAPE, SPACING, save, volume
 
 
 def test_an_image_becomes_a_label_map_on_its_grid(
