@@ -5,7 +5,7 @@
     curl --fail-with-body -F image=@ct.nii.gz -o labels.nii.gz http://127.0.0.1:8000/predict
 
 A network of several channels takes ``-F image=@...`` for each, in order. An image that doesn't fit is answered with 4xx
-and one line, ``{"detail": ...}``. Put a server in front of it that knows who may ask; it asks nobody for a password.
+and one line. NaN in a NIfTI file is read as 0, as nnU-Net reads it. Put a server in front that knows who may ask.
 
 SEGONNX_ARTIFACT: the artifact's folder. SEGONNX_RUNNING: predictions at the same time, 1; the others wait.
 SEGONNX_MAX_BYTES: of a request, 256 MiB. SEGONNX_MAX_VOXELS: of an image, as it is and at the network's spacing, 2^28.

@@ -110,9 +110,10 @@ def bad(kind: str, folder: Path) -> list[Path]:
     elif kind == "cut NIfTI":
         (folder / "a.nii").write_bytes(gzip.decompress(whole)[:-1])
     elif kind == "NaN":
-        save(np.full(SHAPE, np.nan, np.float32), folder / "a.nii.gz")
+        save(np.full(SHAPE, np.nan, np.float32), folder / "a.tif")
     elif kind == "four axes":
-        save(np.zeros((2, 3, 4, 5), np.int16), folder / "a.nii.gz")
+        image = SimpleITK.GetImageFromArray(np.zeros((2, 3, 4, 5), np.int16), isVector=False)
+        SimpleITK.WriteImage(image, str(folder / "a.nii.gz"))
     elif kind == "many voxels":
         save(np.zeros((101, 100, 10), np.int16), folder / "a.nii.gz")
     elif kind == "large voxels":
@@ -160,9 +161,8 @@ def test_a_bad_upload_is_refused_in_one_line(
 ) -> None:
     answer = service.predict(*bad(kind, tmp_path))
     assert answer.status_code == status, answer.text
-    detail = answer.json()["detail"]
-    assert line in detail
-    assert "\n" not in detail and str(service.temporary) not in detail
+    assert line in answer.text
+    assert "\n" not in answer.text and str(service.temporary) not in answer.text
     assert not service.left()
     save(volume(shape=(4, 5, 6)), tmp_path / "good.nii")
     assert labels(service.predict(tmp_path / "good.nii"), tmp_path / "labels.nii.gz").GetSize() == (6, 5, 4)
