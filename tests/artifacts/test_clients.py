@@ -21,7 +21,7 @@ EXAMPLES = ROOT / "examples"
 NODE_MODULES = os.environ.get("SEGONNX_NODE_MODULES", "")
 """The folder in which ``npm install --ignore-scripts onnxruntime-node`` was run, if it was."""
 INCLUDE = os.environ.get("SEGONNX_ORT_INCLUDE", "")
-"""A folder with ``onnxruntime_c_api.h``, no newer than the installed onnxruntime; its package holds the library alone."""
+"""A folder with ``onnxruntime_c_api.h``, no newer than the installed onnxruntime, whose package lacks it."""
 
 
 @pytest.fixture(scope="module")
