@@ -82,7 +82,8 @@ def _predict(uploads: list[UploadFile]) -> bytes:
     with tempfile.TemporaryDirectory(prefix="segonnx-") as name:
         folder = Path(name)
         try:
-            image = images.read([_save(upload, folder / f"channel_{i}") for i, upload in enumerate(uploads)])
+            paths = [_save(upload, folder / f"channel_{i}") for i, upload in enumerate(uploads)]
+            image = images.read(paths, reorient=artifact.recipe.reorients)
             _require_size(image)
             labels = artifact.predict(image.array, image.spacing)
         except InputError as error:

@@ -19,7 +19,7 @@ from segonnx.errors import InputError
 from segonnx.predict import pipeline, recipe
 from segonnx.predict.artifact import Artifact
 from segonnx.predict.grid import Array
-from tests import nnunet_folders
+from tests import handmade, nnunet_folders
 from tests.conftest import ROOT, SMALL, run
 from tests.predict.conftest import SHAPE, SPACING, save, volume
 
