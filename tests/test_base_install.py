@@ -20,8 +20,12 @@ from tests.predict.conftest import SPACING, save, volume
 
 pytestmark = pytest.mark.slow
 
-NEEDS_MORE = ("segonnx sign artifacts/stunet-s --key sender.key", "segonnx verify artifacts/stunet-s --key sender.pub")
-"""Documented commands that want the extra ``sign``; ``tests/artifacts/test_signature.py`` runs them."""
+NEEDS_MORE = (
+    "segonnx sign artifacts/stunet-s --key sender.key",  # the extra `sign`: tests/artifacts/test_signature.py
+    "segonnx verify artifacts/stunet-s --key sender.pub",
+    "segonnx predict FINE ct.nii.gz labels.nii.gz --previous COARSE",  # a cascade: tests/predict/test_predict.py
+)
+"""Documented commands that want more than is here, and where they run."""
 
 Run = Callable[[str], subprocess.CompletedProcess[str]]
 
