@@ -38,6 +38,7 @@ from segonnx.report import tables
 from tests import handmade
 from tests.bench import fakes
 from tests.conftest import run
+from tests.exporters import label_forms
 
 CLASSES = 117
 
@@ -272,6 +273,11 @@ def test_the_pass_takes_the_first_of_the_largest(classes: int, dtype: str) -> No
     assert found.dtype == expected.dtype == dtype
     assert np.array_equal(found, expected)
     assert expected.max() == (1 if classes == 1 else x.argmax(1).max())
+
+
+def test_every_form_that_is_timed_decides_alike() -> None:
+    found = label_forms.measure((4, 1, 128, 128), 5, 1)
+    assert found.keys() > label_forms.FORMS.keys()
 
 
 @pytest.fixture
