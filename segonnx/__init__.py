@@ -7,15 +7,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
-    from typing import Literal
+    from typing import Any, Literal
 
     import torch
     from torch import nn
 
     from segonnx.exporters.pipeline import Exported
+    from segonnx.predict.artifact import Artifact
     from segonnx.process import Progress
 
 __version__ = "0.1.0"
+__all__ = ["Artifact", "__version__", "export"]
+
+
+def __getattr__(name: str) -> Any:
+    """``segonnx.Artifact``, imported once somebody asks for it."""
+    if name != "Artifact":
+        raise AttributeError(f"module 'segonnx' has no attribute {name!r}")
+    from segonnx.predict.artifact import Artifact
+
+    return Artifact
 
 
 def export(

@@ -496,29 +496,35 @@ def sign(artifact: Path, key: Path) -> None:
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("source", type=click.Path(path_type=Path), metavar="INPUT")
 @click.argument("target", type=click.Path(path_type=Path), metavar="OUTPUT")
+@click.option("--previous", type=click.Path(path_type=Path), help="Of a cascade: the first stage's artifact.")
 @click.option("--tta", is_flag=True, help="Test-time mirroring, along the axes that the artifact allows.")
 @click.option("--step", type=click.FloatRange(0, 1, min_open=True), help="Between windows, in windows. [default: 0.5]")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the network. [default: all cores]")
-@click.option("--overwrite", is_flag=True, help="Replace label maps that are there already.")
+@click.option("--probabilities", is_flag=True, help="Write the outputs' probabilities beside the label map.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there already.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write what was done, with times by step.")
 def predict(
     artifact: Path,
     source: Path,
     target: Path,
+    previous: Path | None,
     tta: bool,
     step: float | None,
     threads: int | None,
+    probabilities: bool,
     overwrite: bool,
     json_path: Path | None,
 ) -> None:
     """Make the label maps of images, as nnU-Net's own inference does. Needs no torch.
 
     INPUT is an image, or a folder of files CASE_0000.nii.gz, CASE_0001.nii.gz, ... (the channels of a case); OUTPUT a
-    file, or for a folder, a folder. The artifact must be of a folder that nnU-Net trained.
+    file, or for a folder, a folder. The artifact must be of a folder that nnU-Net trained, or of a network for
+    pictures.
 
     \b
     segonnx predict artifacts/liver ct.nii.gz liver.nii.gz
     segonnx predict artifacts/liver imagesTs/ labels/ --tta
+    segonnx predict artifacts/fine ct.nii.gz labels.nii.gz --previous artifacts/coarse
     """
     from segonnx.artifacts import folder
     from segonnx.predict import files, images
@@ -532,7 +538,13 @@ def predict(
     with Display() as display:
         display("loading the artifact")
         loaded = Artifact(artifact, threads=threads)
-        for one in files.predict(loaded, source, target, mirror=tta, step=step, overwrite=overwrite, progress=display):
+        if tta and not loaded.recipe.mirror_axes:
+            display.echo(f"{artifact}: its network was trained without mirroring; --tta changes nothing", err=True)
+        first = None if previous is None else Artifact(previous, threads=threads)
+        for one in files.predict(
+            loaded, source, target, previous=first, probabilities=probabilities, mirror=tta, step=step,
+            overwrite=overwrite, progress=display,
+        ):  # fmt: skip
             done.append(one)
             told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in one.seconds.items())
             display.echo(f"{one.case}: {'x'.join(map(str, one.shape))} -> {one.path} ({told})")

@@ -28,12 +28,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import SimpleITK
 from onnx import TensorProto, helper
 
 from segonnx import catalog, machine, process
 from segonnx.artifacts import folder, manifest, packing
 from segonnx.artifacts.verify import MODEL, sha256, verify
 from segonnx.errors import SegonnxError, StageError
+from segonnx.predict import images
+from tests import handmade
 from tests.conftest import ROOT, tiny_system
 
 PAGE = ROOT / "docs" / "reliability.md"
@@ -124,7 +127,7 @@ def untyped(artifact: Path, rng: random.Random) -> None:
     if rng.random() < 0.5:
         del content[key]
     else:
-        content[key] = rng.choice([None, True, [[]]])
+        content[key] = rng.choice([True, 0.5, [[]]])  # None is what some keys may be
     _seal(artifact, content)
 
 
@@ -498,7 +501,8 @@ def damage_apart(artifact: Path, kind: str, seed: int) -> Outcome:
             wrong = "it hangs"
         else:
             found = "ending" if done.returncode else None
-            wrong = _unfit(done.returncode, done.stderr.strip()) if done.returncode else None
+            told = "\n".join(line for line in done.stderr.splitlines() if not line.endswith(" ..."))  # without progress
+            wrong = _unfit(done.returncode, told) if done.returncode else None
         seconds = time.monotonic() - began
         if _tree(copy.parent) != before:
             wrong = "it changed files"
@@ -600,29 +604,46 @@ def external(artifact: Path, target: Path) -> Path:
 # Kills.
 
 
-def commands(artifact: Path, packed: Path, work: Path) -> dict[str, tuple[list[str], Path]]:
+@dataclass(frozen=True)
+class Stock:
+    """What the commands that are killed work on.
+
+    Attributes:
+        artifact: to pack.
+        packed: the same as a zip file.
+        predictor: an artifact that predicts, and an image for it; None where ``predict`` isn't killed.
+    """
+
+    artifact: Path
+    packed: Path
+    predictor: tuple[Path, Path] | None = None
+
+
+def commands(stock: Stock, work: Path) -> dict[str, tuple[list[object], Path]]:
     """What is killed, by name: the command, and what it makes."""
-    return {
-        "export": (["export", SYSTEM, "--out", str(work / "made")], work / "made" / SYSTEM),
-        "pack": (["pack", str(artifact), "--format", "zip", "--out", str(work / "made.zip")], work / "made.zip"),
-        "unpack": (["unpack", str(packed), "--out", str(work / "made" / "artifact")], work / "made" / "artifact"),
+    made = {
+        "export": (["export", SYSTEM, "--out", work / "made"], work / "made" / SYSTEM),
+        "pack": (["pack", stock.artifact, "--format", "zip", "--out", work / "made.zip"], work / "made.zip"),
+        "unpack": (["unpack", stock.packed, "--out", work / "made" / "artifact"], work / "made" / "artifact"),
     }
+    if stock.predictor is not None:
+        made["predict"] = (["predict", *stock.predictor, work / "labels.nii.gz"], work / "labels.nii.gz")
+    return made
 
 
-def kill(artifact: Path, packed: Path, name: str, share: float, whole_seconds: float) -> str | None:
+def kill(stock: Stock, name: str, share: float, whole_seconds: float) -> str | None:
     """Kill a command after a share of the time that it takes; what is wrong with what it left, if anything.
 
     Args:
-        artifact: an artifact to pack.
-        packed: a zip file to unpack.
+        stock: to work on.
         name: of the command.
         share: of its time.
         whole_seconds: its time.
     """
     with tempfile.TemporaryDirectory(prefix="segonnx-faults-") as folder_name:
         work = Path(folder_name)
-        arguments, made = commands(artifact, packed, work)[name]
-        command = [sys.executable, "-m", "segonnx", *arguments]
+        arguments, made = commands(stock, work)[name]
+        command = [sys.executable, "-m", "segonnx", *map(str, arguments)]
         with subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         ) as running:
@@ -633,6 +654,10 @@ def kill(artifact: Path, packed: Path, name: str, share: float, whole_seconds: f
         try:
             if name == "pack":
                 packing.unpack(made, work / "again")
+            elif name == "predict":
+                assert stock.predictor is not None
+                if images.read([made]).array.shape != images.read([stock.predictor[1]]).array.shape:
+                    return f"{name} killed at {100 * share:.0f} %: a label map of another shape"
             else:
                 verify(made, replay=False)
         except SegonnxError as error:
@@ -640,7 +665,7 @@ def kill(artifact: Path, packed: Path, name: str, share: float, whole_seconds: f
     return None
 
 
-def kills(artifact: Path, packed: Path, number: int, names: Sequence[str]) -> dict[str, list[str | None]]:
+def kills(stock: Stock, number: int, names: Sequence[str]) -> dict[str, list[str | None]]:
     """``number`` kills, spread over the commands and over their time."""
     rng = random.Random(0)
     result: dict[str, list[str | None]] = defaultdict(list)
@@ -648,33 +673,38 @@ def kills(artifact: Path, packed: Path, number: int, names: Sequence[str]) -> di
     for name in names:
         with tempfile.TemporaryDirectory(prefix="segonnx-faults-") as work:
             began = time.monotonic()
-            command = [sys.executable, "-m", "segonnx", *commands(artifact, packed, Path(work))[name][0]]
+            command = [sys.executable, "-m", "segonnx", *map(str, commands(stock, Path(work))[name][0])]
             subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
             seconds[name] = time.monotonic() - began
     for index in range(number):
         name = names[index % len(names)]
-        result[name].append(kill(artifact, packed, name, rng.uniform(0.05, 1.05), seconds[name]))
+        result[name].append(kill(stock, name, rng.uniform(0.05, 1.05), seconds[name]))
     return result
 
 
-def main() -> None:
-    """Run all, and write the page.
+def predictor(work: Path) -> tuple[Path, Path]:
+    """A small artifact that predicts, and an image for it."""
+    results = handmade.write(work / "results", handmade.plans(), handmade.dataset())
+    command = [sys.executable, "-m", "segonnx", "export", "--nnunet", str(results), "--out", str(work / "predictor")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (artifact,) = (work / "predictor").iterdir()
+    picture = SimpleITK.GetImageFromArray(np.random.default_rng(0).normal(0, 200, (40, 60, 60)).astype(np.int16))
+    SimpleITK.WriteImage(picture, str(work / "image.nii.gz"))
+    return artifact, work / "image.nii.gz"
 
-    Arguments: two artifacts to damage, where there are some already, the first of which is packed, and how many
-    commands to kill; ``export`` isn't killed then. Without any, two are exported.
-    """
+
+def main() -> None:
+    """Run all, and write the page."""
     with tempfile.TemporaryDirectory(prefix="segonnx-faults-") as name:
-        given = [Path(path) for path in sys.argv[1:3]]
-        number = int(sys.argv[3]) if sys.argv[3:] else KILLS
-        small, other = given or _exported(Path(name))
-        artifacts = [small, external(other, Path(name) / f"{other.name}-external")]
+        work = Path(name)
+        small, other = _exported(work)
+        artifacts = [small, external(other, work / f"{other.name}-external")]
         for artifact in artifacts:
             verify(artifact)
-        packed = packing.pack(small, "zip", Path(name) / "packed.zip")
+        stock = Stock(small, packing.pack(small, "zip", work / "packed.zip"), predictor(work))
         outcomes = campaign(artifacts, MUTATIONS)
         beyond = [damage(small, kind, seed) for kind in BEYOND for seed in range(10)]
-        folder.write(PAGE, page(outcomes, beyond, {}))
-        killed = kills(small, packed, number, ("pack", "unpack") if given else ("export", "pack", "unpack"))
+        killed = kills(stock, KILLS, list(commands(stock, work)))
     failures = [one for one in outcomes if one.found_by is None or one.wrong]
     for one in failures:
         print(f"{one.kind} (seed {one.seed}): {one.wrong or 'not found'}")

@@ -61,6 +61,8 @@ class Artifact:
         image: Array,
         spacing: Sequence[float],
         *,
+        previous: Array | None = None,
+        probabilities: Array | None = None,
         mirror: bool = False,
         step: float | None = None,
         progress: Callable[[int, int], None] = lambda *_: None,
@@ -72,6 +74,9 @@ class Artifact:
             image: numbers, (C, z, y, x), or (z, y, x) of a network with one channel, not normalised. z, y, x are the
                 axes as SimpleITK's ``GetArrayFromImage`` gives them.
             spacing: of these axes, (z, y, x), in mm.
+            previous: of a cascade's second stage: the label map of the first one, whole numbers (z, y, x).
+            probabilities: an array (outputs, z, y, x) of float32, or a memory map, that gets the probability of each
+                output: softmax of labels, sigmoid of regions.
             mirror: test-time mirroring along the axes that the artifact allows: slower, and a little better.
             step: between windows, in windows, above 0 and at most 1; None takes the artifact's, nnU-Net's 0.5.
             progress: called with how many windows of how many are done.
@@ -88,7 +93,7 @@ class Artifact:
             raise InputError(f"the step between windows must be above 0 and at most 1; found {step}")
         return pipeline.predict(
             image[None] if image.ndim == 3 else image, spacing, self.recipe, self._run,
-            mirror=mirror, step=step, progress=progress, times=times,
+            previous=previous, probabilities=probabilities, mirror=mirror, step=step, progress=progress, times=times,
         )  # fmt: skip
 
     def _run(self, x: Array) -> Array:

@@ -19,7 +19,7 @@ ANISOTROPY = 3
 
 
 def nonzero(image: Array) -> tuple[Array, Box]:
-    """What isn't 0 in some channel, holes filled, and the box around it; all where everything is 0.
+    """What isn't 0 in some channel, and the box around it; all where everything is 0.
 
     Args:
         image: (C, z, y, x).
@@ -27,14 +27,22 @@ def nonzero(image: Array) -> tuple[Array, Box]:
     Returns:
         A mask of the whole (z, y, x), and its box.
     """
-    from scipy.ndimage import binary_fill_holes, find_objects
-
     mask = np.zeros(image.shape[1:], bool)
     for channel in image:
         mask |= channel != 0
-    mask = binary_fill_holes(mask)
-    found = find_objects(mask.astype(np.uint8))
-    return mask, found[0] if found else tuple(slice(0, size) for size in mask.shape)
+    box = []
+    for axis in range(mask.ndim):
+        where = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        box.append(slice(int(where[0]), int(where[-1]) + 1) if len(where) else slice(0, mask.shape[axis]))
+    return mask, tuple(box)
+
+
+def filled(mask: Array) -> Array:
+    """The mask with its holes filled: what no path of zeros joins with the border."""
+    from scipy.ndimage import binary_fill_holes
+
+    result: Array = binary_fill_holes(mask)
+    return result
 
 
 def resampled_shape(shape: Sequence[int], spacing: Sequence[float], wanted: Sequence[float]) -> tuple[int, ...]:
@@ -71,8 +79,6 @@ def resample(image: Array, shape: Sequence[int], how: Resampling, axis: int | No
     Returns:
         float32 (C, *shape).
     """
-    from scipy.ndimage import map_coordinates
-
     if not how.resamples or tuple(shape) == image.shape[1:]:
         return image
     result = np.empty((len(image), *shape), np.float32)
@@ -81,12 +87,59 @@ def resample(image: Array, shape: Sequence[int], how: Resampling, axis: int | No
             target[:] = _zoomed(channel, shape, how.order)
             continue
         flat = [size for other, size in enumerate(shape) if other != axis]
-        stack = np.stack([_zoomed(one, flat, how.order) for one in np.moveaxis(channel, axis, 0)], axis)
-        if shape[axis] != channel.shape[axis]:
-            where: list[Array] = [np.arange(size, dtype=float) for size in shape]
-            where[axis] = centres(channel.shape[axis], shape[axis])
-            stack = map_coordinates(stack, np.meshgrid(*where, indexing="ij"), order=how.order_z, mode="nearest")
-        target[:] = stack
+        stack = np.stack([_zoomed(one, flat, how.order) for one in np.moveaxis(channel, axis, 0)])
+        np.moveaxis(target, axis, 0)[:] = _deepened(stack, shape[axis], how.order_z)
+    return result
+
+
+def resample_labels(labels: Array, shape: Sequence[int], how: Resampling, axis: int | None) -> Array:
+    """A label map on another grid: each label apart, where its spline is 0.5 or more.
+
+    Args:
+        labels: integers (z, y, x).
+        shape: of the other grid.
+        how: orders of the splines.
+        axis: what ``low_resolution_axis`` gave.
+
+    Returns:
+        The same type, of the other shape.
+    """
+    if not how.resamples or tuple(shape) == labels.shape:
+        return labels
+    if axis is None:
+        return _zoomed_labels(labels, shape, how.order)
+    flat = [size for other, size in enumerate(shape) if other != axis]
+    stack = np.stack([_zoomed_labels(one, flat, how.order) for one in np.moveaxis(labels, axis, 0)])
+    if how.order_z == 0:
+        return np.moveaxis(_deepened(stack, shape[axis], 0), 0, axis)
+    result = np.zeros((shape[axis], *flat), labels.dtype)
+    for value in np.unique(stack):
+        result[np.round(_deepened((stack == value).astype(np.float64), shape[axis], how.order_z)) > 0.5] = value
+    return np.moveaxis(result, 0, axis)
+
+
+def _deepened(stack: Array, depth: int, order: int) -> Array:
+    """Another number of slices, by splines along the first axis."""
+    from scipy.ndimage import map_coordinates
+
+    if depth == len(stack):
+        return stack
+    where = centres(len(stack), depth)
+    if order == 0:
+        slices: Array = np.arange(len(stack), dtype=np.float64)
+        result: Array = stack[map_coordinates(slices, [where], order=0, mode="nearest").astype(np.int64)]
+        return result
+    others = (np.arange(size, dtype=float) for size in stack.shape[1:])
+    result = map_coordinates(stack, np.meshgrid(where, *others, indexing="ij"), order=order, mode="nearest")
+    return result
+
+
+def _zoomed_labels(labels: Array, shape: Sequence[int], order: int) -> Array:
+    if order == 0:
+        return _zoomed(labels, shape, 0).astype(labels.dtype)
+    result = np.zeros(shape, labels.dtype)
+    for value in np.unique(labels):
+        result[_zoomed(labels == value, shape, order) >= 0.5] = value
     return result
 
 

@@ -30,12 +30,14 @@ class Image:
     Attributes:
         array: (C, z, y, x); a picture has z = 1.
         spacing: (z, y, x) in mm.
-        geometry: SimpleITK's image without its values, to write others on the same grid.
+        geometry: SimpleITK's image, to write others on the same grid.
+        orientation: that the file had, where its axes were put in another order to read it.
     """
 
     array: Array
     spacing: tuple[float, ...]
     geometry: Any
+    orientation: str | None = None
 
 
 def require() -> None:
@@ -48,13 +50,14 @@ def require() -> None:
         raise InputError("SimpleITK, which reads and writes images, isn't installed: pip install 'segonnx[predict]'")
 
 
-def cases(path: Path, channels: int, ending: str) -> dict[str, list[Path]]:
+def cases(path: Path, channels: int, ending: str, *, natural: bool = False) -> dict[str, list[Path]]:
     """The files of each case's channels, by the case's name.
 
     Args:
         path: a file, or a folder of files ``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ...
         channels: how many the network takes.
         ending: of the files in a folder that count; where none has it, any that are known do.
+        natural: a picture in a folder may have any name.
 
     Raises:
         InputError: there are none, or a case lacks a channel.
@@ -71,6 +74,8 @@ def cases(path: Path, channels: int, ending: str) -> dict[str, list[Path]]:
     for name in chosen:
         if (match := re.fullmatch(r"(.+)_(\d{4})", stem(name))) is not None:
             found.setdefault(match[1], {})[int(match[2])] = path / name
+        elif natural and _holds_colours(path / name):
+            found[stem(name)] = {0: path / name}
     if not found:
         raise InputError(f"{path} holds no CASE_0000{ending}, which is how nnU-Net names a case's channels")
     result = {}
@@ -95,8 +100,12 @@ def _holds_colours(path: Path) -> bool:
     return path.name.lower().endswith((".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg"))
 
 
-def read(paths: Sequence[Path]) -> Image:
+def read(paths: Sequence[Path], *, reorient: bool = False) -> Image:
     """An image of one file per channel; a file of colours holds several.
+
+    Args:
+        paths: of the files.
+        reorient: put the axes so that they run to the right, to the front and up.
 
     Raises:
         InputError: a file can't be read, or the files aren't of one grid.
@@ -106,12 +115,16 @@ def read(paths: Sequence[Path]) -> Image:
     arrays: list[Array] = []
     geometry: Any = None
     spacing: tuple[float, ...] = ()
+    orientation: str | None = None
     for path in paths:
         try:
             image = itk.ReadImage(str(path))
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise InputError(f"{path} can't be read as an image: {lines[-1][:200] if lines else error}") from error
+        if reorient and image.GetDimension() == 3:
+            orientation = itk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
+            image = itk.DICOMOrient(image, "RAS")
         array = itk.GetArrayFromImage(image)
         array = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
         if array.ndim == 3:
@@ -124,7 +137,7 @@ def read(paths: Sequence[Path]) -> Image:
             raise InputError(f"{path} and {paths[0]} aren't of one grid: {array.shape[1:]} and {arrays[0].shape[1:]}")
         arrays.append(array)
         geometry, spacing = geometry if geometry is not None else image, own
-    return Image(np.concatenate(arrays), spacing, geometry)
+    return Image(np.concatenate(arrays), spacing, geometry, orientation)
 
 
 def write(labels: Array, like: Image, path: Path) -> None:
@@ -141,6 +154,8 @@ def write(labels: Array, like: Image, path: Path) -> None:
     image.SetSpacing(like.geometry.GetSpacing())
     image.SetOrigin(like.geometry.GetOrigin())
     image.SetDirection(like.geometry.GetDirection())
+    if like.orientation is not None:
+        image = itk.DICOMOrient(image, like.orientation)
     ending = require_ending(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

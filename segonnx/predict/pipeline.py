@@ -41,6 +41,8 @@ def predict(
     recipe: Recipe,
     network: Network,
     *,
+    previous: Array | None = None,
+    probabilities: Array | None = None,
     mirror: bool = False,
     step: float | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
@@ -56,6 +58,8 @@ def predict(
         spacing: (z, y, x) in mm.
         recipe: what the manifest says.
         network: runs a window.
+        previous: the label map (z, y, x) of a cascade's first stage, on the image's grid.
+        probabilities: gets those of each output, (outputs, z, y, x) float32, if it is given.
         mirror: take the mean over mirrored windows, along the axes that the recipe allows.
         step: between windows, in windows; None takes the recipe's.
         progress: told how many windows of how many are done.
@@ -70,6 +74,9 @@ def predict(
     times = times or Times()
     with times.of("prepare"):
         _check(image, spacing, recipe)
+        _check_previous(previous, image, recipe)
+        if probabilities is not None and probabilities.shape != (len(recipe.values), *image.shape[1:]):
+            raise InputError(f"probabilities= must be {(len(recipe.values), *image.shape[1:])}")
         image = image.astype(np.float32).transpose(0, *(axis + 1 for axis in recipe.forward))
         own = [float(spacing[axis]) for axis in recipe.forward]
         wanted = [*own[: 3 - len(recipe.spacing)], *recipe.spacing]
@@ -79,6 +86,8 @@ def predict(
         whole = mask.shape
         image = np.ascontiguousarray(image[(slice(None), *box)])
         mask = mask[box]
+        if any(channel.use_mask for channel in recipe.channels):
+            mask = grid.filled(mask)
         for values, channel in zip(image, recipe.channels, strict=True):
             _normalise(values, mask, channel)
     with times.of("resample"):
@@ -88,6 +97,8 @@ def predict(
             raise InputError(f"the image covers less than a voxel of {'x'.join(f'{size:g}' for size in wanted)} mm")
         axis = grid.low_resolution_axis(recipe.image, own, wanted)
         image = grid.resample(image, shape, recipe.image, axis)
+        if previous is not None:
+            image = np.concatenate([image, _one_hot(previous, box, shape, own, wanted, recipe)])
     classes = len(recipe.values)
     logits = windows.slices(
         image, network, classes, recipe.window, recipe.step if step is None else step, recipe.sigma,
@@ -95,7 +106,11 @@ def predict(
     )  # fmt: skip
     labels = np.zeros(whole, np.uint8 if max(recipe.values) <= 255 else np.uint16)
     lines = _lines(recipe, shape, cropped, wanted, own)
-    _decide(_timed(logits, times), lines, recipe, labels[box], times)
+    if probabilities is not None:
+        if not recipe.regions:
+            probabilities[0] = 1  # what was cropped away is background
+        probabilities = probabilities.transpose(0, *(axis + 1 for axis in recipe.forward))[(slice(None), *box)]
+    _decide(_timed(logits, times), lines, recipe, labels[box], probabilities, times)
     return labels.transpose(recipe.backward)
 
 
@@ -109,6 +124,35 @@ def _check(image: Array, spacing: Sequence[float], recipe: Recipe) -> None:
         raise InputError(f"the spacing is {tuple(spacing)}; it must be three positive numbers (z, y, x) in mm")
     if image.dtype.kind not in "iufb" or not np.isfinite(image).all():
         raise InputError("the image holds values that aren't finite numbers")
+
+
+def _check_previous(previous: Array | None, image: Array, recipe: Recipe) -> None:
+    if not recipe.previous:
+        if previous is not None:
+            raise InputError("the network is no second stage of a cascade: it takes no label map of a first one")
+        return
+    if previous is None:
+        raise InputError("the network is the second stage of a cascade: it needs the label map of the first one")
+    if previous.shape != image.shape[1:] or previous.dtype.kind not in "iu":
+        raise InputError(
+            f"the first stage's label map must be whole numbers {image.shape[1:]}, as the image; "
+            f"found {previous.dtype} {previous.shape}"
+        )
+
+
+def _one_hot(
+    previous: Array,
+    box: grid.Box,
+    shape: Sequence[int],
+    own: Sequence[float],
+    wanted: Sequence[float],
+    recipe: Recipe,
+) -> Array:
+    """A first stage's labels as channels (labels, z, y, x), on the network's grid."""
+    labels = np.ascontiguousarray(previous.transpose(recipe.forward)[box])
+    axis = grid.low_resolution_axis(recipe.labels, own, wanted)
+    labels = grid.resample_labels(labels, shape, recipe.labels, axis)
+    return np.stack([(labels == value).astype(np.float32) for value in recipe.previous])
 
 
 def _normalise(values: Array, mask: Array, channel: Channel) -> None:
@@ -134,6 +178,8 @@ def _normalise(values: Array, mask: Array, channel: Channel) -> None:
         if values.min() < 0 or values.max() > 255:
             raise InputError(f"a channel of colours must lie in 0..255; found {values.min():g} to {values.max():g}")
         values /= 255
+        values -= channel.intensities.get("mean", 0)
+        values /= channel.intensities.get("std", 1)
 
 
 def _lines(
@@ -161,8 +207,17 @@ def _timed(logits: Iterator[Array], times: Times) -> Iterator[Array]:
         yield one
 
 
-def _decide(logits: Iterator[Array], lines: Sequence[Line], recipe: Recipe, labels: Array, times: Times) -> None:
-    """Write the label map (z, y, x) from the network's logits, slice by slice."""
+def _decide(
+    logits: Iterator[Array],
+    lines: Sequence[Line],
+    recipe: Recipe,
+    labels: Array,
+    probabilities: Array | None,
+    times: Times,
+) -> None:
+    """Write the label map (z, y, x), and the probabilities where asked for, from the logits, slice by slice."""
+    from scipy.special import expit, softmax
+
     deep, *flat = lines
     held: dict[int, Array] = {}
     upto = -1
@@ -186,3 +241,6 @@ def _decide(logits: Iterator[Array], lines: Sequence[Line], recipe: Recipe, labe
                     labels[z][one > 0] = value
             else:
                 labels[z] = np.asarray(recipe.values)[mixed.argmax(axis=0)]
+        if probabilities is not None:
+            with times.of("probabilities"):
+                probabilities[:, z] = expit(mixed) if recipe.regions else softmax(mixed, axis=0)

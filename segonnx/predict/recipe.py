@@ -15,6 +15,7 @@ NORMALIZATIONS = (
 )  # fmt: skip
 RESAMPLINGS = ("resample_data_or_seg_to_shape", "no_resampling_data_or_seg_to_shape")
 READERS = ("SimpleITKIO", "NibabelIO", "NaturalImage2DIO")
+REORIENTING = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class Recipe:
         forward: for each axis of the network, the axis of the image.
         backward: for each axis of the image, the axis of the network.
         crop: to what isn't 0.
+        previous: labels of a cascade's first stage, which follow the image's channels; empty where there is none.
         image: how the image is resampled.
+        labels: how a first stage's label map is.
         logits: how the logits are.
         window: spatial sizes of the network's input.
         step: from window to window, in windows.
@@ -63,6 +66,7 @@ class Recipe:
         values: what each output writes into the label map.
         file_ending: of the images that it was trained on.
         natural: images are pictures without a spacing.
+        reorients: the network sees images whose axes run to the right, to the front and up.
     """
 
     channels: tuple[Channel, ...]
@@ -70,7 +74,9 @@ class Recipe:
     forward: tuple[int, ...]
     backward: tuple[int, ...]
     crop: bool
+    previous: tuple[int, ...]
     image: Resampling
+    labels: Resampling
     logits: Resampling
     window: tuple[int, ...]
     step: float
@@ -80,6 +86,7 @@ class Recipe:
     values: tuple[int, ...]
     file_ending: str
     natural: bool
+    reorients: bool = False
 
 
 def read(content: Manifest, folder: Path) -> Recipe:
@@ -89,20 +96,25 @@ def read(content: Manifest, folder: Path) -> Recipe:
         InputError: it has none, or one that can't be followed; the message says why.
     """
     given, inference = content["preprocessing"], content.get("inference")
+    shape, output = content["inputs"][0]["shape"], content["outputs"][0]
+    pairs = zip(shape[2:], output["shape"][2:], strict=False)
+    if len(output["shape"]) != len(shape) or any(isinstance(b, int) and a != b for a, b in pairs):
+        raise InputError(f"{folder} gives {output['shape']} of {shape}: no label for each place of its input")
+    if output["dtype"] != "float32":
+        raise InputError(f"{folder} gives {output['dtype']}; windows are joined by their float32 logits")
+    if shape[0] != 1 and isinstance(shape[0], int):
+        raise InputError(f"{folder} takes {shape[0]} windows at a time: export it with --batch 1")
+    if inference is None and "mean" in given:
+        return _of_pictures(content)
     if inference is None or "channels" not in given:
         raise InputError(
             f"{folder} holds a network alone: its manifest doesn't say how images are prepared "
             "(artifacts of nnU-Net's folders do: segonnx export --nnunet)"
         )
-    if given.get("previous_stage") is not None:
-        raise InputError(f"{folder} is the second stage of a cascade, which can't be predicted with yet")
     _require(folder, "preprocessor", given["preprocessor"], ("DefaultPreprocessor",))
-    _require(folder, "image_reader_writer", given["image_reader_writer"], READERS)
+    _require(folder, "image_reader_writer", given["image_reader_writer"], READERS + REORIENTING)
     for channel in given["channels"]:
         _require(folder, "normalization", channel["normalization"], NORMALIZATIONS)
-    shape = content["inputs"][0]["shape"]
-    if shape[0] not in (1, "batch") and isinstance(shape[0], int):
-        raise InputError(f"{folder} takes {shape[0]} windows at a time: export it with --batch 1")
     sizes = zip(shape[2:], inference["patch_size"], strict=True)
     return Recipe(
         channels=tuple(Channel(c["normalization"], c["use_mask"], c["intensities"]) for c in given["channels"]),
@@ -110,7 +122,9 @@ def read(content: Manifest, folder: Path) -> Recipe:
         forward=tuple(given["transpose_forward"]),
         backward=tuple(given["transpose_backward"]),
         crop=given.get("crop") == "nonzero",
+        previous=tuple((given.get("previous_stage") or {"labels": ()})["labels"]),
         image=_resampling(given["resampling"]["data"], folder),
+        labels=_resampling(given["resampling"]["seg"], folder),
         logits=_resampling(given["resampling"]["probabilities"], folder),
         window=tuple(size if isinstance(size, int) else planned for size, planned in sizes),
         step=inference["tile_step_size"],
@@ -120,6 +134,37 @@ def read(content: Manifest, folder: Path) -> Recipe:
         values=tuple(label["value"] for label in content["labels"]),
         file_ending=given["file_ending"],
         natural=given["image_reader_writer"] == "NaturalImage2DIO",
+        reorients=given["image_reader_writer"] in REORIENTING,
+    )
+
+
+def _of_pictures(content: Manifest) -> Recipe:
+    """The recipe of a network for pictures, which are scaled to 0..1 and normalised as its encoder was trained with."""
+    given, kept = content["preprocessing"], Resampling(resamples=False, order=1, order_z=0, separate_z=False)
+    classes = content["outputs"][0]["shape"][1]
+    checked = content["parity"]["inputs"][0]["shape"]
+    sizes = zip(content["inputs"][0]["shape"][2:], checked[2:], strict=True)
+    return Recipe(
+        channels=tuple(
+            Channel("RGBTo01Normalization", use_mask=False, intensities={"mean": mean, "std": std})
+            for mean, std in zip(given["mean"], given["std"], strict=True)
+        ),
+        spacing=(1.0, 1.0),
+        forward=(0, 1, 2),
+        backward=(0, 1, 2),
+        crop=False,
+        previous=(),
+        image=kept,
+        labels=kept,
+        logits=kept,
+        window=tuple(size if isinstance(size, int) else tried for size, tried in sizes),
+        step=0.5,
+        sigma=0.125,
+        mirror_axes=(),
+        regions=classes == 1,  # which is there where its logit is above 0
+        values=(1,) if classes == 1 else tuple(range(classes)),
+        file_ending=".png",
+        natural=True,
     )
 
 

@@ -110,7 +110,6 @@ def _mean(network: Network, x: Array, flips: Sequence[tuple[int, ...]]) -> Array
 
 def _shift(array: Array, count: int) -> None:
     """Move what is ``count`` or further along the first axis to the front, zeros behind."""
-    kept = max(0, len(array) - count)
-    if count and kept:
-        array[:kept] = array[count:].copy() if count < kept else array[count:]
-    array[kept:] = 0
+    if count:
+        for index in range(len(array)):  # one by one: no copy of them all is needed
+            array[index] = array[index + count] if index + count < len(array) else 0

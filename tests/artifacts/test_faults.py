@@ -37,6 +37,7 @@ def test_what_fits_together_is_not_found_and_the_page_says_so(artifacts: list[Pa
 
 def test_kills_leave_nothing_or_all(artifacts: list[Path], tmp_path: Path) -> None:
     packed = packing.pack(artifacts[0], "zip", tmp_path / "packed.zip")
-    killed = faults.kills(artifacts[0], packed, 5, ("pack", "unpack"))
-    assert sum(map(len, killed.values())) == 5
+    stock = faults.Stock(artifacts[0], packed, faults.predictor(tmp_path))
+    killed = faults.kills(stock, 6, ("pack", "unpack", "predict"))
+    assert sum(map(len, killed.values())) == 6
     assert not [why for its in killed.values() for why in its if why]

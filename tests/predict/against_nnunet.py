@@ -1,7 +1,9 @@
 """Holds `segonnx predict` against nnU-Net's own predictor, on the folders of ``tests.nnunet_folders``.
 
-    python -m tests.predict.against_nnunet agree KIND FOLDER ARTIFACT FOLD    print how far the label maps agree
-    python -m tests.predict.against_nnunet race KIND FOLDER ARTIFACT FOLD     print the seconds of both, by turns
+    python -m tests.predict.against_nnunet agree KIND FOLDER ARTIFACT FOLD [PREVIOUS]
+                                                                    print how far label maps and probabilities agree
+    python -m tests.predict.against_nnunet race KIND FOLDER ARTIFACT FOLD
+                                                                    print the seconds of both, by turns
 
 Runs in processes of its own, like that.
 """
@@ -35,12 +37,20 @@ def predictor(folder: Path, fold: str, *, mirror: bool) -> Any:
     return made
 
 
-def agree(kind: str, folder: Path, artifact: Path, fold: str) -> dict[str, Any]:
-    """How far the label maps of an image agree: with mirroring, without, and on a grid that must be resampled.
+def agree(kind: str, folder: Path, artifact: Path, fold: str, previous: Path | None = None) -> dict[str, Any]:
+    """How far the results for an image agree: with mirroring, without, and on a grid that must be resampled.
+
+    Args:
+        kind: of the folder.
+        folder: that nnU-Net trained.
+        artifact: made of it.
+        fold: which one.
+        previous: the first stage's artifact, whose label map both get.
 
     Returns:
         By ``mirrored``, ``plain`` and ``resampled``: ``agreement``, the fraction of voxels with the same label;
-        ``dice``, the least of any label; ``labels``, how many labels nnU-Net's map has.
+        ``dice``, the least of any label; ``labels``, how many labels nnU-Net's map has; ``probabilities``, the largest
+        difference.
     """
     image, _ = nnunet_folders.image(kind, nnunet_folders.CASES)
     own = nnunet_folders.KINDS[kind].spacing
@@ -52,15 +62,22 @@ def agree(kind: str, folder: Path, artifact: Path, fold: str) -> dict[str, Any]:
         ("resampled", False, (0.7, 1.3, 0.9)),
     ):
         spacing = tuple(size * scale for size, scale in zip(own, scales, strict=True))
-        theirs = predictor(folder, fold, mirror=mirror).predict_single_npy_array(image, {"spacing": list(spacing)})
-        found = ours.predict(image, spacing, mirror=mirror)
+        first = None if previous is None else Artifact(previous).predict(image, spacing)
+        theirs, expected = predictor(folder, fold, mirror=mirror).predict_single_npy_array(
+            image, {"spacing": list(spacing)}, None if first is None else first[None], None, True
+        )
+        probabilities = np.empty(expected.shape, np.float32)
+        found = ours.predict(image, spacing, previous=first, probabilities=probabilities, mirror=mirror)
         values = np.unique(theirs)
         dice = [
             2 * np.sum((theirs == value) & (found == value)) / (np.sum(theirs == value) + np.sum(found == value))
             for value in values
         ]
         agreement = float(np.mean(theirs == found))
-        result[word] = {"agreement": agreement, "dice": float(min(dice)), "labels": len(values)}
+        difference = float(np.max(np.abs(probabilities - expected)))
+        result[word] = {
+            "agreement": agreement, "dice": float(min(dice)), "labels": len(values), "probabilities": difference,
+        }  # fmt: skip
     return result
 
 
@@ -89,5 +106,6 @@ def race(kind: str, folder: Path, artifact: Path, fold: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command, kind, folder, artifact, fold = sys.argv[1:]
-    print(json.dumps((agree if command == "agree" else race)(kind, Path(folder), Path(artifact), fold)))
+    command, kind, folder, artifact, fold, *more = sys.argv[1:]
+    made = (agree if command == "agree" else race)(kind, Path(folder), Path(artifact), fold, *map(Path, more))
+    print(json.dumps(made))

@@ -69,8 +69,10 @@ def test_what_is_not_zero_is_boxed_with_its_holes() -> None:
     image[1, 3, 4, 5] = 2
     mask, box = grid.nonzero(image)
     assert box == (slice(1, 4), slice(1, 5), slice(2, 6))
-    assert mask[2, 2, 3]
-    assert mask.sum() == 27 + 1
+    assert not mask[2, 2, 3]
+    filled = grid.filled(mask)
+    assert filled[2, 2, 3]
+    assert filled.sum() == 27 + 1
     mask, box = grid.nonzero(np.zeros((1, 2, 3, 4)))
     assert box == (slice(0, 2), slice(0, 3), slice(0, 4))
 
