@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import segonnx
-from segonnx import catalog, models, runtimes
+from segonnx import catalog, models, plans, runtimes
 from segonnx.artifacts import manifest, packing, testdata
 from segonnx.artifacts.verify import verify
 from segonnx.bench import run as bench
@@ -48,6 +48,7 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reference system in 2D, by the function for modules."""
     network = models.build_empty(catalog.find("unet-mobilenetv3-small")).finalized()
     seeded.randomize(network.module, 0)
+    torch.manual_seed(0)
     seeded.calibrate(network.module, torch.randn(2, 3, 64, 96))
     path = tmp_path_factory.mktemp("unet") / "unet"
     return segonnx.export(
@@ -128,8 +129,7 @@ def resealed(artifact: Path, change: Callable[[dict[str, Any]], object] = lambda
 
 def other_weights(model: onnx.ModelProto) -> None:
     weight = next(one for one in model.graph.initializer if one.name == "head.weight")
-    array = onnx.numpy_helper.to_array(weight).copy()
-    array[[0, 1]] = array[[1, 0]]
+    array = np.roll(onnx.numpy_helper.to_array(weight), 1, axis=0)  # each class becomes the next
     weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
 
 
@@ -209,17 +209,18 @@ def test_networks_without_labels_are_refused(tmp_path: Path) -> None:
     assert "gives no labels: it is an encoder, whose output isn't one of voxels; export it with" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_classes_that_overlap_are_refused(tiny: System, tmp_path: Path) -> None:
     described = handmade.dataset()
     described["labels"] = {"background": 0, "whole": [1, 2], "core": 2}
     described["regions_class_order"] = [1, 2]
-    (found,) = nnunet.trained(handmade.write(tmp_path, handmade.plans(), described))
+    plan = plans.plan(handmade.plans(), described, "3d_fullres", tmp_path)
+    regions = replace(tiny, described=nnunet.describe(plan, "nnUNetTrainer", (), ["0"], "final"))
     with pytest.raises(InputError, match="its regions overlap") as caught:
-        pipeline.export(found.system, Settings(tmp_path / "out", output="labels"))
+        pipeline.export(regions, Settings(tmp_path / "out", output="labels"))
     assert caught.value.exit_code == 2
     assert not (tmp_path / "out").exists()
-
-
-def test_classes_that_overlap_are_refused(tiny: System) -> None:
     with pytest.raises(InputError, match="each with a sigmoid, overlap"):
         labels.require(replace(tiny, described={"activation": "sigmoid"}))
     labels.require(replace(tiny, described={"activation": "softmax2d"}))
