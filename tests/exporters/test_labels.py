@@ -32,6 +32,7 @@ from segonnx.exporters import labels, nnunet, parity, pipeline, probes
 from segonnx.exporters.assemble import Converted
 from segonnx.exporters.pipeline import Settings
 from segonnx.exporters.rewrites.labels import LabelsPass
+from segonnx.models import nnunet as nnunet_models
 from segonnx.models import seeded
 from segonnx.numeric import labels_of
 from segonnx.report import tables
@@ -40,13 +41,14 @@ from tests.bench import fakes
 from tests.conftest import run
 from tests.exporters import label_forms
 
+NAME = "unet-mobilenetv3-small"
 CLASSES = 117
 
 
 @pytest.fixture(scope="module")
 def unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reference system in 2D, by the function for modules."""
-    network = models.build_empty(catalog.find("unet-mobilenetv3-small")).finalized()
+    network = models.build_empty(catalog.find(NAME)).finalized()
     seeded.randomize(network.module, 0)
     torch.manual_seed(0)
     seeded.calibrate(network.module, torch.randn(2, 3, 64, 96))
@@ -58,12 +60,17 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a folder that nnU-Net could have trained, in 3D, by the command line."""
-    out = tmp_path_factory.mktemp("volume")
-    trained = handmade.write(out / "trained", handmade.plans(), handmade.dataset())
-    done = run("export", "--nnunet", trained, "--output", "labels", "--out", out)
-    assert done.returncode == 0, done.stderr
-    return next(path.parent for path in out.glob("*/manifest.json"))
+    """A small network of nnU-Net's, in 3D."""
+    plan = plans.plan(handmade.plans(), handmade.dataset(4), "3d_fullres", Path("plans.json"))
+    architecture = nnunet_models.trained_architecture(plan.architecture, "nnUNetTrainer", plan.patch_size)
+    network = models.BUILDERS["nnunet"](
+        architecture=architecture.name, arguments=architecture.arguments, in_channels=1, num_classes=5
+    ).finalized()
+    seeded.randomize(network.module, 0)
+    x = torch.zeros(1, 1, *plan.patch_size)
+    seeded.calibrate(network.module, torch.from_numpy(np.random.default_rng(0).standard_normal(x.shape, np.float32)))
+    path = tmp_path_factory.mktemp("volume") / "volume"
+    return segonnx.export(network.module, x, path, result="labels", unused=network.unused).folder
 
 
 def give(model: onnx.ModelProto, x: np.ndarray, outputs: list[str] | None = None) -> list[np.ndarray]:
@@ -77,10 +84,10 @@ def test_the_labels_are_those_of_the_graphs_own_logits(name: str, request: pytes
     verified = verify(artifact)
     content = verified.manifest
     (x,), (y,) = content["inputs"], content["outputs"]
-    classes = CLASSES if name == "unet" else 3
+    classes = CLASSES if name == "unet" else 5
     shape = [x["shape"][0], *x["shape"][2:]]
     assert y == {"name": "labels", "shape": shape, "dtype": "uint8", "kind": "labels", "classes": classes}
-    assert content["rewrites"][-2:] == [{"unet": "PointwiseHeadPass", "volume": "UnrollDepthPass"}[name], "LabelsPass"]
+    assert content["rewrites"][-2:] == ["PointwiseHeadPass", "LabelsPass"]
     assert content["operators"]["ArgMax"] == 1
     assert content["arguments"]["output"] == "labels"
     assert 0 < content["parity"]["max_rel_error"] < content["parity"]["tolerance"]["max_rel_error"]
@@ -98,11 +105,20 @@ def test_the_labels_are_those_of_the_graphs_own_logits(name: str, request: pytes
     assert (expected.dtype, list(expected.shape)) == (np.uint8, shape)
 
 
-def test_what_mixes_logits_is_left_out_of_the_manifest(volume: Path, tmp_path: Path) -> None:
-    content = manifest.read(volume)
+@pytest.mark.slow  # the parts are tested by fast ones
+def test_a_trained_folder_gives_labels_by_the_command_line(tmp_path: Path) -> None:
+    trained = handmade.write(tmp_path / "trained", handmade.plans(), handmade.dataset())
+    done = run("export", "--nnunet", trained, "--output", "labels", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    (artifact,) = (tmp_path / "out").iterdir()
+    content = verify(artifact).manifest
+    assert (content["outputs"][0]["name"], content["outputs"][0]["classes"]) == ("labels", 3)
     assert "inference" not in content
     assert [label["name"] for label in content["labels"]] == ["background", "organ_1", "organ_2"]
     assert content["training"]["framework"] == "nnU-Net"
+
+
+def test_images_are_not_predicted_by_labels(volume: Path, tmp_path: Path) -> None:
     result = run("predict", volume, tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
@@ -161,13 +177,16 @@ def test_a_manifest_that_calls_labels_logits_is_found(unet: Path, tmp_path: Path
         verify(artifact)
 
 
-def test_logits_and_labels_are_other_arguments(volume: Path) -> None:
-    arguments = manifest.read(volume)["arguments"]
-    settings = Settings(volume.parent)
-    assert pipeline._existing(volume, arguments, settings, lambda _: None) is not None
-    del arguments["output"]
-    with pytest.raises(InputError, match=r"other arguments \(output\): --overwrite"):
-        pipeline._existing(volume, arguments, settings, lambda _: None)
+def test_logits_and_labels_are_other_arguments(unet: Path, tmp_path: Path) -> None:
+    artifact = shutil.copytree(unet, tmp_path / NAME)
+    resealed(artifact, lambda content: content["arguments"].update(name=NAME, seed=0))  # as if made by the command line
+    command = ("export", NAME, "--shape", "64,96", "--out", tmp_path)
+    kept = run(*command, "--output", "labels")
+    assert kept.returncode == 0, kept.stderr
+    assert "kept" in kept.stdout
+    refused = run(*command)
+    assert refused.returncode == 2
+    assert "made with other arguments (output): --overwrite" in refused.stderr
 
 
 def test_other_programs_are_told_the_type_and_the_shape(unet: Path, tmp_path: Path) -> None:
