@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 
 from segonnx import catalog
 from segonnx.catalog import System
+from tests import handmade
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = "encoder-mobilenetv3-small"
@@ -50,10 +54,37 @@ def tiny() -> System:
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of artifacts that the command line exported; tests must leave it as it is."""
-    out = tmp_path_factory.mktemp("artifacts")
-    result = run("export", SMALL, "--out", out)
+    return _once(tmp_path_factory, "exports", lambda root: _export(SMALL, "--out", root))
+
+
+@pytest.fixture(scope="session")
+def hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of a folder in nnU-Net's layout, whose axes aren't the image's; tests must leave it as it is."""
+
+    def make(root: Path) -> None:
+        folder = handmade.write(root / "results", handmade.plans(), handmade.dataset())
+        _export("--nnunet", folder, "--out", root / "artifacts")
+
+    (artifact,) = (_once(tmp_path_factory, "hand", make) / "artifacts").iterdir()
+    return artifact
+
+
+def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that the first of the processes that run tests side by side makes, and the others wait for."""
+    root = factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / name).exists():
+            with tempfile.TemporaryDirectory(dir=root) as made:
+                make(Path(made) / name)
+                (Path(made) / name).rename(root / name)
+    return root / name
+
+
+def _export(*arguments: object) -> None:
+    result = run("export", *arguments)
     assert result.returncode == 0, result.stderr
-    return out
 
 
 @pytest.fixture
@@ -74,3 +105,8 @@ def run(*arguments: object, env: dict[str, str] | None = None, **options: object
     """Run ``segonnx`` in a process of its own, as its user would."""
     command = [sys.executable, "-m", "segonnx", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, check=False, **options)
+
+
+def message(done: subprocess.CompletedProcess[str]) -> str:
+    """What a command said on standard error, without the progress that it tells of where a step takes long."""
+    return "\n".join(line for line in done.stderr.splitlines() if not line.endswith(" ..."))

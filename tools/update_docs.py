@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 def main() -> None:
     printed = Path(sys.argv[1]).read_text("utf-8").strip()
-    _replace(ROOT / "README.md", "demo", f"```\n{printed}\n```")
-    _replace(ROOT / "docs" / "checks.md", "parity", _parity(Path(sys.argv[2])))
+    replace(ROOT / "README.md", "demo", f"```\n{printed}\n```")
+    replace(ROOT / "docs" / "checks.md", "parity", _parity(Path(sys.argv[2])))
 
 
 def _parity(artifacts: Path) -> str:
@@ -33,7 +33,8 @@ def _parity(artifacts: Path) -> str:
     return "\n".join(lines)
 
 
-def _replace(path: Path, mark: str, content: str) -> None:
+def replace(path: Path, mark: str, content: str) -> None:
+    """Put a text between a document's two marks of a name."""
     text = path.read_text("utf-8")
     pattern = rf"(<!-- {mark}:[^>]*-->\n).*?(<!-- /{mark} -->)"
     replaced, count = re.subn(pattern, lambda m: f"{m[1]}{content}\n{m[2]}", text, flags=re.DOTALL)

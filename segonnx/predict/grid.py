@@ -93,7 +93,7 @@ def resample(image: Array, shape: Sequence[int], how: Resampling, axis: int | No
 
 
 def resample_labels(labels: Array, shape: Sequence[int], how: Resampling, axis: int | None) -> Array:
-    """A label map on another grid: each label apart, where its spline is 0.5 or more.
+    """A label map on another grid: at each place the label whose spline is largest; of equal ones, the nearest.
 
     Args:
         labels: integers (z, y, x).
@@ -137,9 +137,12 @@ def _deepened(stack: Array, depth: int, order: int) -> Array:
 def _zoomed_labels(labels: Array, shape: Sequence[int], order: int) -> Array:
     if order == 0:
         return _zoomed(labels, shape, 0).astype(labels.dtype)
-    result = np.zeros(shape, labels.dtype)
+    nearest = _zoomed(labels, shape, 0).astype(labels.dtype)
+    result, best = np.zeros(shape, labels.dtype), np.full(shape, -np.inf)
     for value in np.unique(labels):
-        result[_zoomed(labels == value, shape, order) >= 0.5] = value
+        score = _zoomed(labels == value, shape, order)
+        result[(score > best) | ((score == best) & (nearest == value))] = value
+        np.maximum(best, score, out=best)
     return result
 
 

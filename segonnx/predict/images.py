@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import importlib
 import importlib.util
+import math
 import os
 import re
 import tempfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +21,7 @@ import numpy as np
 from segonnx.errors import InputError, ResourceError
 from segonnx.predict.grid import Array
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl", ".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 FLAT = 999
 """nnU-Net's spacing across the slices of a picture, in its largest spacing within."""
 
@@ -118,6 +121,7 @@ def read(paths: Sequence[Path], *, reorient: bool = False) -> Image:
     orientation: str | None = None
     for path in paths:
         try:
+            _require_whole(path)
             image = itk.ReadImage(str(path))
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -138,6 +142,39 @@ def read(paths: Sequence[Path], *, reorient: bool = False) -> Image:
         arrays.append(array)
         geometry, spacing = geometry if geometry is not None else image, own
     return Image(np.concatenate(arrays), spacing, geometry, orientation)
+
+
+def _require_whole(path: Path) -> None:
+    """SimpleITK makes up what these files lack where they end early."""
+    name = path.name.lower()
+    if name.endswith((".nii", ".nii.gz")):
+        itk: Any = importlib.import_module("SimpleITK")
+        header = itk.ImageFileReader()
+        header.SetFileName(str(path))
+        header.ReadImageInformation()
+        sizes = [int(header.GetMetaData(f"dim[{axis}]")) for axis in range(1, 1 + int(header.GetMetaData("dim[0]")))]
+        wanted = float(header.GetMetaData("vox_offset")) + math.prod(sizes) * int(header.GetMetaData("bitpix")) / 8
+        whole = _size(path) >= wanted
+    elif name.endswith((".jpg", ".jpeg")):
+        whole = b"\xff\xd9" in path.read_bytes()  # the mark of its end
+    elif name.endswith(".bmp"):
+        with path.open("rb") as file:
+            whole = int.from_bytes(file.read(6)[2:], "little") <= path.stat().st_size
+    else:
+        return
+    if not whole:
+        raise InputError(f"{path} isn't whole: it ends early")
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, unpacked."""
+    if not path.name.lower().endswith(".gz"):
+        return path.stat().st_size
+    try:
+        with gzip.open(path) as file:
+            return sum(len(chunk) for chunk in iter(lambda: file.read(1 << 20), b""))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path} isn't a whole gzip file: {error}") from error
 
 
 def write(labels: Array, like: Image, path: Path) -> None:
@@ -180,7 +217,5 @@ def require_ending(path: Path) -> str:
     """
     ending = next((one for one in ENDINGS if path.name.lower().endswith(one)), None)
     if ending is None or ending in (".jpg", ".jpeg", ".mhd"):
-        raise InputError(
-            f"{path}: label maps are written to .nii.gz, .nii, .nrrd, .mha, .gipl, .png, .bmp or .tif files"
-        )
+        raise InputError(f"{path}: label maps are written to .nii.gz, .nii, .nrrd, .mha, .png, .bmp or .tif files")
     return ending

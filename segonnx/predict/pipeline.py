@@ -13,7 +13,7 @@ import numpy as np
 from segonnx.errors import InputError
 from segonnx.predict import grid, windows
 from segonnx.predict.grid import Array, Line
-from segonnx.predict.recipe import Channel, Recipe
+from segonnx.predict.recipe import PICTURE, Channel, Recipe
 from segonnx.predict.windows import Network
 
 EPSILON = 1e-8
@@ -86,7 +86,7 @@ def predict(
         whole = mask.shape
         image = np.ascontiguousarray(image[(slice(None), *box)])
         mask = mask[box]
-        if any(channel.use_mask for channel in recipe.channels):
+        if previous is not None or any(channel.use_mask for channel in recipe.channels):
             mask = grid.filled(mask)
         for values, channel in zip(image, recipe.channels, strict=True):
             _normalise(values, mask, channel)
@@ -98,7 +98,7 @@ def predict(
         axis = grid.low_resolution_axis(recipe.image, own, wanted)
         image = grid.resample(image, shape, recipe.image, axis)
         if previous is not None:
-            image = np.concatenate([image, _one_hot(previous, box, shape, own, wanted, recipe)])
+            image = np.concatenate([image, _one_hot(previous, box, mask, shape, own, wanted, recipe)])
     classes = len(recipe.values)
     logits = windows.slices(
         image, network, classes, recipe.window, recipe.step if step is None else step, recipe.sigma,
@@ -107,6 +107,7 @@ def predict(
     labels = np.zeros(whole, np.uint8 if max(recipe.values) <= 255 else np.uint16)
     lines = _lines(recipe, shape, cropped, wanted, own)
     if probabilities is not None:
+        probabilities[:] = 0
         if not recipe.regions:
             probabilities[0] = 1  # what was cropped away is background
         probabilities = probabilities.transpose(0, *(axis + 1 for axis in recipe.forward))[(slice(None), *box)]
@@ -143,13 +144,15 @@ def _check_previous(previous: Array | None, image: Array, recipe: Recipe) -> Non
 def _one_hot(
     previous: Array,
     box: grid.Box,
+    mask: Array,
     shape: Sequence[int],
     own: Sequence[float],
     wanted: Sequence[float],
     recipe: Recipe,
 ) -> Array:
     """A first stage's labels as channels (labels, z, y, x), on the network's grid."""
-    labels = np.ascontiguousarray(previous.transpose(recipe.forward)[box])
+    labels = previous.transpose(recipe.forward)[box].astype(np.int16)
+    labels[(labels == 0) & ~mask] = -1  # a label of its own: it may lose where all of the background would win
     axis = grid.low_resolution_axis(recipe.labels, own, wanted)
     labels = grid.resample_labels(labels, shape, recipe.labels, axis)
     return np.stack([(labels == value).astype(np.float32) for value in recipe.previous])
@@ -174,12 +177,13 @@ def _normalise(values: Array, mask: Array, channel: Channel) -> None:
     elif kind == "RescaleTo01Normalization":
         values -= values.min()
         values /= max(values.max(), EPSILON)
-    elif kind == "RGBTo01Normalization":
+    elif kind in ("RGBTo01Normalization", PICTURE):
         if values.min() < 0 or values.max() > 255:
             raise InputError(f"a channel of colours must lie in 0..255; found {values.min():g} to {values.max():g}")
         values /= 255
-        values -= channel.intensities.get("mean", 0)
-        values /= channel.intensities.get("std", 1)
+        if kind == PICTURE:
+            values -= channel.intensities["mean"]
+            values /= channel.intensities["std"]
 
 
 def _lines(

@@ -13,6 +13,7 @@ from segonnx.errors import InputError
 NORMALIZATIONS = (
     "CTNormalization", "ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization",
 )  # fmt: skip
+PICTURE = "RGB to 0..1, then mean and standard deviation"
 RESAMPLINGS = ("resample_data_or_seg_to_shape", "no_resampling_data_or_seg_to_shape")
 READERS = ("SimpleITKIO", "NibabelIO", "NaturalImage2DIO")
 REORIENTING = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
@@ -146,7 +147,7 @@ def _of_pictures(content: Manifest) -> Recipe:
     sizes = zip(content["inputs"][0]["shape"][2:], checked[2:], strict=True)
     return Recipe(
         channels=tuple(
-            Channel("RGBTo01Normalization", use_mask=False, intensities={"mean": mean, "std": std})
+            Channel(PICTURE, use_mask=False, intensities={"mean": mean, "std": std})
             for mean, std in zip(given["mean"], given["std"], strict=True)
         ),
         spacing=(1.0, 1.0),

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.slow
 EXAMPLES = ROOT / "examples"
 NODE_MODULES = os.environ.get("SEGONNX_NODE_MODULES", "")
 """The folder in which ``npm install --ignore-scripts onnxruntime-node`` was run, if it was."""
+INCLUDE = os.environ.get("SEGONNX_ORT_INCLUDE", "")
+"""A folder with ``onnxruntime_c_api.h``, no newer than the installed onnxruntime, whose package lacks it."""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,7 @@ def broken(artifact: Path, target: Path) -> Path:
 
 
 def check(command: list[str], artifact: Path, tmp_path: Path, cwd: Path = ROOT) -> None:
+    """The artifact replays, and a copy that expects other logits doesn't."""
     replay(command, artifact, cwd)
     other = broken(artifact, tmp_path / "broken")
     done = subprocess.run([*command, str(other)], capture_output=True, text=True, check=False, cwd=cwd)
@@ -73,3 +76,24 @@ def test_polygraphy(external: Path, tmp_path: Path) -> None:
     other = broken(external, tmp_path / "broken")
     done = subprocess.run([*command, str(other)], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 1
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc isn't installed")
+@pytest.mark.skipif(not INCLUDE, reason="SEGONNX_ORT_INCLUDE names no folder with onnxruntime_c_api.h")
+def test_onnxruntime_for_c(external: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
+    (tmp_path / "libonnxruntime.so.1").symlink_to(library)
+    program = tmp_path / "replay"
+    command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, EXAMPLES / "replay.c", "-I", INCLUDE,
+               tmp_path / "libonnxruntime.so.1", f"-Wl,-rpath,{tmp_path}", "-lm"]  # fmt: skip
+    subprocess.run([*map(str, command)], check=True)
+    check([str(program)], external, tmp_path)
+    tensor = tmp_path / "broken" / "test_data_set_0" / "output_0.pb"
+    whole = tensor.read_bytes()
+    for wrong in (b"", whole[:7], whole[:-1], b"\xff" * 30, whole.replace(b"\x10\x01", b"\x10\x0b", 1)):
+        tensor.write_bytes(wrong)
+        done = subprocess.run([program, tmp_path / "broken"], capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.count("\n") == 1

@@ -1,37 +1,49 @@
 """Holds `segonnx predict` against nnU-Net's own predictor, on the folders of ``tests.nnunet_folders``.
 
     python -m tests.predict.against_nnunet agree KIND FOLDER ARTIFACT FOLD [PREVIOUS]
-                                                                    print how far label maps and probabilities agree
+                                                    print how far label maps and probabilities agree
     python -m tests.predict.against_nnunet race KIND FOLDER ARTIFACT FOLD
-                                                                    print the seconds of both, by turns
+                                                    print the seconds of both from file to file, by turns
+    python -m tests.predict.against_nnunet table ROOT
+                                                    train, export, agree and race, into docs/predict.md; idle machine
 
 Runs in processes of its own, like that.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from segonnx import machine
+from segonnx.predict import files
 from segonnx.predict.artifact import Artifact
-from segonnx.predict.pipeline import Times
 from tests import nnunet_folders
 
 ROUNDS = 5
+PAGE = nnunet_folders.ROOT / "docs" / "predict.md"
+MARK, END = "<!-- nnunet: put here by tests/predict/against_nnunet.py -->\n", "<!-- /nnunet -->"
+RACED = ("plain", "regions", "residual")
 
 
-def predictor(folder: Path, fold: str, *, mirror: bool) -> Any:
-    """nnU-Net's own, which adds its windows up in float32."""
+def predictor(folder: Path, fold: str, *, mirror: bool, wide: bool) -> Any:
+    """nnU-Net's own; ``wide`` lets it add its windows up in float32 instead of float16."""
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    torch.half = torch.float32
+    if wide:
+        torch.half = torch.float32
     made = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False, use_mirroring=mirror)
     made.initialize_from_trained_model_folder(str(folder), [fold])  # type: ignore[arg-type]
     return made
@@ -63,8 +75,8 @@ def agree(kind: str, folder: Path, artifact: Path, fold: str, previous: Path | N
     ):
         spacing = tuple(size * scale for size, scale in zip(own, scales, strict=True))
         first = None if previous is None else Artifact(previous).predict(image, spacing)
-        theirs, expected = predictor(folder, fold, mirror=mirror).predict_single_npy_array(
-            image, {"spacing": list(spacing)}, None if first is None else first[None], None, True
+        theirs, expected = predictor(folder, fold, mirror=mirror, wide=True).predict_single_npy_array(
+            image, {"spacing": list(spacing)}, None if first is None else first[None].astype(np.int16), None, True
         )
         probabilities = np.empty(expected.shape, np.float32)
         found = ours.predict(image, spacing, previous=first, probabilities=probabilities, mirror=mirror)
@@ -82,30 +94,137 @@ def agree(kind: str, folder: Path, artifact: Path, fold: str, previous: Path | N
 
 
 def race(kind: str, folder: Path, artifact: Path, fold: str) -> dict[str, Any]:
-    """Seconds of both from an array to its label map without mirroring, by turns, medians; and our steps."""
+    """Seconds of both from the files of an image to the file of its label map, by turns, in one process.
+
+    The image is three times as wide and high as the trained ones, on a grid that must be resampled.
+
+    Returns:
+        By ``mirrored`` and ``plain``: medians of the seconds, and of their quotients in each round; of both the part
+        in windows and network, of ours each step.
+    """
+    import SimpleITK
+
     image, _ = nnunet_folders.image(kind, nnunet_folders.CASES)
-    image = np.tile(image, (1, 4, 4, 4))
-    spacing = nnunet_folders.KINDS[kind].spacing
-    own, ours = predictor(folder, fold, mirror=False), Artifact(artifact)
-    seconds: dict[str, list[float]] = {"nnU-Net": [], "segonnx": []}
-    times = Times()
-    for _ in range(ROUNDS):
+    image = np.tile(image, (1, 1, 3, 3))
+    spacing = [0.8 * size for size in nnunet_folders.KINDS[kind].spacing]
+    result: dict[str, Any] = {"shape": image.shape}
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        (work / "in").mkdir()
+        for index, channel in enumerate(image):
+            picture = SimpleITK.GetImageFromArray(channel)
+            picture.SetSpacing(spacing[::-1])
+            SimpleITK.WriteImage(picture, str(work / "in" / f"case_{index:04}.nii.gz"))
+        paths = sorted(map(str, (work / "in").iterdir()))
+        ours = Artifact(artifact)
+        for word, mirror in (("mirrored", True), ("plain", False)):
+            result[word] = _raced(predictor(folder, fold, mirror=mirror, wide=False), ours, work, paths, mirror=mirror)
+    return result
+
+
+def _raced(own: Any, ours: Artifact, work: Path, paths: list[str], *, mirror: bool) -> dict[str, Any]:
+    rows: list[dict[str, float]] = []
+    steps: list[dict[str, float]] = []
+    network: list[float] = []
+    inner = own.predict_logits_from_preprocessed_data
+
+    def timed(data: Any) -> Any:
         began = time.perf_counter()
-        own.predict_single_npy_array(image, {"spacing": list(spacing)})
+        result = inner(data)
+        network.append(time.perf_counter() - began)
+        return result
+
+    own.predict_logits_from_preprocessed_data = timed
+    for _ in range(ROUNDS + 1):
+        began = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints
+            own.predict_from_files_sequential([paths], [str(work / "theirs")])
         middle = time.perf_counter()
-        ours.predict(image, spacing, times=times)
-        seconds["nnU-Net"].append(middle - began)
-        seconds["segonnx"].append(time.perf_counter() - middle)
-    ratios = [a / b for a, b in zip(*seconds.values(), strict=True)]
+        (done,) = files.predict(ours, work / "in", work / "ours", mirror=mirror, overwrite=True)
+        rows.append({"theirs": middle - began, "ours": time.perf_counter() - middle})
+        steps.append(done.seconds)
+    rows, steps, network = rows[1:], steps[1:], network[1:]  # the first round warms up
+
+    def median(values: list[float]) -> float:
+        return float(statistics.median(values))
+
     return {
-        "shape": image.shape,
-        **{name: statistics.median(its) for name, its in seconds.items()},
-        "ratio": statistics.median(ratios),
-        "steps": {name: its / ROUNDS for name, its in times.seconds.items()},
+        "theirs": median([one["theirs"] for one in rows]),
+        "theirs_network": median(network),
+        "ours": median([one["ours"] for one in rows]),
+        "ratio": median([one["theirs"] / one["ours"] for one in rows]),
+        "ratios": sorted(one["theirs"] / one["ours"] for one in rows),
+        "steps": {name: median([one[name] for one in steps]) for name in steps[0]},
     }
 
 
-if __name__ == "__main__":
-    command, kind, folder, artifact, fold, *more = sys.argv[1:]
+def table(root: Path) -> str:
+    """Train and export every kind below ``root``, where that isn't done, and write what both give as markdown."""
+    agreed = [
+        "| data set | image | same label | least Dice | probabilities differ by up to |",
+        "|---|---|---|---|---|",
+    ]
+    raced = [
+        "| data set | image | mirrored | nnU-Net | segonnx | faster | read | prepare | resample | back | write |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for kind, one in nnunet_folders.KINDS.items():
+        if not all((folder / f"fold_{one.runs[0][1]}").exists() for folder in nnunet_folders.folders(kind, root)[:1]):
+            nnunet_folders.run("make", kind, root, root=root)
+        artifacts: list[Path] = []
+        for folder in nnunet_folders.folders(kind, root):
+            (fold, *_) = (fold for configuration, fold in one.runs if folder.name.endswith(f"__{configuration}"))
+            out = root / "predict" / f"{kind}-{len(artifacts)}"
+            _run("segonnx", "export", "--nnunet", folder, "--fold", fold, "--out", out)
+            artifacts += out.iterdir()
+        *previous, artifact = artifacts
+        words = {"mirrored": "as trained on, mirrored", "plain": "as trained on", "resampled": "on another grid"}
+        for word, row in json.loads(_run(__spec__.name, "agree", kind, folder, artifact, fold, *previous)).items():
+            agreed.append(
+                f"| {nnunet_folders.name(kind)} | {words[word]} | {100 * row['agreement']:.4f} % | {row['dice']:.6f} "
+                f"| {row['probabilities']:.1e} |"
+            )
+        if kind in RACED:
+            found = json.loads(_run(__spec__.name, "race", kind, folder, artifact, fold))
+            shape = "x".join(map(str, found.pop("shape")))
+            raced += [_race_row(kind, shape, word, row) for word, row in found.items()]
+    where = (
+        f"Medians of {ROUNDS} rounds on {machine.usable_cores()} cores of {machine.describe()['cpu']}. In brackets: "
+        "windows and network alone; the least and the most of the quotients."
+    )
+    return "\n".join([*agreed, "", where, "", *raced, ""])
+
+
+def _race_row(kind: str, shape: str, word: str, row: dict[str, Any]) -> str:
+    steps = row["steps"]
+    back = steps["resample back"] + steps["decide"]
+    told = " | ".join(f"{seconds:.2f} s" for seconds in (steps["read"], steps["prepare"], steps["resample"], back))
+    return (
+        f"| {nnunet_folders.name(kind)} | {shape} | {'yes' if word == 'mirrored' else 'no'} "
+        f"| {row['theirs']:.2f} s ({row['theirs_network']:.2f} s) | {row['ours']:.2f} s ({steps['network']:.2f} s) "
+        f"| {row['ratio']:.2f}x ({row['ratios'][0]:.2f} to {row['ratios'][-1]:.2f}) | {told} | {steps['write']:.2f} s |"
+    )
+
+
+def _run(module: str, *arguments: object) -> str:
+    env = {**os.environ, "nnUNet_compile": "f", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=nnunet_folders.ROOT, env=env, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
+def main(command: str, *rest: str) -> None:
+    """Run one of the three commands."""
+    if command == "table":
+        before, after = PAGE.read_text("utf-8").split(MARK)
+        text = table(Path(rest[0]))
+        PAGE.write_text(f"{before}{MARK}{text}{after[after.index(END) :]}", "utf-8")
+        return
+    kind, folder, artifact, fold, *more = rest
     made = (agree if command == "agree" else race)(kind, Path(folder), Path(artifact), fold, *map(Path, more))
     print(json.dumps(made))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

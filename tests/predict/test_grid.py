@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg
 from skimage.transform import resize
 
 from segonnx.predict import grid
@@ -35,6 +36,23 @@ def test_images_are_resampled_as_by_skimage(old: tuple[int, int, int], new: tupl
     for one, target in zip(image, found, strict=True):
         expected = resize(one.astype(np.float64), new, order, mode="edge", anti_aliasing=False)
         np.testing.assert_array_equal(target, expected.astype(np.float32))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    old=st.tuples(SIZES, SIZES, SIZES), new=st.tuples(SIZES, SIZES, SIZES), order=st.integers(0, 3),
+    axis=st.sampled_from([None, 0, 1, 2]), seed=st.integers(0, 9),
+)  # fmt: skip
+def test_label_maps_are_resampled_as_by_nnunet(
+    old: tuple[int, int, int], new: tuple[int, int, int], order: int, axis: int | None, seed: int
+) -> None:
+    labels = np.random.default_rng(seed).integers(-1, 4, old).astype(np.int16)
+    for order_z in (0, 1):
+        how = Resampling(resamples=True, order=order, order_z=order_z, separate_z=None)
+        expected = resample_data_or_seg(
+            labels[None], new, is_seg=True, axis=axis, order=order, do_separate_z=axis is not None, order_z=order_z
+        )
+        np.testing.assert_array_equal(grid.resample_labels(labels, new, how, axis), expected[0])
 
 
 @pytest.mark.parametrize(("old", "new"), [(5, 12), (12, 5), (7, 7), (1, 4), (4, 1)])

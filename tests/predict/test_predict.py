@@ -20,40 +20,8 @@ from segonnx.predict import pipeline, recipe
 from segonnx.predict.artifact import Artifact
 from segonnx.predict.grid import Array
 from tests import handmade, nnunet_folders
-from tests.conftest import ROOT, SMALL, run
-
-SHAPE, SPACING = (20, 26, 40), (1.5, 3.2, 1.4)
-
-
-@pytest.fixture(scope="module")
-def hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifact of a folder in nnU-Net's layout, whose axes aren't the image's."""
-    root = tmp_path_factory.mktemp("hand")
-    folder = handmade.write(root / "results", handmade.plans(), handmade.dataset())
-    done = run("export", "--nnunet", folder, "--out", root / "artifacts")
-    assert done.returncode == 0, done.stderr
-    (artifact,) = (root / "artifacts").iterdir()
-    return artifact
-
-
-@pytest.fixture(scope="module")
-def loaded(hand: Path) -> Artifact:
-    return Artifact(hand, threads=1)
-
-
-def volume(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Array:
-    return np.random.default_rng(seed).normal(0, 200, shape).astype(np.int16)
-
-
-def save(array: Array, path: Path) -> SimpleITK.Image:
-    image = SimpleITK.GetImageFromArray(array)
-    image.SetSpacing(SPACING[::-1][: image.GetDimension()])
-    if image.GetDimension() == 3:
-        image.SetOrigin((-5.0, 7.0, 30.0))
-        image.SetDirection((0, 1, 0, 1, 0, 0, 0, 0, -1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    SimpleITK.WriteImage(image, str(path))
-    return image
+from tests.conftest import ROOT, SMALL, message, run
+from tests.predict.conftest import SHAPE, SPACING, save, volume
 
 
 def test_an_image_becomes_a_label_map_on_its_grid(
@@ -95,7 +63,7 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(hand: Path, exports: Pa
     save(volume(), tmp_path / "gap" / "case_0001.nii.gz")
     (tmp_path / "there.nii.gz").write_text("mine")
     out = tmp_path / "out.nii.gz"
-    for arguments, message in (
+    for arguments, text in (
         ((exports / SMALL, tmp_path / "ct.nii.gz", out), "no label for each place"),
         ((hand, tmp_path / "ct.nii.gz", out, "--previous", hand), "no second stage"),
         ((tmp_path / "none", tmp_path / "ct.nii.gz", out), "is not a folder"),
@@ -111,7 +79,7 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(hand: Path, exports: Pa
     ):
         done = run("predict", *arguments)
         assert done.returncode == 2, done.stderr
-        assert message in done.stderr and done.stderr.count("\n") == 1
+        assert text in message(done) and "\n" not in message(done)
     assert not out.exists()
     assert (tmp_path / "there.nii.gz").read_text() == "mine"
 
@@ -225,6 +193,21 @@ def test_the_package_gives_the_class() -> None:
     assert segonnx.Artifact is Artifact
     with pytest.raises(AttributeError, match="Artefact"):
         segonnx.Artefact  # noqa: B018
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".jpg", ".bmp", ".png", ".tif", ".mha"])
+def test_a_file_that_ends_early_is_refused(ending: str, tmp_path: Path) -> None:
+    from segonnx.predict import images
+
+    path = tmp_path / f"image{ending}"
+    flat = ending in (".jpg", ".bmp", ".png", ".tif")
+    save(np.random.default_rng(0).integers(0, 255, (60, 60) if flat else SHAPE).astype(np.uint8), path)
+    assert images.read([path]).array.shape[1:] == ((1, 60, 60) if flat else SHAPE)
+    data = path.read_bytes()
+    for share in (0.5, 0.95):
+        path.write_bytes(data[: int(share * len(data))])
+        with pytest.raises(InputError):
+            images.read([path])
 
 
 def test_channels_of_other_grids_are_refused(tmp_path: Path) -> None:

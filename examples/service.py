@@ -1,0 +1,133 @@
+"""An HTTP service around an artifact: images in, label maps out.
+
+    pip install 'segonnx[predict]' 'fastapi>=0.165' uvicorn python-multipart
+    SEGONNX_ARTIFACT=artifacts/NAME uvicorn --app-dir examples service:app --limit-concurrency 64
+    curl --fail-with-body -F image=@ct.nii.gz -o labels.nii.gz http://127.0.0.1:8000/predict
+
+A network of several channels takes ``-F image=@...`` for each, in order. An image that doesn't fit is answered with 4xx
+and one line. NaN in a NIfTI file is read as 0, as nnU-Net reads it. Put a server in front that knows who may ask.
+
+SEGONNX_ARTIFACT: the artifact's folder. SEGONNX_RUNNING: predictions at the same time, 1; the others wait.
+SEGONNX_MAX_BYTES: of a request, 256 MiB. SEGONNX_MAX_VOXELS: of an image, as it is and at the network's spacing, 2^28.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+import anyio
+import SimpleITK
+from fastapi import FastAPI, HTTPException, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+
+from segonnx.errors import InputError, ResourceError, SegonnxError
+from segonnx.predict import images
+from segonnx.predict.artifact import Artifact
+
+RUNNING = int(os.environ.get("SEGONNX_RUNNING", "1"))
+MAX_BYTES = int(os.environ.get("SEGONNX_MAX_BYTES", "268435456"))
+MAX_VOXELS = int(os.environ.get("SEGONNX_MAX_VOXELS", "268435456"))
+# Files that need no other, and SimpleITK's reader of each. The header of a MetaImage or NRRD file may name any file of
+# this machine; of a cut JPEG or BMP file it makes up what lacks.
+READERS = {
+    ".nii.gz": "NiftiImageIO",
+    ".nii": "NiftiImageIO",
+    ".png": "PNGImageIO",
+    ".tif": "TIFFImageIO",
+    ".tiff": "TIFFImageIO",
+}
+
+try:
+    artifact = Artifact(os.environ.get("SEGONNX_ARTIFACT", "SEGONNX_ARTIFACT (unset)"), concurrent=RUNNING)
+except SegonnxError as error:
+    sys.exit(f"service: {error}")
+
+app = FastAPI(title="segonnx", max_body_size=MAX_BYTES)
+places = anyio.CapacityLimiter(RUNNING)
+
+
+@app.get("/health")
+async def health() -> dict[str, object]:
+    """Answers while predictions run, since these have threads of their own."""
+    return {"artifact": artifact.manifest["name"], "running": places.borrowed_tokens}
+
+
+@app.post("/predict")
+async def predict(image: list[UploadFile]) -> Response:
+    """The label map of an image, on its grid."""
+    try:
+        labels = await anyio.to_thread.run_sync(_predict, image, limiter=places)
+    except ResourceError as error:  # the disk is full, say
+        raise HTTPException(503, "the service lacks room") from error
+    except InputError as error:
+        raise HTTPException(422, str(error)) from error
+    return Response(labels, media_type="application/gzip")
+
+
+@app.exception_handler(RequestValidationError)
+async def refuse(_: Request, __: RequestValidationError) -> JSONResponse:
+    """One line instead of a tree."""
+    return JSONResponse({"detail": "send a form whose field image is a file, once for each channel"}, 422)
+
+
+def _predict(uploads: list[UploadFile]) -> bytes:
+    """The bytes of a .nii.gz file; whatever happens, no file stays."""
+    with tempfile.TemporaryDirectory(prefix="segonnx-") as name:
+        folder = Path(name)
+        try:
+            paths = [_save(upload, folder / f"channel_{i}") for i, upload in enumerate(uploads)]
+            image = images.read(paths, reorient=artifact.recipe.reorients)
+            _require_size(image)
+            labels = artifact.predict(image.array, image.spacing)
+        except InputError as error:
+            raise type(error)(str(error).replace(f"{folder}/", "")) from error
+        images.write(labels, image, folder / "labels.nii.gz")
+        return (folder / "labels.nii.gz").read_bytes()
+
+
+def _save(upload: UploadFile, stem: Path) -> Path:
+    """Write an upload to a file whose name is ours, and see that it is whole, and not too large to be read."""
+    ending = next((one for one in READERS if (upload.filename or "").lower().endswith(one)), None)
+    if ending is None:
+        raise InputError(f"{stem.name}: the file's name must end with one of {', '.join(READERS)}")
+    packed = ending == ".nii.gz"
+    path = stem.with_name(stem.name + (".nii" if packed else ending))
+    try:
+        with (
+            gzip.GzipFile(fileobj=upload.file, mode="rb") if packed else upload.file as source,
+            path.open("wb") as file,
+        ):
+            while chunk := source.read(1 << 20):
+                file.write(chunk)
+                _require(file.tell() / 8)  # no voxel takes more bytes
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{stem.name} isn't a whole gzip file: {error}") from error
+    if SimpleITK.ImageFileReader.GetImageIOFromFileName(str(path)) != READERS[ending]:
+        raise InputError(f"{stem.name} can't be read as a {ending} file")
+    header = SimpleITK.ImageFileReader()
+    header.SetFileName(str(path))
+    try:
+        header.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputError(f"{stem.name}: its header can't be read") from error
+    _require(math.prod(header.GetSize()) * header.GetNumberOfComponents())
+    return path
+
+
+def _require_size(image: images.Image) -> None:
+    """A small image of large voxels becomes a large one at the network's spacing."""
+    wanted = artifact.recipe.spacing
+    own = [image.spacing[axis] for axis in artifact.recipe.forward][-len(wanted) :]
+    _require(image.array.size * math.prod(own) / math.prod(wanted))
+
+
+def _require(voxels: float) -> None:
+    if voxels > MAX_VOXELS:
+        raise HTTPException(413, f"the image is too large: at most {MAX_VOXELS} voxels are taken")
