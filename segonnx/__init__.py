@@ -37,6 +37,7 @@ def export(
     name: str | None = None,
     labels: Sequence[str] | None = None,
     output: str | int | None = None,
+    result: Literal["logits", "labels"] = "logits",
     unused: Mapping[str, str] | None = None,
     dynamic: bool = False,
     divisor: int = 32,
@@ -44,7 +45,7 @@ def export(
     overwrite: bool = False,
     licence: str = "unknown",
     input_name: str = "input",
-    output_name: str = "logits",
+    output_name: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Exported:
@@ -57,6 +58,8 @@ def export(
         name: of the network; the folder's, if None.
         labels: the names of the classes, in order.
         output: which one to take of a module that gives several: a key, or a number from 0.
+        result: ``logits``, or ``labels`` for an artifact that ends in an ArgMax over the classes: (N, spatial...) of
+            uint8, uint16 for more than 256 classes. Of one class, 1 where its logit is above 0.
         unused: regular expressions of the names of parameters that inference doesn't use (heads for training), each
             with the reason. Parameters that aren't in the file without a reason are an error.
         dynamic: leave batch and spatial sizes open; the file is then checked at two sizes.
@@ -65,7 +68,7 @@ def export(
         overwrite: replace what is there.
         licence: of the weights.
         input_name: of the graph's input.
-        output_name: of its output.
+        output_name: of its output; what ``result`` says, if None.
         threads: of ONNX Runtime in the checks; all cores, if None.
         progress: told of each step.
 
@@ -89,6 +92,7 @@ def export(
         name=name,
         labels=labels,
         output=output,
+        result=result,
         unused=unused or {},
         dynamic=dynamic,
         divisor=divisor,

@@ -100,7 +100,7 @@ class System:
         divisors: what each spatial size must be a multiple of.
         licence: of the weights in a checkpoint.
         input: the name of the graph's input.
-        output: the name of its output.
+        output: the name of its output, where that isn't what it holds: ``logits`` or ``labels``.
         weights_source: where the weights come from, in words, where that is more than a file.
         parameters: about how many, where there's no reference.
         described: keys of the manifest that say what inference with a checkpoint's weights needs.
@@ -122,7 +122,7 @@ class System:
     divisors: tuple[int, ...] = ()
     licence: str = "unknown"
     input: str = "input"
-    output: str = "logits"
+    output: str | None = None
     weights_source: str = ""
     parameters: int = 10**8
     described: Mapping[str, Any] = field(default_factory=dict)

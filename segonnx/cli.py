@@ -28,6 +28,7 @@ BACKENDS = (
     "ort", "ort-stock", "openvino", "openvino-stock",
 )  # fmt: skip
 OPTIMIZE = ("cpu", "none")
+OUTPUTS = ("logits", "labels")
 PACKINGS = ("zip", "triton", "oci", "bundle")
 CHECKPOINTS = ("final", "best")
 FAMILIES = ("3d", "2d", "encoder")
@@ -220,6 +221,13 @@ def _fraction(_ctx: click.Context, param: click.Parameter, value: str) -> float:
     show_default=True,
     help="Rewrite the graph for CPUs, in standard ONNX; none: the graph as PyTorch wrote it.",
 )
+@click.option(
+    "--output",
+    type=click.Choice(OUTPUTS),
+    default="logits",
+    show_default=True,
+    help="What the file gives: logits of each class, or one label per voxel.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace artifacts that are there already.")
 @click.option("--threads", type=click.IntRange(1), help="Threads for the checks. [default: all cores]")
 @click.option(
@@ -242,6 +250,7 @@ def export(
     batch: int,
     dynamic: bool,
     optimize: Literal["cpu", "none"],
+    output: Literal["logits", "labels"],
     overwrite: bool,
     threads: int | None,
     json_path: Path | None,
@@ -257,12 +266,13 @@ def export(
     segonnx export totalsegmentator --shape 128,128,128
     segonnx export --nnunet nnUNet_results/Dataset004_Hippocampus --configuration 3d_fullres --fold ensemble
     segonnx export smp:segformer:mit_b0 --dynamic
+    segonnx export totalsegmentator --output labels
     segonnx export encoder-lcnet-100 --pretrained
     segonnx export --smp FOLDER --shape 256,256
     """
     from segonnx import machine, smp_folder
     from segonnx.artifacts import folder
-    from segonnx.exporters import pipeline
+    from segonnx.exporters import labels, pipeline
     from segonnx.progress import Display
 
     ways = {"--weights": weights, "--pretrained": pretrained or None, "--smp": smp_source, "--nnunet": nnunet_folder}
@@ -296,6 +306,7 @@ def export(
         batch=batch,
         dynamic=dynamic,
         optimize=optimize,
+        output=output,
         overwrite=overwrite,
         threads=threads or machine.usable_cores(),
     )
@@ -304,6 +315,8 @@ def export(
         jobs = _trained(nnunet_folder, fold, checkpoint or "final", configuration, settings)
     for system, _ in jobs:
         pipeline.input_shape(system, shape, batch)
+        if output == "labels":
+            labels.require(system)
     done: list[Exported] = []
     failed: dict[str, SegonnxError] = {}
     with Display() as display:
@@ -747,6 +760,7 @@ def bench(
             for shape in shapes or (None,)
             for size in batch
         ]
+        subjects.require_alike(models, settings)
         x = subjects.read_input(input_path, models) if input_path is not None else None
         result = run.bench(models, settings, x, lambda rows: _tell(rows, display), display)
     click.echo(f"\n{result.autocast}")

@@ -26,7 +26,7 @@ class Tolerance:
         max_rel_error: of the largest difference.
         rms_rel_error: of the root of the mean squared difference; it sees a small change of many voxels that the
             largest difference, which one unlucky voxel sets, does not.
-        label_agreement: fraction of voxels whose largest logit must be the same class.
+        label_agreement: fraction of voxels that must get the same label.
     """
 
     max_rel_error: float
@@ -49,7 +49,7 @@ class Difference:
         max_abs_error: the largest difference.
         max_rel_error: the same relative to the reference's standard deviation, or a larger scale.
         rms_rel_error: root mean square of the difference, relative to the same.
-        label_agreement: fraction of voxels with the same class, of 1.
+        label_agreement: fraction of voxels with the same label (see ``labels_of``), of 1.
         spread: the reference's standard deviation.
     """
 
@@ -72,6 +72,53 @@ class Difference:
             f"max {self.max_rel_error:.1e} rms {self.rms_rel_error:.1e} of the spread, "
             f"labels {100 * self.label_agreement:.4f} %"
         )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far labels are those of a reference.
+
+    Attributes:
+        label_agreement: fraction of voxels with the same label, of 1.
+    """
+
+    label_agreement: float
+
+    def within(self, tolerance: Tolerance) -> bool:
+        """Whether so many agree as must."""
+        return self.label_agreement >= tolerance.label_agreement
+
+    def __str__(self) -> str:
+        return f"labels {100 * self.label_agreement:.4f} %"
+
+
+def compare_labels(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> Agreement:
+    """Measure labels against others, both (N, spatial...).
+
+    Raises:
+        ParityError: the shapes or types differ.
+    """
+    if (reference.shape, reference.dtype) != (found.shape, found.dtype):
+        raise ParityError(f"labels are {found.shape} of {found.dtype}, expected {reference.shape} of {reference.dtype}")
+    return Agreement(float((reference == found).mean()))
+
+
+def labels_of(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The labels (N, spatial...) of logits (N, classes, spatial...), in bounded memory.
+
+    Of each voxel the class with the largest logit, the first of those that tie; with one class, 1 where its logit is
+    above 0. They are uint8, uint16 for more than 256 classes.
+    """
+    batch, classes, *spatial = logits.shape
+    labels = np.empty((batch, *spatial), np.uint8 if classes <= 256 else np.uint16)
+    for every, _, rows in _chunks(logits.shape):
+        labels[every, rows] = _decide(logits[every, :, rows])
+    return labels
+
+
+def _decide(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    decided: npt.NDArray[Any] = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(axis=1)
+    return decided
 
 
 def compare(reference: npt.NDArray[Any], found: npt.NDArray[Any], scale: float = 0.0) -> Difference:
@@ -103,7 +150,7 @@ def compare(reference: npt.NDArray[Any], found: npt.NDArray[Any], scale: float =
         squares += float(np.square(difference).sum())
         total += float(want.sum())
         total_squares += float(np.square(want).sum())
-        same = want.argmax(axis=1) == have.argmax(axis=1)
+        same = _decide(want) == _decide(have)
         agreeing += int(same.sum())
         voxels += same.size
     count = math.prod(reference.shape)

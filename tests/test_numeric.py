@@ -5,7 +5,7 @@ import pytest
 
 from segonnx import numeric
 from segonnx.errors import ParityError
-from segonnx.numeric import TOLERANCES, compare
+from segonnx.numeric import TOLERANCES, compare, compare_labels, labels_of
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.standard_normal((2, 5, 7, 8, 9)).astype(np.float32)
@@ -54,3 +54,33 @@ def test_one_wrong_voxel_fails() -> None:
 def test_another_shape_fails() -> None:
     with pytest.raises(ParityError, match="shape"):
         compare(LOGITS, LOGITS[:1])
+
+
+def test_labels_are_the_first_of_the_largest_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numeric, "CHUNK", 1000)
+    logits = np.round(LOGITS)  # many tie
+    assert labels_of(logits).dtype == np.uint8
+    assert np.array_equal(labels_of(logits), logits.argmax(axis=1))
+    many = RNG.standard_normal((1, 300, 4, 4)).astype(np.float32)
+    assert labels_of(many).dtype == np.uint16
+    assert np.array_equal(labels_of(many), many.argmax(axis=1))
+
+
+def test_the_labels_of_one_class_are_what_is_above_zero() -> None:
+    one = LOGITS[:, :1]
+    assert np.array_equal(labels_of(one), one[:, 0] > 0)
+    assert compare(one, -one).label_agreement == 0
+    assert compare(one, one).label_agreement == 1
+
+
+def test_labels_that_agree_too_rarely_are_not_within() -> None:
+    labels = labels_of(LOGITS)
+    assert compare_labels(labels, labels).within(TOLERANCES["float32"])
+    other = labels.copy()
+    other[0, 0, 0, :2] += 1
+    agreement = compare_labels(labels, other)
+    assert agreement.label_agreement == pytest.approx(1 - 2 / labels.size)
+    assert not agreement.within(TOLERANCES["float32"])
+    for wrong in (labels[:1], labels.astype(np.int64)):
+        with pytest.raises(ParityError, match="labels are"):
+            compare_labels(labels, wrong)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from segonnx.artifacts.manifest import Manifest
+from segonnx.artifacts.manifest import Manifest, gives_labels
 
 
 def render(content: Manifest) -> str:
     """The model card in Markdown, from the manifest that it goes with."""
-    x, logits = content["inputs"][0], content["outputs"][0]
+    x, y = content["inputs"][0], content["outputs"][0]
     weights, parameters, parity = content["weights"], content["parameters"], content["parity"]
     tolerance = parity["tolerance"]
     published = " and ".join(f"{f['text']} ({f['source']})" for f in parameters["published_figures"]) or "nothing"
@@ -32,9 +32,14 @@ def render(content: Manifest) -> str:
         f"| {100 * tolerance['label_agreement']:.4f} % |"
     )
     regions = content.get("inference", {}).get("regions", False)
-    outputs, decide = ("region", " > 0  # one label map per region") if regions else ("class", ".argmax(axis=1)")
+    holds, decide = "a logit per class", ".argmax(axis=1)"
+    if regions:
+        holds, decide = "a logit per region", " > 0  # one label map per region"
+    if gives_labels(content):
+        holds, decide = f"the class of each voxel, from 0 to {y['classes'] - 1}", ""
     names = ", ".join(f"{label['value']} {label['name']}" for label in content["labels"])
     labels = f"\n- **Labels:** {names}" if names else ""
+    what = " of the logits, which the graph then decides by" if gives_labels(content) else ""
     unused = "".join(f"\n- {count:,} unused: {why}" for why, count in parameters["unused_reasons"].items())
     return f"""---
 library_name: onnx
@@ -49,7 +54,7 @@ tags: [image-segmentation, onnx, segonnx]
 - **Weights:** {weights["source"]}
 - **Licence of the weights:** {weights["licence"]}
 - **Input:** `{x["name"]}`, {x["dtype"]}, {_shape(x["shape"])} as (N, C, spatial...); {content["preprocessing"]["note"]}
-- **Output:** `{logits["name"]}`, {logits["dtype"]}, {_shape(logits["shape"])}: a logit per {outputs}{labels}
+- **Output:** `{y["name"]}`, {y["dtype"]}, {_shape(y["shape"])}: {holds}{labels}
 - **Multiply-adds of a pass:** {content["macs"]:,}
 
 ## Run it
@@ -60,7 +65,7 @@ import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
 x = np.zeros({tuple(example)}, np.float32)
-labels = session.run(["{logits["name"]}"], {{"{x["name"]}": x}})[0]{decide}
+labels = session.run(["{y["name"]}"], {{"{x["name"]}": x}})[0]{decide}
 ```
 
 `segonnx verify .` checks every byte of this folder and replays `test_data_set_0`.
@@ -72,7 +77,8 @@ Parameters: {parameters["count"]:,}; published: {published}. Each is accounted f
 - {parameters["used"]:,} used as they are
 - {parameters["folded"]:,} folded into others{unused}
 
-Numbers: {parity["runtime"]} against {parity["reference"]}. Errors are relative to the standard deviation of the logits.
+Numbers{what}: {parity["runtime"]} against {parity["reference"]}.
+Errors are relative to the standard deviation of the logits.
 
 | input | shape | largest error | RMS error | same label |
 |---|---|---|---|---|

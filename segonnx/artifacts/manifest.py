@@ -79,6 +79,11 @@ def validate(content: object) -> None:
         raise VerifyError(f"{NAME} doesn't fit its schema at {where}: {error.message[:200]}")
 
 
+def gives_labels(content: Manifest) -> bool:
+    """Whether the model gives labels (N, spatial...) instead of logits (N, classes, spatial...)."""
+    return bool(content["outputs"][0].get("kind") == "labels")
+
+
 @functools.cache
 def schema() -> dict[str, Any]:
     """The JSON Schema of manifest.json."""

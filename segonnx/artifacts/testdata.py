@@ -18,13 +18,14 @@ FOLDER = "test_data_set_0"
 TOLERANCES = "data.json"
 
 
-def write(artifact: Path, x: npt.NDArray[Any], logits: npt.NDArray[Any], atol: float, rtol: float) -> None:
-    """Write one input and the logits that it must give.
+def write(artifact: Path, x: npt.NDArray[Any], y: npt.NDArray[Any], kind: str, *, atol: float, rtol: float) -> None:
+    """Write one input and what it must give.
 
     Args:
         artifact: the folder.
         x: the model's input.
-        logits: the reference's output.
+        y: the reference's output.
+        kind: of it, ``logits`` or ``labels``.
         atol: absolute tolerance of each value.
         rtol: relative tolerance of each value.
     """
@@ -32,7 +33,7 @@ def write(artifact: Path, x: npt.NDArray[Any], logits: npt.NDArray[Any], atol: f
     from onnx import numpy_helper
 
     (artifact / FOLDER).mkdir()
-    for name, file, array in (("input", "input_0.pb", x), ("logits", "output_0.pb", logits)):
+    for name, file, array in (("input", "input_0.pb", x), (kind, "output_0.pb", y)):
         onnx.save_tensor(numpy_helper.from_array(np.asarray(array), name), artifact / FOLDER / file)
     (artifact / TOLERANCES).write_text(json.dumps({"atol": atol, "rtol": rtol}) + "\n", encoding="utf-8")
 

@@ -13,7 +13,7 @@ from segonnx import machine, process
 from segonnx.artifacts import manifest, signature, testdata
 from segonnx.artifacts.manifest import Manifest
 from segonnx.errors import VerifyError
-from segonnx.numeric import TOLERANCES, Difference, Tolerance, compare
+from segonnx.numeric import TOLERANCES, Agreement, Difference, Tolerance, compare, compare_labels
 from segonnx.process import Progress
 
 MODEL = "model.onnx"
@@ -29,13 +29,13 @@ class Verified:
         manifest: its content.
         files: how many files were hashed.
         bytes: their size.
-        difference: of the replay from the recorded logits; None where it wasn't asked for.
+        difference: of the replay from the recorded logits or labels; None where it wasn't asked for.
     """
 
     manifest: Manifest
     files: int
     bytes: int
-    difference: Difference | None
+    difference: Difference | Agreement | None
 
 
 def verify(
@@ -77,10 +77,12 @@ def verify(
     process.call(_check_graph, folder, content, progress=progress, timeout=timeout)
     difference = None
     if replay:
-        difference = process.call(_replay, folder, threads, progress=progress, timeout=timeout).value
+        labels = manifest.gives_labels(content)
+        difference = process.call(_replay, folder, labels, threads, progress=progress, timeout=timeout).value
         if not difference.within(tolerance):
             raise VerifyError(
-                f"{folder}: the replay differs from the recorded logits: {difference}; allowed: {tolerance}"
+                f"{folder}: the replay differs from the recorded {'labels' if labels else 'logits'}: {difference}; "
+                f"allowed: {tolerance}"
             )
     files = content["files"]
     return Verified(content, len(files), sum(entry["bytes"] for entry in files.values()), difference)
@@ -160,8 +162,12 @@ def _check_graph(folder: Path, content: Manifest, progress: Progress) -> None:
     except Exception as error:
         raise VerifyError(f"{path} isn't a valid ONNX model: {_first_line(error)}") from error
     for what, values in found.items():
-        if values != content[what]:
-            raise VerifyError(f"{path} has the {what} {values}, the manifest says {content[what]}")
+        said = [{key: value[key] for key in ("name", "shape", "dtype")} for value in content[what]]
+        if values != said:
+            raise VerifyError(f"{path} has the {what} {values}, the manifest says {said}")
+    dtype = str(found["outputs"][0]["dtype"])
+    if manifest.gives_labels(content) != dtype.startswith("uint"):
+        raise VerifyError(f"{path} gives {dtype}, the manifest says {'labels' if dtype == 'float32' else 'logits'}")
 
 
 def describe(value: onnx.ValueInfoProto) -> dict[str, object]:  # type: ignore[name-defined]  # noqa: F821
@@ -174,7 +180,7 @@ def describe(value: onnx.ValueInfoProto) -> dict[str, object]:  # type: ignore[n
     return {"name": value.name, "shape": shape, "dtype": dtype}
 
 
-def _replay(folder: Path, threads: int, progress: Progress) -> Difference:
+def _replay(folder: Path, labels: bool, threads: int, progress: Progress) -> Difference | Agreement:
     import onnxruntime
 
     progress("loading the model in ONNX Runtime")
@@ -187,11 +193,11 @@ def _replay(folder: Path, threads: int, progress: Progress) -> Difference:
     try:
         session = onnxruntime.InferenceSession(str(folder / MODEL), settings, providers=["CPUExecutionProvider"])
         progress("replaying the test data")
-        logits = session.run(None, {session.get_inputs()[0].name: x})[0]
+        found = session.run(None, {session.get_inputs()[0].name: x})[0]
     except Exception as error:
         raise VerifyError(f"{folder} doesn't run: {_first_line(error)}") from error
     progress("comparing")
-    return compare(expected, logits)
+    return compare_labels(expected, found) if labels else compare(expected, found)
 
 
 def _first_line(error: Exception) -> str:

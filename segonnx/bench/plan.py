@@ -84,6 +84,7 @@ class Model:
         system: how the network is built; None for an artifact that the catalogue doesn't know.
         seed: of the network's random weights; None where they came from a file.
         weights_sha256: of the artifact's weights.
+        labels: the artifact gives labels instead of logits.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Model:
     system: System | None = None
     seed: int | None = 0
     weights_sha256: str | None = None
+    labels: bool = False
 
     @property
     def images(self) -> float:

@@ -58,7 +58,8 @@ class Row:
         threads_seen: threads of the worker, counted from outside: ``total``, and ``busy`` those that worked in the
             timed passes.
         cpus: the processors that all its threads were bound to, seen from outside.
-        max_abs_error: largest difference from eager's logits, or from the recorded ones where eager didn't run.
+        max_abs_error: largest difference from eager's logits, or from the recorded ones where eager didn't run; None
+            for an artifact that gives labels.
         label_agreement: fraction of voxels with the same label as there.
         compared_with: ``eager`` or ``recorded``.
         speedup_over_eager: eager's time over this one's, the median of the rounds' ratios.

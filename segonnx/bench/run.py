@@ -24,7 +24,7 @@ from segonnx.bench.rounds import Rule
 from segonnx.bench.watch import Watch
 from segonnx.bench.worker import Job, Loaded, Passes, serve
 from segonnx.errors import SegonnxError
-from segonnx.numeric import TOLERANCES, compare
+from segonnx.numeric import TOLERANCES, Agreement, Difference, compare, compare_labels
 from segonnx.process import Progress, Worker
 from segonnx.runtimes.base import Runtime, Subject
 
@@ -360,7 +360,7 @@ class _Case:
         return None
 
     def _compare(self) -> None:
-        """Hold every runtime's logits against eager's, or against the artifact's recorded ones."""
+        """Hold every runtime's logits, or labels, against eager's, or against the artifact's recorded ones."""
         rows = [row for row in self.rows if row.status == OK]
         if any(row.backend == "eager" for row in rows):
             reference, name = np.load(self._logits("eager"), mmap_mode="r"), "eager"
@@ -368,21 +368,25 @@ class _Case:
             reference, name = recorded, "recorded"
         else:
             return
+        what = "labels" if self.model.labels else "logits"
         for row in rows:
-            self.progress(f"{self._name}: comparing the logits of {row.backend}")
+            self.progress(f"{self._name}: comparing the {what} of {row.backend}")
+            found = np.load(self._logits(row.backend), mmap_mode="r")
+            difference: Difference | Agreement
             try:
-                difference = compare(reference, np.load(self._logits(row.backend), mmap_mode="r"))
+                difference = compare_labels(reference, found) if self.model.labels else compare(reference, found)
             except SegonnxError as error:
                 row.status = f"its {error}"
                 continue
-            row.max_abs_error, row.label_agreement = difference.max_abs_error, difference.label_agreement
+            row.max_abs_error = difference.max_abs_error if isinstance(difference, Difference) else None
+            row.label_agreement = difference.label_agreement
             row.compared_with = name
             dtype = "float32" if row.settings.get("dtype") == "float32" else "bfloat16"
             if not difference.within(TOLERANCES[dtype]):
-                row.status = f"its logits differ: {difference}"
+                row.status = f"its {what} differ: {difference}"
 
     def _recorded(self, input_sha256: str) -> inputs.Array | None:
-        """PyTorch's logits from the artifact's test data, if that has the bench's input."""
+        """PyTorch's logits, or labels, from the artifact's test data, if that has the bench's input."""
         if self.model.artifact is None:
             return None
         data = self.model.artifact / testdata.FOLDER

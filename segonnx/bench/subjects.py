@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from segonnx import catalog, inputs, runtimes
+from segonnx.artifacts.manifest import gives_labels
 from segonnx.artifacts.verify import verify
 from segonnx.bench.plan import Model, Settings
 from segonnx.catalog import System
@@ -59,6 +60,7 @@ def from_artifact(
         system=system,
         seed=content["weights"]["seed"],
         weights_sha256=content["weights"]["sha256"],
+        labels=gives_labels(content),
     )
 
 
@@ -126,6 +128,21 @@ def from_system(
         stock=stock,
         system=system,
     )
+
+
+def require_alike(models: list[Model], settings: Settings) -> None:
+    """Refuse to time artifacts that give labels beside runtimes that give logits: they'd do less work.
+
+    Raises:
+        InputError: which.
+    """
+    others = [name for name in settings.backends if runtimes.get(name).needs != "artifact"]
+    for model in models:
+        if model.labels and others:
+            raise InputError(
+                f"{model.artifact} gives labels, and {', '.join(others)} would give logits: "
+                "time it with --backend ort and --backend openvino alone"
+            )
 
 
 def read_input(path: Path, models: list[Model]) -> inputs.Array:

@@ -23,7 +23,7 @@ class Job:
         options: how.
         cpus: the processors that it is bound to.
         x: file of the input, as ``numpy.save`` wrote it.
-        logits: file that the logits are saved to.
+        logits: file that the logits, or labels, are saved to.
         cache: an empty folder for what torch.compile compiles: a warm cache would hide the compile time.
     """
 
@@ -44,7 +44,7 @@ class Loaded:
         load_s: seconds until the model was ready: importing the library, reading, optimising or compiling.
         compile_s: the part that optimised or compiled.
         first_pass_s: seconds of the first pass after that.
-        logits_bytes: size of the logits.
+        logits_bytes: size of the logits, or labels.
         settings: of the runtime.
     """
 

@@ -103,7 +103,7 @@ def convert_network(
         parameters=tuple(name for name, _ in network.module.named_parameters()),
         unused=dict(network.unused),
         input=system.input,
-        output=system.output,
+        output=_output(system),
     )
 
 
@@ -124,7 +124,7 @@ def _program(network: Network, system: System, shape: tuple[int, ...], dynamic: 
                 optimize=False,
                 opset_version=OPSET,
                 input_names=[system.input],
-                output_names=[system.output],
+                output_names=[_output(system)],
                 dynamic_shapes=_dynamic_shapes(system, shape) if dynamic else None,
                 verbose=False,
             )
@@ -141,6 +141,10 @@ def _program(network: Network, system: System, shape: tuple[int, ...], dynamic: 
         logger.setLevel(level)
     assert program is not None
     return program.model
+
+
+def _output(system: System) -> str:
+    return system.output or "logits"
 
 
 def _dynamic_shapes(system: System, shape: tuple[int, ...]) -> tuple[dict[int, Any], ...]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from segonnx.exporters.parity import Output
     from segonnx.exporters.rewrites import Optimize
 
 AXES = {4: "images (N, C, H, W)", 5: "volumes (N, C, D, H, W)"}
@@ -36,6 +37,7 @@ def export(
     name: str | None,
     labels: Sequence[str] | None,
     output: str | int | None,
+    result: Output,
     unused: Mapping[str, str],
     dynamic: bool,
     divisor: int,
@@ -43,7 +45,7 @@ def export(
     overwrite: bool,
     licence: str,
     input_name: str,
-    output_name: str,
+    output_name: str | None,
     threads: int | None,
     progress: Progress,
 ) -> Exported:
@@ -58,6 +60,8 @@ def export(
         logits = _try(module, example)
         if labels is not None and len(labels) != logits.shape[1]:
             raise InputError(f"the module gives {logits.shape[1]} classes, labels= names {len(labels)}")
+        if result == "labels" and logits.ndim < 3:
+            raise InputError(f"the module gives {tuple(logits.shape)}, which is no logits of voxels: it has no labels")
         system = System(
             name=name or path.name,
             family="module",
@@ -81,6 +85,7 @@ def export(
             batch=example.shape[0],
             dynamic=dynamic,
             optimize=optimize,
+            output=result,
             overwrite=overwrite,
             threads=threads or machine.usable_cores(),
         )

@@ -6,16 +6,21 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from segonnx import inputs
 from segonnx.artifacts import testdata
 from segonnx.artifacts.verify import MODEL
 from segonnx.errors import ParityError
 from segonnx.exporters.probes import Probe
-from segonnx.numeric import TOLERANCES, Difference, compare, spread_of
+from segonnx.numeric import TOLERANCES, Difference, compare, labels_of, spread_of
 from segonnx.process import Progress
+
+Output = Literal["logits", "labels"]
+"""What ``segonnx export --output`` takes."""
 
 DTYPE = "float32"
 RUNTIME = "ONNX Runtime CPU"
@@ -43,6 +48,7 @@ def measure(
     modality: str,
     folder: Path,
     steady: bool,
+    output: Output,
     threads: int,
     progress: Progress,
 ) -> list[Measured]:
@@ -58,6 +64,8 @@ def measure(
         folder: holds PyTorch's logits on probe i as ``logits_i.npy``.
         steady: whether to spare the file ONNX Runtime's InstanceNormalization, which loses digits (a file for other
             runtimes shouldn't fail for that).
+        output: what the artifact will give. For labels, those of the file's logits on probe i are saved in ``folder``,
+            and the test data holds those of PyTorch's.
         threads: of ONNX Runtime.
         progress: told of each step.
 
@@ -69,8 +77,8 @@ def measure(
     for i, probe in reversed(list(enumerate(probes))):
         x = probe.make(modality)
         progress(f"running ONNX Runtime on {probe.name}")
-        with _steady(artifact / MODEL) if steady else contextlib.nullcontext(artifact / MODEL) as path:
-            logits = _run(path, x, threads)
+        with steadied(artifact / MODEL) if steady else contextlib.nullcontext(artifact / MODEL) as path:
+            logits = run(path, x, threads)
         progress(f"comparing the logits of {probe.name}")
         reference = _reference(folder, i)
         difference = compare(reference, logits, scale)
@@ -79,11 +87,16 @@ def measure(
                 f"numeric parity failed on {probe.name}: ONNX Runtime differs from PyTorch by {difference}; "
                 f"allowed: {TOLERANCES[DTYPE]}"
             )
+        if output == "labels":
+            np.save(saved_labels(folder, i), labels_of(logits))
         results.insert(0, Measured(probe, inputs.sha256(x), difference))
     progress("writing the test data")
     del logits
-    tolerance = TOLERANCES[DTYPE].max_rel_error
-    testdata.write(artifact, x, reference, atol=tolerance * results[0].difference.spread, rtol=tolerance)
+    if output == "labels":
+        testdata.write(artifact, x, labels_of(reference), output, atol=0.0, rtol=0.0)
+    else:
+        tolerance = TOLERANCES[DTYPE].max_rel_error
+        testdata.write(artifact, x, reference, output, atol=tolerance * results[0].difference.spread, rtol=tolerance)
     return results
 
 
@@ -92,7 +105,13 @@ def _reference(folder: Path, i: int) -> inputs.Array:
     return logits
 
 
-def _run(path: Path, x: inputs.Array, threads: int) -> inputs.Array:
+def saved_labels(folder: Path, i: int) -> Path:
+    """Where the labels of probe i are saved."""
+    return folder / f"labels_{i}.npy"
+
+
+def run(path: Path, x: inputs.Array, threads: int) -> npt.NDArray[Any]:
+    """What the file gives for ``x`` in ONNX Runtime."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -101,12 +120,12 @@ def _run(path: Path, x: inputs.Array, threads: int) -> inputs.Array:
     settings.enable_cpu_mem_arena = False  # freed memory goes back at once: models of several gigabytes need it
 
     session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    logits: inputs.Array = session.run(None, {session.get_inputs()[0].name: x})[0]
-    return logits
+    given: npt.NDArray[Any] = session.run(None, {session.get_inputs()[0].name: x})[0]
+    return given
 
 
 @contextlib.contextmanager
-def _steady(path: Path) -> Iterator[Path]:
+def steadied(path: Path) -> Iterator[Path]:
     """The model with its InstanceNormalization computed in a way that loses no digits, beside the file."""
     import onnx_ir as ir
 

@@ -24,11 +24,11 @@ from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import MODEL, describe, sha256, verify
 from segonnx.catalog import System
 from segonnx.errors import CheckpointError, InputError, ResourceError, VerifyError
-from segonnx.exporters import probes
+from segonnx.exporters import labels, probes
 from segonnx.exporters.accounting import Account
 from segonnx.exporters.assemble import Converted, assemble
 from segonnx.exporters.convert import convert, convert_network
-from segonnx.exporters.parity import DTYPE, RUNTIME, STEADY_RUNTIME, Measured, measure
+from segonnx.exporters.parity import DTYPE, RUNTIME, STEADY_RUNTIME, Measured, Output, measure
 from segonnx.exporters.prepare import STATE, Prepared, Weights, adapt, prepare, prepare_network
 from segonnx.numeric import TOLERANCES
 from segonnx.process import Progress
@@ -55,6 +55,7 @@ class Settings:
         batch: instances per pass.
         dynamic: leave batch and spatial sizes open.
         optimize: which rewrites to apply; ``none`` gives the graph as torch wrote it.
+        output: ``labels``: the graph ends in an ArgMax over the classes.
         overwrite: replace an artifact that was made with other arguments.
         threads: of PyTorch and ONNX Runtime.
         folder: the artifact's folder in ``out``, where it isn't called after the system.
@@ -69,6 +70,7 @@ class Settings:
     batch: int = 1
     dynamic: bool = False
     optimize: Optimize = "cpu"
+    output: Output = "logits"
     overwrite: bool = False
     threads: int = field(default_factory=machine.usable_cores)
     folder: str | None = None
@@ -146,6 +148,8 @@ def export(
 
     if settings.checkpoints or settings.pretrained:
         system = stage("adapt", adapt, system, settings.weights)
+    if settings.output == "labels":
+        labels.require(system)
     shape = input_shape(system, settings.shape, settings.batch)
     seeded = network is None and settings.weights.random
     arguments = _arguments(system, settings, shape) | ({} if seeded else {"seed": None})
@@ -169,7 +173,11 @@ def export(
         account = stage("assemble", assemble, work / MODEL, converted, work / STATE, artifact)
         (work / STATE).unlink()
         steady = settings.optimize == "none"
-        measured = stage("measure", measure, artifact, planned, system.modality, work, steady, settings.threads)
+        checks = (planned, system.modality, work, steady)
+        measured = stage("measure", measure, artifact, *checks, settings.output, settings.threads)
+        if settings.output == "labels":
+            name = system.output or settings.output
+            converted = stage("labels", labels.put, artifact, converted, name, *checks, settings.threads)
         progress("hashing the artifact")
         weights = _weights(system, settings, prepared, seeded=seeded)
         content = _manifest(system, settings, artifact, arguments, prepared, weights, converted, account, measured)
@@ -263,6 +271,8 @@ def _arguments(system: System, settings: Settings, shape: tuple[int, ...]) -> di
     }
     if settings.pretrained:
         arguments["pretrained"] = True
+    if settings.output == "labels":
+        arguments["output"] = "labels"
     if settings.trust:
         arguments["trusted"] = True
     if system.described:
@@ -280,7 +290,8 @@ def _existing(target: Path, arguments: dict[str, Any], settings: Settings, progr
     except VerifyError as error:
         raise InputError(f"{target} exists and isn't a whole artifact ({error}): --overwrite replaces it") from error
     if found["arguments"] != arguments:
-        changed = ", ".join(key for key in arguments if found["arguments"].get(key) != arguments[key])
+        made = found["arguments"]
+        changed = ", ".join(key for key in arguments | made if made.get(key) != arguments.get(key))
         raise InputError(f"{target} exists, made with other arguments ({changed}): --overwrite replaces it")
     return found
 
@@ -325,14 +336,14 @@ def _manifest(
         },
         "macs": prepared.macs,
         "inputs": [describe(value) for value in graph.input],
-        "outputs": [describe(value) for value in graph.output],
+        "outputs": [{**describe(value), **_kind(system, settings)} for value in graph.output],
         "opset": converted.opset,
         "ir_version": converted.ir_version,
         "operators": converted.operators,
         "weights": weights,
         "preprocessing": PREPROCESSING.get(system.modality, {}),
         "labels": [],
-        **system.described,
+        **{key: value for key, value in system.described.items() if key != "inference" or settings.output == "logits"},
         "parity": {
             "inputs": [
                 {"kind": one.probe.kind, "shape": list(one.probe.shape), "sha256": one.sha256, **asdict(one.difference)}
@@ -352,6 +363,11 @@ def _manifest(
         "producer": machine.versions() | {"segonnx": segonnx.__version__},
         "arguments": arguments,
     }
+
+
+def _kind(system: System, settings: Settings) -> dict[str, Any]:
+    """What the manifest says of an output that isn't logits."""
+    return {"kind": "labels", "classes": max(2, system.num_classes)} if settings.output == "labels" else {}
 
 
 def _weights(system: System, settings: Settings, prepared: Prepared, *, seeded: bool) -> dict[str, Any]:

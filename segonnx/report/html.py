@@ -131,7 +131,7 @@ def _cells(row: Row, result: Result) -> list[tuple[str, str, bool]]:
         (_seconds(row.first_result_s), row.first_result_s),
         (f"{row.peak_rss_bytes / 1e9:.2f} GB" if row.peak_rss_bytes else "-", row.peak_rss_bytes),
         (f"{row.parameters:,}", row.parameters),
-        (f"{row.max_abs_error:.1e}" if row.max_abs_error is not None else "-", row.max_abs_error),
+        (tables.error(row), row.max_abs_error),
         (f"{len(row.rounds)}, {row.stopped or ''}".rstrip(", "), len(row.rounds)),
         ("; ".join(row.warnings) if row.status == OK else row.status, row.status),
     ]

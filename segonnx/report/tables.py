@@ -144,10 +144,17 @@ def _cells(row: Row, result: Result, sweep: Sequence[str]) -> list[str]:
         seconds(row.cpu_s) if row.cpu_s is not None else "-",
         seconds(row.load_s) if row.load_s is not None else "-",
         f"{row.peak_rss_bytes / 1e9:.2f} GB" if row.peak_rss_bytes is not None else "-",
-        f"{row.max_abs_error:.1e}" if row.max_abs_error is not None else "-",
+        error(row),
         *theirs,
         "; ".join(row.warnings),
     ]
+
+
+def error(row: Row) -> str:
+    """The largest error of a row's logits; how many labels agree, where it gives these."""
+    if row.max_abs_error is not None:
+        return f"{row.max_abs_error:.1e}"
+    return "-" if row.label_agreement is None else f"labels {100 * row.label_agreement:.4f} %"
 
 
 def speedup(row: Row) -> str:

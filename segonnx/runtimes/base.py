@@ -102,7 +102,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def run(self, x: Array) -> Array:
-        """Logits (N, classes, spatial...) of the input (N, C, spatial...).
+        """Logits (N, classes, spatial...) of the input (N, C, spatial...); labels, where the artifact gives these.
 
         The result may be overwritten by the next run.
         """

@@ -26,6 +26,8 @@ _CHOICES: dict[str, dict[str, Any]] = {
     "outputs": {kind: kind for kind in get_args(Outputs)},
 }
 
+_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(uint16)": np.uint16}
+
 
 def parse_options(texts: Iterable[str]) -> dict[str, Any]:
     """Fields of ``Options`` from texts such as ``spinning=off``.
@@ -84,9 +86,9 @@ class OrtRuntime(Runtime):
             settings.enable_profiling = True
             settings.profile_file_prefix = os.path.join(self._folder.name, "profile")  # noqa: PTH118 (ORT's prefix)
         self._session = onnxruntime.InferenceSession(self._model, settings, providers=["CPUExecutionProvider"])
-        shape = self._session.get_outputs()[0].shape
-        if self._options.outputs == "bound" and all(isinstance(size, int) for size in shape):
-            self._output = np.empty(shape, np.float32)
+        output = self._session.get_outputs()[0]
+        if self._options.outputs == "bound" and all(isinstance(size, int) for size in output.shape):
+            self._output = np.empty(output.shape, _TYPES[output.type])
 
     def run(self, x: Array) -> Array:
         assert self._session is not None
@@ -97,7 +99,7 @@ class OrtRuntime(Runtime):
         binding = self._session.io_binding()
         binding.bind_cpu_input(self._session.get_inputs()[0].name, x)
         out = self._output
-        binding.bind_output(name, "cpu", 0, np.float32, out.shape, out.ctypes.data)
+        binding.bind_output(name, "cpu", 0, out.dtype.type, out.shape, out.ctypes.data)
         self._session.run_with_iobinding(binding)
         return out
 

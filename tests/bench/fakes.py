@@ -14,6 +14,7 @@ import numpy as np
 from segonnx import inputs
 from segonnx.bench.plan import Model
 from segonnx.runtimes.base import Operator, Options, Runtime, Subject
+from segonnx.runtimes.ort import OrtRuntime
 
 SHAPE = (1, 5, 4)
 TURN_S = 0.3
@@ -144,6 +145,15 @@ class Wrong(Steady):
         return np.random.default_rng(0).standard_normal((1, 1000)).astype(np.float32)
 
 
+class Mirrored(OrtRuntime):
+    """ONNX Runtime, with what it gives the wrong way round."""
+
+    name = "mirrored"
+
+    def run(self, x: inputs.Array) -> inputs.Array:
+        return np.flip(super().run(x), axis=-1)
+
+
 class Drawn(Steady):
     """One whose pace is another in each process."""
 
@@ -185,7 +195,8 @@ class Spinning(Steady):
 KNOWN: dict[str, type[Runtime]] = {
     kind.name: kind
     for kind in (
-        Steady, Equal, Quick, Slow, Absent, Unloadable, Raising, Killed, Hanging, Wrong, Drawn, Working, Spinning,
+        Steady, Equal, Quick, Slow, Absent, Unloadable, Raising, Killed, Hanging, Wrong, Mirrored, Drawn, Working,
+        Spinning,
     )
 }  # fmt: skip
 

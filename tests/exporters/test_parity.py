@@ -42,7 +42,7 @@ class Case:
         onnx.save(model, path)
 
     def measure(self, *, steady: bool = False) -> None:
-        measure(self.artifact, self.probes, self.system.modality, self.folder, steady, 2, lambda _: None)
+        measure(self.artifact, self.probes, self.system.modality, self.folder, steady, "logits", 2, lambda _: None)
 
     def account(self) -> accounting.Account:
         converted = self.converted

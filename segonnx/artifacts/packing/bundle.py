@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from segonnx.artifacts import manifest
-from segonnx.artifacts.manifest import Manifest
+from segonnx.artifacts.manifest import Manifest, gives_labels
 from segonnx.artifacts.verify import MODEL
 from segonnx.process import Progress
 
@@ -36,8 +36,13 @@ def write(artifact: Path, content: Manifest, out: Path, progress: Progress) -> N
 
 def metadata(content: Manifest) -> dict[str, Any]:
     """The content of metadata.json, in the words of MONAI's schema."""
-    x, logits = content["inputs"][0], content["outputs"][0]
-    classes = {str(index): label["name"] for index, label in enumerate(content["labels"])}
+    x, y = content["inputs"][0], content["outputs"][0]
+    names = {str(index): label["name"] for index, label in enumerate(content["labels"])}
+    if gives_labels(content):
+        spatial = y["shape"][1:]
+        given = {**_tensor(y, 1, spatial), "value_range": [0, y["classes"] - 1], "channel_def": {"0": "labels"}}
+    else:
+        given = {**_tensor(y, y["shape"][1], y["shape"][2:]), "channel_def": names}
     return {
         "version": "1.0.0",
         "name": content["name"],
@@ -56,16 +61,15 @@ def metadata(content: Manifest) -> dict[str, Any]:
                     "type": "image",
                     "format": "magnitude",
                     "modality": content["preprocessing"]["modality"],
-                    **_tensor(x),
+                    **_tensor(x, x["shape"][1], x["shape"][2:]),
                 }
             },
-            "outputs": {"pred": {"type": "image", "format": "segmentation", **_tensor(logits), "channel_def": classes}},
+            "outputs": {"pred": {"type": "image", "format": "segmentation", **given}},
         },
     }
 
 
-def _tensor(described: Manifest) -> dict[str, Any]:
-    _, channels, *spatial = described["shape"]
+def _tensor(described: Manifest, channels: int, spatial: list[int | str]) -> dict[str, Any]:
     return {
         "num_channels": channels,
         "spatial_shape": [size if isinstance(size, int) else "*" for size in spatial],

@@ -14,7 +14,13 @@ from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import MODEL
 from segonnx.process import Progress
 
-TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "uint8": "TYPE_UINT8", "int64": "TYPE_INT64"}
+TYPES = {
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "uint8": "TYPE_UINT8",
+    "uint16": "TYPE_UINT16",
+    "int64": "TYPE_INT64",
+}
 
 
 def write(artifact: Path, content: Manifest, out: Path, progress: Progress) -> None:

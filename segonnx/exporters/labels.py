@@ -1,0 +1,94 @@
+"""An artifact that gives labels: which networks may, and the step that makes it of a graph with checked logits."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from segonnx.artifacts.verify import MODEL
+from segonnx.catalog import System
+from segonnx.errors import InputError, ParityError
+from segonnx.exporters.assemble import Converted
+from segonnx.exporters.parity import run, saved_labels, steadied
+from segonnx.exporters.probes import Probe
+from segonnx.process import Progress
+
+
+def require(system: System) -> None:
+    """Refuse a network of which one label per voxel doesn't say it all.
+
+    Raises:
+        InputError: why.
+    """
+    if system.family == "encoder":
+        why = "it is an encoder, whose output isn't one of voxels"
+    elif system.described.get("inference", {}).get("regions"):
+        why = "its regions overlap, and a voxel that is in several has no one label"
+    elif system.num_classes > 1 and system.described.get("activation") == "sigmoid":
+        why = "its classes, each with a sigmoid, overlap, and a voxel that is in several has no one label"
+    else:
+        return
+    raise InputError(f"{system.name} gives no labels: {why}; export it with --output logits")
+
+
+def put(
+    artifact: Path,
+    converted: Converted,
+    name: str,
+    probes: tuple[Probe, ...],
+    modality: str,
+    folder: Path,
+    steady: bool,
+    threads: int,
+    progress: Progress,
+) -> Converted:
+    """Let the artifact's model give labels, and hold them against those of its own logits.
+
+    Args:
+        artifact: holds the model, which gives logits.
+        converted: what is known of it.
+        name: of the output.
+        probes: the inputs that its logits were checked on.
+        modality: of the inputs.
+        folder: holds the labels of these logits on probe i, as ``parity.measure`` saved them.
+        steady: as there.
+        threads: of ONNX Runtime.
+        progress: told of each step.
+
+    Returns:
+        What is known of the model now.
+
+    Raises:
+        ParityError: a label is another.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    from segonnx.exporters.rewrites.labels import LabelsPass
+
+    progress("putting the labels behind the logits")
+    path = artifact / MODEL
+    model = ir.load(path)
+    LabelsPass(name)(model)
+    ir.save(model, path)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ParityError(f"the graph that gives labels isn't valid ONNX: {error}") from error
+    for i, probe in enumerate(probes):
+        progress(f"comparing the labels of {probe.name}")
+        with steadied(path) if steady else contextlib.nullcontext(path) as ran:
+            labels = run(ran, probe.make(modality), threads)
+        expected = np.load(saved_labels(folder, i), allow_pickle=False)
+        if (labels.dtype, labels.shape) != (expected.dtype, expected.shape) or not np.array_equal(labels, expected):
+            raise ParityError(f"on {probe.name} the graph gives other labels than those of its logits")
+    return replace(
+        converted,
+        operators=dict(sorted(Counter(node.op_type for node in model.graph).items())),
+        rewrites=(*converted.rewrites, LabelsPass.__name__),
+        output=name,
+    )

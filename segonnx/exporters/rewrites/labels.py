@@ -1,0 +1,48 @@
+"""The labels instead of the logits: a byte per voxel for four per voxel and class."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from segonnx.exporters.rewrites.slices import Builder
+
+
+class LabelsPass(ir.passes.InPlacePass):
+    """Put an ArgMax over the classes behind the graph's output; with one class, whether its logit is above 0.
+
+    requires: one output of logits, (N, classes, spatial...).
+    ensures: the output is (N, spatial...) of uint8, uint16 for more than 256 classes; of classes that tie, the first;
+        whatever computes the logits stays as it is.
+
+    Args:
+        name: of the output.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def requires(self, model: ir.Model) -> None:
+        shapes = [value.shape for value in model.graph.outputs]
+        if len(shapes) != 1 or shapes[0] is None or len(shapes[0]) < 3 or not isinstance(shapes[0][1], int):
+            raise ir.passes.PreconditionError(f"labels are of one output (N, classes, spatial...), not of {shapes}")
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        (logits,) = graph.outputs
+        assert logits.shape is not None
+        batch, classes, *spatial = logits.shape
+        assert isinstance(classes, int)
+        kind = ir.DataType.UINT8 if classes <= 256 else ir.DataType.UINT16
+        build = Builder(graph)
+        if classes == 1:
+            only = build("Squeeze", logits, build.integers(1))
+            winners = build("Greater", only, build.number(0.0))
+        else:
+            winners = build("ArgMax", logits, axis=1, keepdims=0, select_last_index=0)
+        labels = build("Cast", winners, to=int(kind))
+        graph.extend(build.nodes)
+        logits.name = f"{self._name}_logits"
+        labels.name, labels.type, labels.shape = self._name, ir.TensorType(kind), ir.Shape([batch, *spatial])
+        graph.outputs[0] = labels
+        return ir.passes.PassResult(model, True)
