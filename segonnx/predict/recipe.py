@@ -98,6 +98,8 @@ def read(content: Manifest, folder: Path) -> Recipe:
     """
     given, inference = content["preprocessing"], content.get("inference")
     shape, output = content["inputs"][0]["shape"], content["outputs"][0]
+    if output.get("kind") == "labels":
+        raise InputError(f"{folder} gives labels; windows are joined by logits: export it with --output logits")
     pairs = zip(shape[2:], output["shape"][2:], strict=False)
     if len(output["shape"]) != len(shape) or any(isinstance(b, int) and a != b for a, b in pairs):
         raise InputError(f"{folder} gives {output['shape']} of {shape}: no label for each place of its input")
