@@ -286,6 +286,10 @@ def _blob_of(layout: Path, name: str) -> Path:
     raise AssertionError(name)
 
 
+def _change(path: Path) -> None:
+    path.write_bytes(path.read_bytes().swapcase())
+
+
 def _link(path: Path) -> None:
     path.rename(path.with_name("aside"))
     path.symlink_to("aside")
@@ -303,7 +307,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a missing layer": (lambda layout: _image(layout, lambda image: image["layers"].pop()), "lacks "),
     "a missing blob": (lambda layout: _blob_of(layout, "model.onnx").unlink(), "lacks the blob"),
-    "a changed blob": (lambda layout: _blob_of(layout, "data.json").write_bytes(b"x" * 46), "data.json was changed"),
+    "a changed blob": (lambda layout: _change(_blob_of(layout, "data.json")), "data.json was changed"),
     "a changed manifest": (lambda layout: _blob_of(layout, "manifest.json").write_bytes(b"{}"), "has other bytes"),
     "a link": (lambda layout: _link(_blob_of(layout, "data.json")), "lacks the blob"),
     "no layers": (lambda layout: _image(layout, lambda image: image.pop("layers")), "no OCI image layout"),
