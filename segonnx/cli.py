@@ -221,6 +221,22 @@ def _fraction(_ctx: click.Context, param: click.Parameter, value: str) -> float:
     show_default=True,
     help="Rewrite the graph for CPUs, in standard ONNX; none: the graph as PyTorch wrote it.",
 )
+@click.option("--tune", is_flag=True, help="Choose the rewrites by timing them on this machine: some minutes.")
+@click.option(
+    "--tune-time", type=click.FloatRange(1), metavar="SECONDS", help="Of --tune: how long it may search. [default: 600]"
+)
+@click.option(
+    "--tuning",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Make the choices that the manifest of a tuned artifact records.",
+)
+@click.option(
+    "--max-weight-growth",
+    type=click.FloatRange(1),
+    metavar="TIMES",
+    help="Rewrite 3D convolutions so that the runtime holds at most so many times their weights.",
+)
 @click.option(
     "--output",
     type=click.Choice(OUTPUTS),
@@ -250,6 +266,10 @@ def export(
     batch: int,
     dynamic: bool,
     optimize: Literal["cpu", "none"],
+    tune: bool,
+    tune_time: float | None,
+    tuning: Path | None,
+    max_weight_growth: float | None,
     output: Literal["logits", "labels"],
     overwrite: bool,
     threads: int | None,
@@ -267,6 +287,7 @@ def export(
     segonnx export --nnunet nnUNet_results/Dataset004_Hippocampus --configuration 3d_fullres --fold ensemble
     segonnx export smp:segformer:mit_b0 --dynamic
     segonnx export totalsegmentator --output labels
+    segonnx export stunet-b --tune
     segonnx export encoder-lcnet-100 --pretrained
     segonnx export --smp FOLDER --shape 256,256
     """
@@ -281,6 +302,8 @@ def export(
         raise InputError(f"{' and '.join(given)} each say where the weights are: give one")
     if trust_checkpoint and (not given or pretrained):
         raise InputError("--trust-checkpoint is for the file of --weights, or the folder of --smp or --nnunet")
+    if tune_time is not None and not tune:
+        raise InputError("--tune-time goes with --tune")
     if nnunet_folder is None and any(option is not None for option in (fold, checkpoint, configuration)):
         raise InputError("--fold, --checkpoint and --configuration go with --nnunet FOLDER")
     systems: list[System] = []
@@ -306,6 +329,10 @@ def export(
         batch=batch,
         dynamic=dynamic,
         optimize=optimize,
+        tune=tune,
+        tune_time=tune_time or pipeline.TUNE_S,
+        tuning=tuning,
+        max_weight_growth=max_weight_growth,
         output=output,
         overwrite=overwrite,
         threads=threads or machine.usable_cores(),

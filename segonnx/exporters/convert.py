@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from segonnx.exporters.rewrites import Optimize
+    from segonnx.exporters.rewrites.choices import Choices
     from segonnx.models.base import Network
 
 OPSET = 20
@@ -34,6 +35,7 @@ def convert(
     shape: tuple[int, ...],
     dynamic: bool,
     optimize: Optimize,
+    choices: Choices,
     folder: Path,
     path: Path,
     progress: Progress,
@@ -43,7 +45,7 @@ def convert(
 
     progress("loading the network")
     network = weights.restore(system, folder / STATE)
-    return convert_network(network, system, shape, dynamic, optimize, path, progress)
+    return convert_network(network, system, shape, dynamic, optimize, choices, path, progress)
 
 
 def convert_network(
@@ -52,6 +54,7 @@ def convert_network(
     shape: tuple[int, ...],
     dynamic: bool,
     optimize: Optimize,
+    choices: Choices,
     path: Path,
     progress: Progress,
 ) -> Converted:
@@ -65,11 +68,13 @@ def convert_network(
         shape: of the example input, (N, C, spatial...); it is the input's shape in the file unless ``dynamic``.
         dynamic: leave batch and spatial sizes open.
         optimize: which rewrites to apply.
+        choices: where they aren't the defaults.
         path: of the ONNX file; the weights go beside it, with ``.data`` appended to its name.
         progress: told of each step.
 
     Raises:
         ConversionError: torch can't express the network in ONNX.
+        InputError: the choices are another network's.
     """
     import onnx_ir as ir
     import onnxscript.optimizer
@@ -84,7 +89,7 @@ def convert_network(
     tensors = weights.names(network.module)
     traced = provenance.trace(model, tensors)
     onnxscript.optimizer.optimize(model)
-    changed = rewrites.apply(model, optimize)
+    changed = rewrites.apply(model, optimize, choices)
     common.ShapeInferencePass()(model)
     common.RemoveUnusedNodesPass()(model)
     # Metadata of the exporter tells paths and source lines of this machine.

@@ -12,8 +12,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +30,10 @@ from segonnx.exporters.assemble import Converted, assemble
 from segonnx.exporters.convert import convert, convert_network
 from segonnx.exporters.parity import DTYPE, RUNTIME, STEADY_RUNTIME, Measured, Output, measure
 from segonnx.exporters.prepare import STATE, Prepared, Weights, adapt, prepare, prepare_network
+from segonnx.exporters.rewrites.choices import Choices
+from segonnx.exporters.rewrites.choices import parse as choices_of
+from segonnx.exporters.rewrites.choices import read as read_tuning
+from segonnx.exporters.tune import tune
 from segonnx.numeric import TOLERANCES
 from segonnx.process import Progress
 
@@ -38,6 +42,9 @@ if TYPE_CHECKING:
     from segonnx.models.base import Network
 
 T = TypeVar("T")
+
+TUNE_S = 600.0
+"""Seconds that the search of ``--tune`` may take, where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,10 @@ class Settings:
         batch: instances per pass.
         dynamic: leave batch and spatial sizes open.
         optimize: which rewrites to apply; ``none`` gives the graph as torch wrote it.
+        tune: choose the rewrites by timing them on this machine.
+        tune_time: seconds that the search may take.
+        tuning: a manifest whose choices are taken, instead of the package's.
+        max_weight_growth: the most that the forms of 3D convolutions may let their weights grow, times.
         output: ``labels``: the graph ends in an ArgMax over the classes.
         overwrite: replace an artifact that was made with other arguments.
         threads: of PyTorch and ONNX Runtime.
@@ -70,6 +81,10 @@ class Settings:
     batch: int = 1
     dynamic: bool = False
     optimize: Optimize = "cpu"
+    tune: bool = False
+    tune_time: float = TUNE_S
+    tuning: Path | None = None
+    max_weight_growth: float | None = None
     output: Output = "logits"
     overwrite: bool = False
     threads: int = field(default_factory=machine.usable_cores)
@@ -146,30 +161,45 @@ def export(
         stages[name] = Stage(round(time.perf_counter() - begun, 3), process.peak_rss_bytes())
         return value
 
+    _require_tunable(settings)
+    tuning = None if settings.tuning is None else read_tuning(settings.tuning)
     if settings.checkpoints or settings.pretrained:
         system = stage("adapt", adapt, system, settings.weights)
     if settings.output == "labels":
         labels.require(system)
     shape = input_shape(system, settings.shape, settings.batch)
     seeded = network is None and settings.weights.random
-    arguments = _arguments(system, settings, shape) | ({} if seeded else {"seed": None})
+    arguments = _arguments(system, settings, shape, tuning) | ({} if seeded else {"seed": None})
     if network is not None and os.path.lexists(target) and not settings.overwrite:
         raise InputError(f"{target} exists: overwrite=True replaces it")
     if (kept := _existing(target, arguments, settings, progress)) is not None:
         return Exported(target, kept, True, {}, time.perf_counter() - started)
     planned = probes.plan(system, shape, dynamic=settings.dynamic)
-    _require_memory(system, shape)
+    _require_memory(system, shape, times=2 if settings.tune else 1)
     with folder.staging(target) as work:
         _require_disk(system, shape, work)
         artifact = work / "artifact"
         artifact.mkdir()
-        how = (system, shape, settings.dynamic, settings.optimize)
         if network is None:
             prepared = stage("prepare", prepare, system, settings.weights, shape, planned, work, settings.threads)
-            converted = stage("convert", convert, *how, work, work / MODEL)
         else:
             prepared = here("prepare", prepare_network, network, system.modality, shape, planned, work)
-            converted = here("convert", convert_network, network, *how, work / MODEL)
+
+        def converting(name: str, optimize: Optimize, choices: Choices, path: Path) -> Converted:
+            how = (system, shape, settings.dynamic, optimize, choices)
+            if network is None:
+                return stage(name, convert, *how, work, path)
+            return here(name, convert_network, network, *how, path)
+
+        if settings.tune:
+            converting("stock", "none", Choices(), work / "stock.onnx")
+            search = (planned[0], system.modality, settings.max_weight_growth, settings.threads, settings.tune_time)
+            tuning = stage("tune", tune, work / "stock.onnx", *search)
+            for path in work.glob("stock.onnx*"):
+                path.unlink()
+        choices = Choices() if tuning is None else choices_of(tuning, "the tuning")
+        choices = replace(choices, max_weight_growth=settings.max_weight_growth)
+        converted = converting("convert", settings.optimize, choices, work / MODEL)
         account = stage("assemble", assemble, work / MODEL, converted, work / STATE, artifact)
         (work / STATE).unlink()
         steady = settings.optimize == "none"
@@ -181,6 +211,7 @@ def export(
         progress("hashing the artifact")
         weights = _weights(system, settings, prepared, seeded=seeded)
         content = _manifest(system, settings, artifact, arguments, prepared, weights, converted, account, measured)
+        content |= {} if tuning is None else {"tuning": tuning}
         (artifact / "README.md").write_text(card.render(content), encoding="utf-8")
         (artifact / sbom.NAME).write_text(sbom.render(system.name), encoding="utf-8")
         content["files"] = _files(artifact)
@@ -234,8 +265,20 @@ def memory_needed(system: System, shape: tuple[int, ...]) -> int:
     return (9 if 4 * parameters <= MAX_BYTES else 5) * parameters + 6 * logits + 10**9
 
 
-def _require_memory(system: System, shape: tuple[int, ...]) -> None:
-    needed, available = memory_needed(system, shape), machine.available_memory()
+def _require_tunable(settings: Settings) -> None:
+    asked = settings.tune or settings.tuning is not None or settings.max_weight_growth is not None
+    if settings.tune and settings.tuning is not None:
+        raise InputError("--tune chooses the rewrites, --tuning FILE names those that were chosen: give one")
+    if asked and settings.optimize == "none":
+        raise InputError(
+            "--optimize none leaves nothing to choose: --tune, --tuning and --max-weight-growth go without"
+        )
+    if settings.tune and settings.dynamic:
+        raise InputError("--tune times one shape: give the shape that you'll run most with --shape, without --dynamic")
+
+
+def _require_memory(system: System, shape: tuple[int, ...], times: int = 1) -> None:
+    needed, available = times * memory_needed(system, shape), machine.available_memory()
     if needed > available:
         raise ResourceError(
             f"{system.name} needs about {needed / 1e9:.1f} GB of memory to export, {available / 1e9:.1f} GB are "
@@ -256,7 +299,9 @@ def _require_disk(system: System, shape: tuple[int, ...], work: Path) -> None:
         )
 
 
-def _arguments(system: System, settings: Settings, shape: tuple[int, ...]) -> dict[str, Any]:
+def _arguments(
+    system: System, settings: Settings, shape: tuple[int, ...], tuning: Mapping[str, Any] | None
+) -> dict[str, Any]:
     try:
         digests = [sha256(path) for path in settings.checkpoints]
     except OSError as error:
@@ -271,6 +316,12 @@ def _arguments(system: System, settings: Settings, shape: tuple[int, ...]) -> di
     }
     if settings.pretrained:
         arguments["pretrained"] = True
+    if settings.tune:
+        arguments["tune"] = True
+    if tuning is not None:
+        arguments["tuning_sha256"] = hashlib.sha256(json.dumps(tuning, sort_keys=True).encode()).hexdigest()
+    if settings.max_weight_growth is not None:
+        arguments["max_weight_growth"] = settings.max_weight_growth
     if settings.output == "labels":
         arguments["output"] = "labels"
     if settings.trust:

@@ -23,6 +23,7 @@ from segonnx.exporters.parity import measure
 from segonnx.exporters.prepare import STATE, Weights, prepare
 from segonnx.exporters.probes import Probe
 from segonnx.exporters.provenance import Origin
+from segonnx.exporters.rewrites.choices import Choices
 
 
 @dataclass
@@ -57,8 +58,9 @@ def _make(system: System, folder: Path, optimize: Literal["cpu", "none"] = "cpu"
     artifact.mkdir()
     planned = probes.plan(system, system.input_shape, dynamic=False)
     prepare(system, Weights(), system.input_shape, planned, folder, 2, lambda _: None)
-    converted = convert(system, system.input_shape, False, optimize, folder, folder / "model.onnx", lambda _: None)
-    assemble(folder / "model.onnx", converted, folder / STATE, artifact, lambda _: None)
+    path = folder / "model.onnx"
+    converted = convert(system, system.input_shape, False, optimize, Choices(), folder, path, lambda _: None)
+    assemble(path, converted, folder / STATE, artifact, lambda _: None)
     return Case(system, folder, artifact, converted, planned)
 
 

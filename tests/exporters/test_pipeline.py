@@ -117,10 +117,10 @@ def test_a_failed_numeric_check_writes_nothing(tiny: System, tmp_path: Path, mon
     assert os.listdir(tmp_path) == []
 
 
-def convert_and_damage(system, shape, dynamic, optimize, folder, path, progress):  # type: ignore[no-untyped-def]
+def convert_and_damage(system, shape, dynamic, optimize, choices, folder, path, progress):  # type: ignore[no-untyped-def]
     from segonnx.exporters.convert import convert
 
-    converted = convert(system, shape, dynamic, optimize, folder, path, progress)
+    converted = convert(system, shape, dynamic, optimize, choices, folder, path, progress)
     model = onnx.load(str(path))
     leaky = next(node for node in model.graph.node if node.op_type == "LeakyRelu")
     leaky.attribute[0].f *= 2

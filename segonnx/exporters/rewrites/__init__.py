@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import onnx_ir as ir
 
+from segonnx.errors import InputError
+from segonnx.exporters.rewrites import unroll_depth
+from segonnx.exporters.rewrites.choices import Choices
 from segonnx.exporters.rewrites.commute_upsampling import CommuteUpsamplingPass
 from segonnx.exporters.rewrites.pointwise_head import PointwiseHeadPass
 from segonnx.exporters.rewrites.stable_instance_norm import StableInstanceNormPass
-from segonnx.exporters.rewrites.unroll_depth import UnrollDepthPass
+from segonnx.exporters.rewrites.unroll_depth import Found, UnrollDepthPass
 
 Optimize = Literal["cpu", "none"]
 """What ``segonnx export --optimize`` takes: a graph for ONNX Runtime's CPU provider, or the graph as torch wrote it."""
 
-PASSES: dict[Optimize, tuple[Callable[[], ir.passes.InPlacePass], ...]] = {
-    "cpu": (CommuteUpsamplingPass, UnrollDepthPass, PointwiseHeadPass, StableInstanceNormPass),
-    "none": (),
-}
-"""The passes in the order in which they run."""
+
+def apply(model: ir.Model, optimize: Optimize = "cpu", choices: Choices | None = None) -> tuple[str, ...]:
+    """Rewrite the model in place; the names of the passes that changed it.
+
+    Raises:
+        InputError: the choices are another network's.
+    """
+    if optimize == "none":
+        return ()
+    return run(model, choices or Choices())[0]
 
 
-def apply(model: ir.Model, optimize: Optimize = "cpu") -> tuple[str, ...]:
-    """Run the passes on the model, in place; the names of those that changed it."""
+def run(model: ir.Model, choices: Choices) -> tuple[tuple[str, ...], dict[str, Found]]:
+    """Rewrite the model in place; the names of the passes that changed it, and the layers that it has.
+
+    Raises:
+        InputError: the choices are another network's.
+    """
+    forms = choices.forms
+    if choices.max_weight_growth is not None:
+        _, found = run(model.clone(), Choices(choices.without, forms))
+        forms = unroll_depth.bounded(found, choices.max_weight_growth)
+    unroll = UnrollDepthPass(forms)
+    passes = (CommuteUpsamplingPass(), unroll, PointwiseHeadPass(), StableInstanceNormPass())
     changed = []
-    for make in PASSES[optimize]:
-        one = make()
-        if one(model).modified:
-            changed.append(type(one).__name__)
-    return tuple(changed)
+    for one in passes:
+        name = type(one).__name__
+        if name not in choices.without and one(model).modified:
+            changed.append(name)
+    for layer, form in choices.forms.items():
+        if layer not in unroll.found:
+            raise InputError(f"the tuning is another network's: there is no convolution {layer}")
+        if form not in unroll.found[layer].forms:
+            raise InputError(f"the tuning asks for {form}, which can't make the convolution {layer}")
+    return tuple(changed), unroll.found

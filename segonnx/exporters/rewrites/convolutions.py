@@ -194,6 +194,96 @@ def winograd(build: Builder, conv: Convolution, sources: Sequence[Slices]) -> li
     return values
 
 
-def in_twos(conv: Convolution) -> bool:
-    """Whether the forms that take two slices at a time can build it."""
-    return conv.kernel[0] == 3 and conv.strides == (1, 1, 1) and (conv.pads[0], conv.pads[3]) == (1, 1)
+def winograd4(build: Builder, conv: Convolution, sources: Sequence[Slices]) -> list[ir.Value]:
+    """Winograd's F(4, 3) along the depth: four slices of the output from six 2D convolutions instead of twelve.
+
+    At the points 0, 1, -1, 2, -2 and infinity, with the input slices d0 to d5 and the taps g0 to g2:
+
+        m0 = (4 d0 - 5 d2 + d4) * g0 / 4                            y0 = m0 + m1 + m2 + m3 + m4
+        m1 = (d4 - 4 d2 + d3 - 4 d1) * (g0 + g1 + g2) / -6          y1 = m1 - m2 + 2 (m3 - m4)
+        m2 = (d4 - 4 d2 - d3 + 4 d1) * (g0 - g1 + g2) / -6          y2 = m1 + m2 + 4 (m3 + m4)
+        m3 = (d4 - d2 + 2 (d3 - d1)) * (g0 + 2 g1 + 4 g2) / 24      y3 = m1 - m2 + 8 (m3 - m4) + m5
+        m4 = (d4 - d2 - 2 (d3 - d1)) * (g0 - 2 g1 + 4 g2) / 24
+        m5 = (4 d1 - 5 d3 + d5) * g2
+
+    What is left at the end of the depth is made by taps. For kernels of 3, stride 1 and padding 1.
+    """
+    kernels = conv.taps(build, sources)
+    weights = []
+    for g0, g1, g2 in kernels:
+        outer = build("Add", g0, g2)
+        far = build("Add", g0, build("Mul", g2, build.number(4.0)))
+        twice = build("Mul", g1, build.number(2.0))
+        sixth, part = build.number(-1 / 6), build.number(1 / 24)
+        weights.append(
+            (
+                build("Mul", g0, build.number(0.25)),
+                build("Mul", build("Add", outer, g1), sixth),
+                build("Mul", build("Sub", outer, g1), sixth),
+                build("Mul", build("Add", far, twice), part),
+                build("Mul", build("Sub", far, twice), part),
+                g2,
+            )
+        )
+    four = build.number(4.0)
+    values: list[ir.Value] = []
+    depth = sources[0].depth
+    whole = depth - depth % 4
+    zeros = [build.filled(0.0, 1, source.channels, source.height, source.width) for source in sources]
+    for start in range(0, whole, 4):
+        products: dict[int, ir.Value] = {}
+        for source, u, zero in zip(sources, weights, zeros, strict=True):
+            d0, d1, d2, d3, d4, d5 = (source.get(start + i) or zero for i in range(-1, 5))
+            even, odd = build("Sub", d4, build("Mul", d2, four)), build("Sub", d3, build("Mul", d1, four))
+            steps, by_two = build("Sub", d4, d2), build("Sub", d3, d1)
+            double = build("Add", by_two, by_two)
+            inputs = (
+                build("Add", build("Mul", build("Sub", d0, d2), four), steps),
+                build("Add", even, odd),
+                build("Sub", even, odd),
+                build("Add", steps, double),
+                build("Sub", steps, double),
+                build("Sub", build("Sub", d5, d3), build("Mul", by_two, four)),
+            )
+            for number, x in enumerate(inputs):
+                # m1 is in each of the four once, and takes the bias there.
+                bias = conv.bias if number == 1 and number not in products else None
+                y = conv.conv2d(build, x, u[number], bias)
+                products[number] = build("Add", y, products[number]) if number in products else y
+        m0, m1, m2, m3, m4, m5 = (products[number] for number in range(6))
+        near, near_off = build("Add", m1, m2), build("Sub", m1, m2)
+        far, far_off = build("Add", m3, m4), build("Sub", m3, m4)
+        values += [
+            build("Add", m0, build("Add", near, far)),
+            build("Add", near_off, build("Add", far_off, far_off)),
+            build("Add", near, build("Mul", far, four)),
+            build("Add", m5, build("Add", near_off, build("Mul", far_off, build.number(8.0)))),
+        ]
+    values += [_sum_of_taps(build, conv, sources, kernels, index) for index in range(whole, depth)]
+    return values
+
+
+FORMS: dict[str, Form] = {
+    "taps": taps,
+    "stacked": stacked,
+    "pairs": pairs,
+    "winograd": winograd,
+    "winograd4": winograd4,
+}
+"""Every form, by the name that a manifest has it under."""
+
+GROWTH = {"winograd": 4 / 3, "winograd4": 2.0}
+"""How many times the weights' bytes a form computes with, where that isn't once."""
+
+
+def possible(conv: Convolution, sources: Sequence[Slices]) -> tuple[str, ...]:
+    """The names of the forms that can build the convolution."""
+    names = ["taps"]
+    if len(sources) == 1 and conv.kernel[0] > 1:
+        names.append("stacked")
+    in_groups = conv.kernel[0] == 3 and conv.strides == (1, 1, 1) and (conv.pads[0], conv.pads[3]) == (1, 1)
+    if in_groups and sources[0].depth > 1:
+        names += ["pairs", "winograd"]
+    if in_groups and sources[0].depth > 3:
+        names.append("winograd4")
+    return tuple(names)

@@ -107,6 +107,13 @@ class Slices:
         """D."""
         return len(self.values)
 
+    @property
+    def alike(self) -> int:
+        """How many slices each value stands for, where that's the same for all; 1 where it isn't."""
+        times, rest = divmod(self.depth, len(set(self.values)))
+        whole = rest == 0 and all(self.values[i] is self.values[i - i % times] for i in range(self.depth))
+        return times if whole else 1
+
     def get(self, index: int) -> ir.Value | None:
         """A slice; None, for zeros, before the first and after the last."""
         return self.values[index] if 0 <= index < self.depth else None

@@ -6,13 +6,16 @@ upsampling, so nothing is laid out anew at their borders. An operator without a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
 
 from segonnx.exporters.rewrites import convolutions
-from segonnx.exporters.rewrites.convolutions import Convolution, Form
+from segonnx.exporters.rewrites.convolutions import Convolution
 from segonnx.exporters.rewrites.slices import Builder, Slices, cut, join
 
 UNARY = frozenset({"LeakyRelu", "Relu", "Elu", "Sigmoid", "Tanh", "HardSwish", "Gelu", "Mish", "Selu", "Softplus"})
@@ -29,16 +32,84 @@ as they are in the file, as derived, and as laid out for its kernels, three time
 
 Volume = Sequence[Slices]
 """A value's channels, one ``Slices`` after the other: a concatenation is carried out where somebody needs it whole."""
-Choose = Callable[[Convolution, Volume], Form]
 
 
-def default_form(conv: Convolution, sources: Volume) -> Form:
+@dataclass(frozen=True)
+class Layer:
+    """A convolution in its place; those that are alike in this get the same form.
+
+    Attributes:
+        sources: channels of each part of the input, and how many neighbouring slices of it are alike.
+        outputs: output channels.
+        kernel: sizes in depth, height and width.
+        strides: in depth, height and width.
+        pads: zeros before depth, height and width, and after them.
+        size: depth, height and width of the input.
+    """
+
+    sources: tuple[tuple[int, int], ...]
+    outputs: int
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: tuple[int, ...]
+    size: tuple[int, ...]
+
+    def __str__(self) -> str:
+        def numbers(values: Sequence[int]) -> str:
+            return str(values[0]) if len(set(values)) == 1 else "x".join(map(str, values))
+
+        inputs = "+".join(f"{channels}" if alike == 1 else f"{channels}(x{alike})" for channels, alike in self.sources)
+        return (
+            f"{inputs}->{self.outputs} k{numbers(self.kernel)} s{numbers(self.strides)} p{numbers(self.pads)} "
+            f"{'x'.join(map(str, self.size))}"
+        )
+
+
+@dataclass
+class Found:
+    """What a pass found of a layer.
+
+    Attributes:
+        layer: which.
+        convolutions: how many are alike in it.
+        forms: those that can build it, the chosen one among them.
+        form: the chosen one.
+    """
+
+    layer: Layer
+    convolutions: int
+    forms: tuple[str, ...]
+    form: str
+
+
+def default_form(conv: Convolution, sources: Volume, forms: Sequence[str]) -> str:
     """The form that was fastest where it was measured; see docs/performance.md."""
-    if len(sources) == 1 and sources[0].channels <= FEW_INPUTS and conv.kernel[0] > 1:
-        return convolutions.stacked
-    if not convolutions.in_twos(conv) or sources[0].depth == 1:
-        return convolutions.taps
-    return convolutions.pairs if conv.outputs <= FEW_OUTPUTS else convolutions.winograd
+    if "stacked" in forms and sources[0].channels <= FEW_INPUTS:
+        return "stacked"
+    if "winograd" not in forms:
+        return "taps"
+    return "pairs" if conv.outputs <= FEW_OUTPUTS else "winograd"
+
+
+def bounded(found: Mapping[str, Found], growth: float) -> dict[str, str]:
+    """Forms whose weights, taken together, are at most ``growth`` times those of the convolutions.
+
+    The weights that grow for the fewest voxels, and so save the least time for their bytes, give way first.
+    """
+    forms = {text: one.form for text, one in found.items()}
+
+    def size(one: Found) -> int:
+        inputs = sum(channels for channels, _ in one.layer.sources)
+        return one.convolutions * inputs * one.layer.outputs * math.prod(one.layer.kernel)
+
+    allowed = growth * sum(map(size, found.values()))
+    for text, one in sorted(found.items(), key=lambda item: (math.prod(item[1].layer.size), item[0])):
+        for lighter in ("winograd", "taps"):
+            bytes_now = sum(convolutions.GROWTH.get(forms[key], 1) * size(other) for key, other in found.items())
+            heavier = convolutions.GROWTH.get(forms[text], 1) > convolutions.GROWTH.get(lighter, 1)
+            if bytes_now > allowed and heavier and lighter in one.forms:
+                forms[text] = lighter
+    return forms
 
 
 class UnrollDepthPass(ir.passes.InPlacePass):
@@ -49,12 +120,16 @@ class UnrollDepthPass(ir.passes.InPlacePass):
     ensures: inputs and outputs keep their names, shapes and types; every initializer stays as it is.
 
     Args:
-        choose: the form of each convolution.
+        forms: of layers, by their text; ``default_form`` decides on others, and where the form can't build the layer.
+
+    Attributes:
+        found: the layers that the last call rewrote, by their text.
     """
 
-    def __init__(self, choose: Choose = default_form) -> None:
+    def __init__(self, forms: Mapping[str, str] = MappingProxyType({})) -> None:
         super().__init__()
-        self._choose = choose
+        self._forms = forms
+        self.found: dict[str, Found] = {}
 
     def requires(self, model: ir.Model) -> None:
         version = model.graph.opset_imports.get("", 0)
@@ -65,15 +140,19 @@ class UnrollDepthPass(ir.passes.InPlacePass):
         weights = (value.const_value for value in model.graph.initializers.values())
         if sum(weight.nbytes for weight in weights if weight is not None) > MAX_BYTES:
             return ir.passes.PassResult(model, False)
-        return ir.passes.PassResult(model, _Unrolling(model.graph, self._choose).run())
+        unrolling = _Unrolling(model.graph, self._forms)
+        modified = unrolling.run()
+        self.found = unrolling.found
+        return ir.passes.PassResult(model, modified)
 
 
 class _Unrolling:
     """One run over a graph."""
 
-    def __init__(self, graph: ir.Graph, choose: Choose) -> None:
+    def __init__(self, graph: ir.Graph, forms: Mapping[str, str]) -> None:
         self.graph = graph
-        self.choose = choose
+        self.forms = forms
+        self.found: dict[str, Found] = {}
         self.volumes: dict[ir.Value, Volume] = {}
         self.whole: dict[ir.Value, ir.Value] = {}
         self.replaced: list[ir.Node] = []
@@ -157,9 +236,24 @@ class _Unrolling:
         if conv.kernel == (1, 1, 1) and _ends(node):
             return None  # a head: putting its few inputs together costs less than its many outputs
         sources = self._volume(build, x)
-        values = self.choose(conv, sources)(build, conv, sources)
+        values = convolutions.FORMS[self._form(conv, sources)](build, conv, sources)
         _, height, width = conv.sizes(sources[0])
         return (Slices(tuple(values), conv.outputs, height, width),)
+
+    def _form(self, conv: Convolution, sources: Volume) -> str:
+        layer = Layer(
+            tuple((one.channels, one.alike) for one in sources),
+            conv.outputs, conv.kernel, conv.strides, conv.pads, (sources[0].depth, sources[0].height, sources[0].width),
+        )  # fmt: skip
+        if (known := self.found.get(str(layer))) is not None:
+            known.convolutions += 1
+            return known.form
+        forms = convolutions.possible(conv, sources)
+        form = self.forms.get(str(layer), "")
+        if form not in forms:
+            form = default_form(conv, sources, forms)
+        self.found[str(layer)] = Found(layer, 1, forms, form)
+        return form
 
     def _transposed(self, build: Builder, node: ir.Node) -> Volume | None:
         """Kernel = stride: every slice of the input makes its own slices of the output, as channels first."""
