@@ -143,9 +143,7 @@ class _Search:
             "search": {"complete": self._complete, "races": self._races, "layers": self._layers},
         }
 
-    def _challenge(
-        self, current: Choices, session: _Session, challenger: Choices, what: str
-    ) -> tuple[Choices, _Session]:
+    def _challenge(self, current: Choices, session: Session, challenger: Choices, what: str) -> tuple[Choices, Session]:
         """The challenger if it beats what is there, in a race of the whole graphs."""
         if challenger == current:
             return current, session
@@ -193,7 +191,7 @@ class _Search:
         for form in one.forms:
             model = _alone(one.layer)
             UnrollDepthPass({str(one.layer): form})(model)
-            sessions[form] = _Session(ir.to_proto(model).SerializeToString(), x, self._threads)
+            sessions[form] = Session(ir.to_proto(model).SerializeToString(), x, self._threads)
         rounds = [{form: session.sample() for form, session in sessions.items()} for _ in range(LAYER_ROUNDS)]
         return {form: median(samples[form] for samples in rounds) for form in sessions}
 
@@ -207,10 +205,10 @@ class _Search:
         ir.save(model, self._candidate)
         return changed, found
 
-    def _session(self, choices: Choices) -> _Session:
+    def _session(self, choices: Choices) -> Session:
         self._rewrite(choices)
         try:
-            return _Session(str(self._candidate), self._x, self._threads)
+            return Session(str(self._candidate), self._x, self._threads)
         finally:
             self._candidate.unlink()
 
@@ -219,10 +217,17 @@ class _Search:
         return self._stock.with_name("candidate.onnx")  # beside the external data, which it shares
 
 
-class _Session:
-    """A graph in ONNX Runtime, after its warm-up. Its threads sleep while it doesn't run."""
+class Session:
+    """A graph in ONNX Runtime, after its warm-up. Its threads sleep while it doesn't run.
 
-    def __init__(self, model: str | bytes, x: Array, threads: int) -> None:
+    Args:
+        model: its path, or its bytes.
+        x: the input.
+        threads: of ONNX Runtime.
+        out: what the output is written to; graphs that take turns may share it.
+    """
+
+    def __init__(self, model: str | bytes, x: Array, threads: int, out: Array | None = None) -> None:
         import onnxruntime
 
         settings = onnxruntime.SessionOptions()
@@ -232,10 +237,10 @@ class _Session:
         settings.add_session_config_entry("session.force_spinning_stop", "1")
         self._session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
         output = self._session.get_outputs()[0]
-        self._out = np.empty(output.shape, np.float32)
+        self.out = np.empty(output.shape, np.float32) if out is None else out
         self._binding = self._session.io_binding()
         self._binding.bind_cpu_input(self._session.get_inputs()[0].name, x)
-        self._binding.bind_output(output.name, "cpu", 0, np.float32, self._out.shape, self._out.ctypes.data)
+        self._binding.bind_output(output.name, "cpu", 0, np.float32, self.out.shape, self.out.ctypes.data)
         self._passes = 1
         self.sample()
         self._passes = max(1, round(SAMPLE_S / self.sample()))

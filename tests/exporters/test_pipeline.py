@@ -54,6 +54,12 @@ def test_the_manifest_tells_what_was_done(exports: Path) -> None:
     ]  # fmt: skip
 
 
+def test_an_export_gives_the_same_bytes_each_time(tiny: System, tiny_artifact: Path, tmp_path: Path) -> None:
+    again = pipeline.export(tiny, Settings(tmp_path)).folder
+    for name in ("model.onnx", "data.json", "test_data_set_0/input_0.pb", "test_data_set_0/output_0.pb"):
+        assert (again / name).read_bytes() == (tiny_artifact / name).read_bytes(), name
+
+
 def test_no_path_of_this_machine_is_in_the_artifact(exports: Path) -> None:
     for path in (exports / SMALL).rglob("*"):
         if path.is_file():
