@@ -224,10 +224,9 @@ class Session:
         model: its path, or its bytes.
         x: the input.
         threads: of ONNX Runtime.
-        out: what the output is written to; graphs that take turns may share it.
     """
 
-    def __init__(self, model: str | bytes, x: Array, threads: int, out: Array | None = None) -> None:
+    def __init__(self, model: str | bytes, x: Array, threads: int) -> None:
         import onnxruntime
 
         settings = onnxruntime.SessionOptions()
@@ -237,10 +236,10 @@ class Session:
         settings.add_session_config_entry("session.force_spinning_stop", "1")
         self._session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
         output = self._session.get_outputs()[0]
-        self.out = np.empty(output.shape, np.float32) if out is None else out
+        self._out = np.empty(output.shape, np.float32)
         self._binding = self._session.io_binding()
         self._binding.bind_cpu_input(self._session.get_inputs()[0].name, x)
-        self._binding.bind_output(output.name, "cpu", 0, np.float32, self.out.shape, self.out.ctypes.data)
+        self._binding.bind_output(output.name, "cpu", 0, np.float32, self._out.shape, self._out.ctypes.data)
         self._passes = 1
         self.sample()
         self._passes = max(1, round(SAMPLE_S / self.sample()))
