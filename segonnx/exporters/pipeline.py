@@ -300,7 +300,7 @@ def _require_disk(system: System, shape: tuple[int, ...], work: Path) -> None:
 
 
 def _arguments(
-    system: System, settings: Settings, shape: tuple[int, ...], tuning: Mapping[str, Any] | None
+    system: System, settings: Settings, shape: tuple[int, ...], tuning: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     try:
         digests = [sha256(path) for path in settings.checkpoints]
