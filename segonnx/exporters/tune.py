@@ -185,8 +185,7 @@ class _Search:
 
         from segonnx.exporters.rewrites.unroll_depth import UnrollDepthPass
 
-        x = np.zeros((1, 1, *one.layer.size), np.float32)
-        x[...] = np.random.default_rng(0).standard_normal(x.shape, np.float32)
+        x = np.random.default_rng(0).standard_normal((1, 1, *one.layer.size), np.float32)
         sessions = {}
         for form in one.forms:
             model = _alone(one.layer)
