@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
 
 from segonnx.exporters.rewrites import unroll_depth
 from segonnx.exporters.rewrites.commute_upsampling import CommuteUpsamplingPass
 from segonnx.exporters.rewrites.pointwise_head import PointwiseHeadPass
 from segonnx.exporters.rewrites.unroll_depth import UnrollDepthPass
-
-TOLERANCE = 2e-5
-"""Of the largest error, relative to the spread of the values."""
-RNG = np.random.default_rng(0)
+from tests.exporters.graphs import RNG, Graph, check, few, operators, run
 
 
 class Always(dict[str, str]):
@@ -36,66 +31,6 @@ class Always(dict[str, str]):
         return self.form
 
 
-class Graph:
-    """A graph under construction."""
-
-    def __init__(self, shape: Sequence[int | str]) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
-        self.shape = shape
-        self.last = "x"
-
-    def weight(self, *shape: int) -> str:
-        name = f"w{len(self.weights)}"
-        values = RNG.normal(0, 1 / np.sqrt(max(1, np.prod(shape[1:]))), shape)
-        self.weights.append(numpy_helper.from_array(values.astype(np.float32), name))
-        return name
-
-    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        self.last = f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, inputs, [self.last], **attributes))
-        return self.last
-
-    def model(self) -> ir.Model:
-        graph = helper.make_graph(
-            self.nodes, "test", [helper.make_tensor_value_info("x", TensorProto.FLOAT, self.shape)],
-            [helper.make_tensor_value_info(self.last, TensorProto.FLOAT, None)], self.weights,
-        )  # fmt: skip
-        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-        return ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True))
-
-
-def run(model: ir.Model, x: np.ndarray) -> np.ndarray:
-    proto = ir.to_proto(model)
-    onnx.checker.check_model(proto, full_check=True)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 2
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    result: np.ndarray = session.run(None, {"x": x})[0]
-    return result
-
-
-def operators(model: ir.Model) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph)
-
-
-def check(graph: Graph, one: ir.passes.InPlacePass, tolerance: float = TOLERANCE) -> ir.Model:
-    """Run the pass; values, name, shape and type must stay. Gives the rewritten model."""
-    model = graph.model()
-    x = RNG.normal(0.3, 1, graph.shape).astype(np.float32)
-    expected = run(model, x)
-    before = model.graph.outputs[0]
-    name, shape, weights = before.name, before.shape, set(model.graph.initializers)
-    one(model)
-    after = model.graph.outputs[0]
-    assert (after.name, after.shape, after.dtype) == (name, shape, ir.DataType.FLOAT)
-    assert weights <= set(model.graph.initializers)
-    found = run(model, x)
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= tolerance * max(expected.std(), 1e-3)
-    return model
-
-
 def no_conv3d(model: ir.Model) -> bool:
     kernels = [node.inputs[1] for node in model.graph if node.op_type == "Conv"]
     inferred = onnx.shape_inference.infer_shapes(ir.to_proto(model)).graph
@@ -106,7 +41,6 @@ def no_conv3d(model: ir.Model) -> bool:
 
 sizes = st.integers(1, 9)
 forms = st.sampled_from(["pairs", "winograd", "winograd4"])
-few = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
 @few

@@ -7,12 +7,15 @@ from typing import Literal
 import onnx_ir as ir
 
 from segonnx.errors import InputError
-from segonnx.exporters.rewrites import unroll_depth
+from segonnx.exporters.rewrites import unroll_depth, winograd_phases
+from segonnx.exporters.rewrites.blocked_scale import BlockedScalePass
 from segonnx.exporters.rewrites.choices import Choices
 from segonnx.exporters.rewrites.commute_upsampling import CommuteUpsamplingPass
+from segonnx.exporters.rewrites.merge_groups import MergeGroupsPass
 from segonnx.exporters.rewrites.pointwise_head import PointwiseHeadPass
 from segonnx.exporters.rewrites.stable_instance_norm import StableInstanceNormPass
 from segonnx.exporters.rewrites.unroll_depth import Found, UnrollDepthPass
+from segonnx.exporters.rewrites.winograd_phases import WinogradPhasesPass
 
 Optimize = Literal["cpu", "none"]
 """What ``segonnx export --optimize`` takes: a graph for ONNX Runtime's CPU provider, or the graph as torch wrote it."""
@@ -35,16 +38,26 @@ def run(model: ir.Model, choices: Choices) -> tuple[tuple[str, ...], dict[str, F
     Raises:
         InputError: the choices are another network's.
     """
-    forms = choices.forms
+    forms, without = choices.forms, choices.without
     if choices.max_weight_growth is not None:
-        _, found = run(model.clone(), Choices(choices.without, forms))
+        _, found = run(model.clone(), Choices(without, forms))
         forms = unroll_depth.bounded(found, choices.max_weight_growth)
+        if choices.max_weight_growth < winograd_phases.WEIGHT_GROWTH:
+            without = (*without, WinogradPhasesPass.__name__)
     unroll = UnrollDepthPass(forms)
-    passes = (CommuteUpsamplingPass(), unroll, PointwiseHeadPass(), StableInstanceNormPass())
+    passes = (
+        CommuteUpsamplingPass(),
+        MergeGroupsPass(),
+        BlockedScalePass(),
+        WinogradPhasesPass(),
+        unroll,
+        PointwiseHeadPass(),
+        StableInstanceNormPass(),
+    )
     changed = []
     for one in passes:
         name = type(one).__name__
-        if name not in choices.without and one(model).modified:
+        if name not in without and one(model).modified:
             changed.append(name)
     for layer, form in choices.forms.items():
         if layer not in unroll.found:

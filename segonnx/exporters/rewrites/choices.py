@@ -11,7 +11,14 @@ from typing import Any
 from segonnx.errors import InputError
 from segonnx.exporters.rewrites.convolutions import FORMS
 
-OPTIONAL = ("CommuteUpsamplingPass", "UnrollDepthPass", "PointwiseHeadPass")
+OPTIONAL = (
+    "CommuteUpsamplingPass",
+    "MergeGroupsPass",
+    "BlockedScalePass",
+    "WinogradPhasesPass",
+    "UnrollDepthPass",
+    "PointwiseHeadPass",
+)
 """The passes that are there for speed alone."""
 MAX_FILE_BYTES = 16 * 2**20
 

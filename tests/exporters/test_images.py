@@ -1,0 +1,301 @@
+"""The rewrites of 2D networks, over random graphs, against the graph as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import numpy_helper
+
+from segonnx.exporters.rewrites import winograd_phases
+from segonnx.exporters.rewrites.blocked_scale import BlockedScalePass
+from segonnx.exporters.rewrites.merge_groups import MergeGroupsPass
+from segonnx.exporters.rewrites.winograd_phases import WinogradPhasesPass
+from tests.exporters.graphs import RNG, Graph, check, few, operators, run
+
+LAYERS = ("layer", "residual")
+STEPS = (*LAYERS, "pointwise", "by two", "pick", "transposed", "repeat", "skip", "relu", "leaky", "pool")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def any_channels() -> Iterator[None]:
+    """Few channels suffice."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd_phases, "MIN_INPUTS", 1)
+        patch.setattr(winograd_phases, "MIN_OUTPUTS", 1)
+        yield
+
+
+class Images(Graph):
+    """A graph of images, with the channels and the size of what the last step gave."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__(shape)
+        self.channels, *self.size = shape[1:]
+        self.skips: dict[tuple[int, ...], tuple[str, int]] = {}
+
+    def conv(self, outputs: int, kernel: int = 3, stride: int = 1, **attributes: Any) -> str:
+        group = attributes.get("group", 1)
+        weights = [self.weight(outputs, self.channels // group, kernel, kernel)]
+        if outputs % 3:
+            weights.append(self.weight(outputs))
+        self.add(
+            "Conv", self.last, *weights, kernel_shape=[kernel] * 2, pads=[kernel // 2] * 4, strides=[stride] * 2,
+            **attributes,
+        )  # fmt: skip
+        self.channels = outputs
+        self.size = [size // stride for size in self.size]
+        return self.last
+
+    def step(self, kind: str) -> None:
+        x, c = self.last, self.channels
+        match kind:
+            case "layer":
+                self.conv(c + 1)
+            case "residual":
+                self.conv(c)
+                self.add("Relu", self.last)
+                self.add("Relu", self.add("Add", self.conv(c), x))
+            case "pointwise":
+                self.conv(c + 2, 1)
+            case "by two" | "pick" if all(size % 4 == 0 for size in self.size):
+                self.conv(c, 3 if kind == "by two" else 1, 2)
+            case "transposed":
+                weights = (self.weight(c, c + 1, 2, 2), self.weight(c + 1))
+                self.add("ConvTranspose", x, *weights, kernel_shape=[2, 2], strides=[2, 2])
+                self.channels, self.size = c + 1, [2 * size for size in self.size]
+            case "repeat":
+                self.add("Resize", x, "", self.constant(np.array([1, 1, 2, 2], np.float32)), mode="nearest")
+                self.size = [2 * size for size in self.size]
+            case "skip":
+                other, more = self.skips.get(tuple(self.size), (x, c))
+                self.add("Concat", x, other, axis=1)
+                self.channels = c + more
+            case "relu":
+                self.add("Relu", x)
+            case "leaky":
+                self.add("LeakyRelu", x, alpha=0.1)
+            case "pool":
+                self.add("MaxPool", x, kernel_shape=[3, 3], pads=[1] * 4)
+        self.skips[tuple(self.size)] = (self.last, self.channels)
+
+    def constant(self, array: np.ndarray) -> str:
+        name = f"c{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(array, name))
+        return name
+
+
+def dense(model: ir.Model) -> int:
+    """How many 3x3 convolutions without strides or groups there are."""
+    found = 0
+    for node in model.graph:
+        weight = node.inputs[1] if node.op_type == "Conv" else None
+        if weight is not None and weight.shape is not None and tuple(weight.shape[2:]) == (3, 3):
+            strides = node.attributes["strides"].as_ints() if "strides" in node.attributes else [1, 1]
+            found += list(strides) == [1, 1] and "group" not in node.attributes
+    return found
+
+
+def phases(graph: Images, per_join: int = 0) -> ir.Model:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd_phases, "LAYERS_PER_JOIN", per_join)
+        return check(graph, WinogradPhasesPass())
+
+
+@few
+@given(
+    st.lists(st.sampled_from(STEPS), min_size=2, max_size=8), st.integers(1, 6), st.integers(1, 6), st.integers(1, 5),
+    st.integers(1, 2),
+)  # fmt: skip
+def test_any_network_of_images(steps: Sequence[str], rows: int, columns: int, channels: int, batch: int) -> None:
+    graph = Images([batch, channels, 2 * rows, 2 * columns])
+    for kind in (*steps, "layer"):
+        if max(graph.size) <= 48 and graph.channels <= 48:
+            graph.step(kind)
+    assert dense(graph.model()) == 0 or dense(phases(graph)) == 0
+
+
+def test_a_residual_network_with_skips_is_put_together_once_a_level() -> None:
+    graph = Images([1, 4, 16, 16])
+    for kind in (
+        "residual",
+        "by two",
+        "relu",
+        "residual",
+        "transposed",
+        "skip",
+        "layer",
+        "relu",
+        "layer",
+        "relu",
+        "pool",
+    ):
+        graph.step(kind)
+    model = phases(graph, winograd_phases.LAYERS_PER_JOIN)
+    assert dense(model) == 0
+    assert operators(model)["ConvTranspose"] == 0
+    # Two levels are left, by a transposed convolution and a pooling: two rows of pixels each, then the image.
+    assert operators(model)["Concat"] == 2 * 3
+    assert operators(model)["MaxPool"] == 1
+
+
+def test_upsampling_saves_products() -> None:
+    graph = Images([1, 4, 8, 8])
+    for kind in ("repeat", "layer", "relu", "layer"):
+        graph.step(kind)
+    model = phases(graph, winograd_phases.LAYERS_PER_JOIN)
+    pointwise = [
+        node for node in model.graph
+        if node.op_type == "Conv" and list(node.attributes["kernel_shape"].as_ints()) == [1, 1]
+        and "group" not in node.attributes
+    ]  # fmt: skip
+    assert operators(model)["Resize"] == 0
+    assert len(pointwise) == 9 + 16
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept"),
+    [
+        (["layer"], 1),
+        (["layer", "pool", "layer"], 2),
+        (["layer", "layer", "pool", "layer", "pool"], 1),
+        (["layer", "pointwise", "layer"], 0),
+        # The second region alone would pay, if the first were there to give it phases.
+        (["layer", "pool", "layer", "relu", "layer"], 1),
+    ],
+)
+def test_what_would_be_put_together_too_often_stays(steps: list[str], kept: int) -> None:
+    graph = Images([1, 4, 8, 8])
+    for kind in steps:
+        graph.step(kind)
+    assert dense(phases(graph, winograd_phases.LAYERS_PER_JOIN)) == kept
+
+
+def test_few_channels_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd_phases, "MIN_OUTPUTS", 8)
+    graph = Images([1, 4, 8, 8])
+    graph.conv(7)
+    graph.conv(7)
+    model = phases(graph)
+    assert operators(model) == {"Conv": 2}
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [{"group": 2}, {"dilations": [2, 2], "pads": [2, 2, 2, 2]}, {"pads": [0, 1, 2, 1]}, {"auto_pad": "SAME_UPPER"}],
+)
+def test_other_convolutions_of_images_stay(attributes: dict[str, Any]) -> None:
+    graph = Images([1, 4, 8, 8])
+    attributes = {"pads": [1, 1, 1, 1]} | attributes if "auto_pad" not in attributes else attributes
+    graph.add("Conv", "x", graph.weight(4, 4 // attributes.get("group", 1), 3, 3), kernel_shape=[3, 3], **attributes)
+    assert operators(phases(graph)) == {"Conv": 1}
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 7, 8), (1, 4, 8, 9), (1, 4, 5, 5)])
+def test_odd_images_stay(shape: tuple[int, ...]) -> None:
+    graph = Images(shape)
+    graph.conv(5)
+    graph.conv(5)
+    assert operators(phases(graph)) == {"Conv": 2}
+
+
+def test_what_is_needed_whole_as_well_is_there_whole() -> None:
+    graph = Images([1, 4, 8, 8])
+    one = graph.conv(4)
+    graph.conv(4)
+    graph.add("Add", graph.add("MaxPool", one, kernel_shape=[3, 3], pads=[1] * 4), graph.last)
+    assert dense(phases(graph)) == 0
+
+
+def test_winograd_on_phases_keeps_its_digits() -> None:
+    """Against float64, on as many channels as the largest networks have: the bound in docs/performance.md."""
+    channels, shape = 512, (1, 512, 16, 16)
+    graph = Images(shape)
+    graph.add("Conv", "x", graph.weight(channels, channels, 3, 3), pads=[1] * 4)
+    weight = numpy_helper.to_array(graph.weights[0]).astype(np.float64)
+    x = RNG.normal(0, 1, shape).astype(np.float32)
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    exact = np.einsum("nchwij,ocij->nohw", windows, weight, optimize=True)
+    model = phases(graph)
+    assert dense(model) == 0
+    assert np.abs(run(model, x) - exact).max() / exact.std() < 2e-5
+
+
+@few
+@given(st.integers(1, 6), st.integers(1, 3), st.integers(1, 9), st.sampled_from([1, 2]), st.booleans(), st.booleans())
+def test_groups_are_merged(groups: int, kernel: int, size: int, stride: int, active: bool, bare: bool) -> None:
+    graph = Images([2, 3 if not bare else 8 * groups, size + 2, size + 3])
+    if not bare:
+        graph.conv(8 * groups, 1)
+        if active:
+            graph.add("Relu", graph.last)
+    graph.conv(8 * groups, kernel, stride, group=groups)
+    if active:
+        graph.add("Relu", graph.last)
+    graph.conv(5, 1)
+    model = check(graph, MergeGroupsPass())
+    found = {node.attributes["group"].as_int() for node in model.graph if "group" in node.attributes}
+    merges = groups > 1 and (groups % 2 == 0 or not bare)
+    assert found == ({(groups + 1) // 2} if merges else {groups})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda graph: graph.conv(12, group=3),
+        lambda graph: graph.conv(24, group=24),
+        lambda graph: graph.conv(48, group=3),
+    ],
+)
+def test_other_groups_stay(make: Callable[[Images], str]) -> None:
+    graph = Images([1, 4, 6, 6])
+    graph.conv(24, 1)
+    make(graph)
+    before = [node.attributes["group"].as_int() for node in graph.model().graph if "group" in node.attributes]
+    model = check(graph, MergeGroupsPass())
+    assert [node.attributes["group"].as_int() for node in model.graph if "group" in node.attributes] == before
+
+
+@pytest.mark.parametrize("other", ["before", "after"])
+def test_groups_whose_channels_others_take_too_stay(other: str) -> None:
+    """Three groups of 8 would need channels that nobody else knows of."""
+    graph = Images([1, 4, 6, 6])
+    x = graph.conv(24, 1)
+    y = graph.conv(24, group=3)
+    z = graph.conv(24, 1)
+    graph.add("Add", z, x if other == "before" else y)
+    model = check(graph, MergeGroupsPass())
+    assert 3 in {node.attributes["group"].as_int() for node in model.graph if "group" in node.attributes}
+
+
+@few
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 20), st.booleans(), st.booleans())
+def test_squeeze_and_excitation(height: int, width: int, channels: int, first: bool, pooled: bool) -> None:
+    graph = Images([2, channels, height, width])
+    axes = graph.constant(np.array([2, -1], np.int64))
+    graph.add("GlobalAveragePool", "x") if pooled else graph.add("ReduceMean", "x", axes)
+    size, graph.size = graph.size, [1, 1]
+    graph.add("Relu", graph.conv(4, 1))
+    factor = graph.add("HardSigmoid", graph.conv(channels, 1))
+    graph.size = size
+    graph.add("Mul", *((factor, "x") if first else ("x", factor)))
+    model = check(graph, BlockedScalePass())
+    expected = {"GlobalAveragePool", "Conv", "Relu", "HardSigmoid", "Resize", "Mul"}
+    assert set(operators(model)) == (expected if (height, width) != (1, 1) else set(operators(graph.model())))
+
+
+@pytest.mark.parametrize("kind", ["another image", "rows only", "flat"])
+def test_other_products_stay(kind: str) -> None:
+    graph = Images([1, 4, 6, 6])
+    image = graph.add("Relu", "x") if kind == "another image" else "x"
+    axes = graph.constant(np.array([2] if kind == "rows only" else [2, 3], np.int64))
+    mean = graph.add("ReduceMean", "x", axes, keepdims=1)
+    graph.add("Mul", image, mean if kind != "flat" else graph.weight(1, 4, 1, 1))
+    before = operators(graph.model())
+    assert operators(check(graph, BlockedScalePass())) == before
