@@ -30,11 +30,12 @@ bench: install
 	$(BIN)/segonnx report results/all.json --html results/all.html
 
 # What the rewrites gain: the artifacts, the same without rewrites, and PyTorch, in one interleaved run; then each rewrite
-# by itself, into docs/performance.md. Hours on two cores, with the two largest networks.
+# by itself. Both tables go into docs/performance.md. Hours on two cores, with the two largest networks.
 bench-perf: install
 	$(BIN)/segonnx bench --all --backend eager --backend eager-channels-last --backend compile \
 	  --backend compile-channels-last --backend ort --backend ort-stock --backend openvino-stock --json results/perf.json
 	$(BIN)/segonnx report results/perf.json --html results/perf.html
+	$(BIN)/python -m tests.exporters.gains results/perf.json
 	$(BIN)/python -m tests.exporters.ablation
 
 # Measures the bench itself, on an idle machine: some minutes. Writes docs/bench-selftest.md.

@@ -71,12 +71,19 @@ def validate(content: object) -> None:
     Raises:
         VerifyError: it doesn't fit; the message names the first place.
     """
+    if (wrong := misfit(content)) is not None:
+        raise VerifyError(f"{NAME} doesn't fit its schema at {wrong}")
+
+
+def misfit(content: object, entry: str | None = None) -> str | None:
+    """The first place where a manifest, or an entry of one, doesn't fit the schema, and why; None if it fits."""
     import jsonschema
 
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema()).iter_errors(content))
-    if error is not None:
-        where = "/".join(map(str, error.absolute_path)) or "its top"
-        raise VerifyError(f"{NAME} doesn't fit its schema at {where}: {error.message[:200]}")
+    part = schema() if entry is None else schema()["properties"][entry]
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(part).iter_errors(content))
+    if error is None:
+        return None
+    return f"{'/'.join(map(str, error.absolute_path)) or 'its top'}: {error.message[:200]}"
 
 
 def gives_labels(content: Manifest) -> bool:

@@ -25,7 +25,7 @@ from segonnx.exporters.tune import Session
 from tools.update_docs import replace
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("stunet-s", "totalsegmentator", "stunet-b", "unet-resnet18")
+NAMES = ("stunet-s", "totalsegmentator", "stunet-b", "unet-resnet18", "unet-regnetx-002", "encoder-mobilenetv3-small")
 FORMS = ("taps", "winograd", "winograd4")
 ROUNDS = 9
 ALL = "all rewrites"

@@ -184,6 +184,16 @@ def test_the_growth_of_weights_is_bounded(stock: Path, growth: float) -> None:
         assert found[large] == free[large]  # where the weights work most
 
 
+def entry(**changes: Any) -> str:
+    """A manifest with a tuning, some of whose keys are others; None leaves one out."""
+    tuning = {
+        "kept": "tuned", "without": [], "forms": {}, "medians_s": {"stock": 2.0, "tuned": 1.0},
+        "search": {"complete": True, "races": 1, "layers": [], "seconds": 1.0},
+        "machine": {"cpu": "some", "threads": 2, "onnxruntime": "1.32.0"},
+    }  # fmt: skip
+    return json.dumps({"tuning": {key: value for key, value in (tuning | changes).items() if value is not None}})
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -191,10 +201,12 @@ def test_the_growth_of_weights_is_bounded(stock: Path, growth: float) -> None:
         ("[]", "holds no tuning"),
         ("[" * 100_000, "holds no tuning"),
         ('{"name": "x"}', "holds no tuning"),
-        ('{"tuning": {"without": [], "forms": []}}', "needs a list, without, and an object, forms"),
-        ('{"tuning": {"without": ["StableInstanceNormPass"], "forms": {}}}', "may leave out"),
-        ('{"tuning": {"without": [], "forms": {"a": "os.system"}}}', "asks for the form 'os.system'"),
-        ('{"tuning": {"without": [], "forms": {"a": ["taps"]}}}', "asks for the form"),
+        (entry(forms=[]), "at forms: [] is not of type 'object'"),
+        (entry(kept=None), "'kept' is a required property"),
+        (entry(medians_s={"stock": 0}), "at medians_s/stock"),
+        (entry(without=["StableInstanceNormPass"]), "may leave out"),
+        (entry(forms={"a": "os.system"}), "asks for the form 'os.system'"),
+        (entry(forms={"a": ["taps"]}), "at forms/a"),
     ],
 )
 def test_a_file_without_a_tuning_is_refused(content: str, message: str, tmp_path: Path) -> None:
@@ -207,12 +219,10 @@ def test_a_file_without_a_tuning_is_refused(content: str, message: str, tmp_path
 
 
 def test_the_tuning_of_another_network_is_refused(tiny: System, tmp_path: Path) -> None:
-    layer = "1->4 k3 s1 p1 128x128x128"
     path = tmp_path / "manifest.json"
-    path.write_text(json.dumps({"tuning": {"without": [], "forms": {layer: "taps"}}}))
+    path.write_text(entry(forms={"1->4 k3 s1 p1 128x128x128": "taps"}))
     with pytest.raises(InputError, match="another network's: there is no convolution 1->4"):
         pipeline.export(tiny, Settings(tmp_path / "out", tuning=path))
-    path.write_text(json.dumps({"tuning": {"without": [], "forms": {"1->4 k3 s1 p1 64": "winograd"}}}))
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from segonnx.artifacts.manifest import misfit
 from segonnx.errors import InputError
 from segonnx.exporters.rewrites.convolutions import FORMS
 
@@ -60,6 +61,8 @@ def read(path: Path) -> dict[str, Any]:
     tuning = content.get("tuning") if isinstance(content, dict) else None
     if not isinstance(tuning, dict):
         raise InputError(f"--tuning {path} holds no tuning: give the manifest.json of an artifact exported with --tune")
+    if (wrong := misfit(tuning, "tuning")) is not None:
+        raise InputError(f"--tuning {path} doesn't fit the schema of a manifest's tuning at {wrong}")
     parse(tuning, f"--tuning {path}")
     return tuning
 
@@ -70,11 +73,9 @@ def parse(tuning: Mapping[str, Any], where: str) -> Choices:
     Raises:
         InputError: it names a pass or a form that this version doesn't have.
     """
-    without, forms = tuning.get("without"), tuning.get("forms")
-    if not isinstance(without, list) or not isinstance(forms, dict):
-        raise InputError(f"{where}: its tuning needs a list, without, and an object, forms")
+    without, forms = tuning["without"], tuning["forms"]
     if unknown := [name for name in without if name not in OPTIONAL]:
         raise InputError(f"{where} leaves out {unknown[0]!r}; a tuning may leave out {', '.join(OPTIONAL)}")
-    if unknown := [form for form in forms.values() if not isinstance(form, str) or form not in FORMS]:
+    if unknown := [form for form in forms.values() if form not in FORMS]:
         raise InputError(f"{where} asks for the form {unknown[0]!r}; there are {', '.join(FORMS)}")
     return Choices(tuple(without), forms)

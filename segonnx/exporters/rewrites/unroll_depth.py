@@ -25,6 +25,8 @@ REPEATING = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("ha
 FEW_INPUTS = 4
 FEW_OUTPUTS = 16
 """Up to so many channels other forms than Winograd's are faster; see docs/performance.md."""
+BY_FOUR = range(32, 129)
+"""Output channels of F(4, 3): with fewer its transforms cost more than it saves, with more its weights the memory."""
 
 MAX_BYTES = 3 * 2**30
 """Networks with more weights than this keep their 3D operators: while it loads a model ONNX Runtime holds the weights
@@ -88,7 +90,9 @@ def default_form(conv: Convolution, sources: Volume, forms: Sequence[str]) -> st
         return "stacked"
     if "winograd" not in forms:
         return "taps"
-    return "pairs" if conv.outputs <= FEW_OUTPUTS else "winograd"
+    if conv.outputs <= FEW_OUTPUTS:
+        return "pairs"
+    return "winograd4" if "winograd4" in forms and conv.outputs in BY_FOUR else "winograd"
 
 
 def bounded(found: Mapping[str, Found], growth: float) -> dict[str, str]:

@@ -1,0 +1,83 @@
+"""What the artifact gains over every other way to run the model, into docs/performance.md.
+
+    python -m tests.exporters.gains RESULT.json...
+
+The results are those of `make bench-perf`: nothing is measured here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from segonnx.bench import result
+from segonnx.bench.result import OK, Ratio, Result, Row
+from tools.update_docs import replace
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = "ort"
+TORCH = ("eager", "eager-channels-last", "compile", "compile-channels-last")
+HEAD = (
+    "| model | ms | the stock graph | the best of PyTorch | OpenVINO, stock graph | memory, times the stock graph's | "
+    "GFLOP/s, times sgemm's |\n|---|---|---|---|---|---|---|"
+)
+
+
+def ratio(found: Result, row: Row, other: str) -> tuple[float, tuple[float, float] | None] | None:
+    """How many times faster the row is than another runtime in the same case, with its 95 % interval."""
+    one: Ratio
+    for one in found.ratios:
+        if (one.model, tuple(one.input_shape), one.threads) != row.case:
+            continue
+        if (one.baseline, one.backend) == (other, row.backend):
+            return one.speedup, one.ci95
+        if (one.baseline, one.backend) == (row.backend, other):
+            return 1 / one.speedup, None if one.ci95 is None else (1 / one.ci95[1], 1 / one.ci95[0])
+    return None
+
+
+def line(found: Result, row: Row) -> str:
+    """A model's line of the table."""
+    others = {one.backend: one for one in found.rows if one.case == row.case and one.status == OK}
+    torch = min((name for name in TORCH if name in others), key=lambda name: others[name].median_s or 0.0, default="")
+
+    def over(name: str) -> str:
+        known = ratio(found, row, name)
+        if known is None:
+            return "-"
+        interval = "" if known[1] is None else f" ({known[1][0]:.2f}-{known[1][1]:.2f})"
+        return f"{known[0]:.2f}x{interval}" + (f" {name}" if name in TORCH else "")
+
+    stock = others.get("ort-stock")
+    memory = "-"
+    if stock is not None and stock.peak_rss_bytes and row.peak_rss_bytes:
+        memory = f"{row.peak_rss_bytes / stock.peak_rss_bytes:.2f}"
+    ceiling = next((one["sgemm_gflops"] for one in found.ceilings if one["threads"] == row.threads), None)
+    rate = "-" if row.gflops is None else f"{row.gflops:.0f}" + (f", {row.gflops / ceiling:.2f}" if ceiling else "")
+    taken = f"{1e3 * row.median_s:.1f}" if row.median_s is not None else row.status
+    return f"| {row.model} | {taken} | {over('ort-stock')} | {over(torch)} | {over('openvino-stock')} | {memory} | {rate} |"
+
+
+def table(found: Result) -> str:
+    """The table, and which machine it is of."""
+    machine, versions = found.machine, found.machine["versions"]
+    names = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "torch"}
+    where = (
+        f"{machine['cpu']} ({', '.join(machine['flags'])}), {found.rows[0].threads} threads; "
+        f"{', '.join(f'{name} {versions[key]}' for key, name in names.items())}."
+    )
+    for one in found.ceilings[:1]:
+        where += f" NumPy's sgemm: {one['sgemm_gflops']:.0f} GFLOP/s; copying memory: {one['bandwidth_gb_s']:.0f} GB/s."
+    return "\n".join([where, "", HEAD, *(line(found, row) for row in found.rows if row.backend == OURS)])
+
+
+def main(paths: Sequence[str]) -> None:
+    """Print the table, and put it into the page."""
+    text = table(result.merge([result.read(Path(path)) for path in paths]))
+    print(text)
+    replace(ROOT / "docs" / "performance.md", "gains", text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
