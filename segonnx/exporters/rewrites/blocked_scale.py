@@ -3,7 +3,8 @@
 Such a block takes the mean of each channel, computes a factor from it, and multiplies the channel by it. Neither the
 mean as a reduction nor a product whose factor is spread over the plane has a blocked kernel, so the image was laid out
 anew before and after. The mean as a pooling has one, and so has a product of two images of the same size, one of which
-repeats the factor.
+repeats the factor. Rows are pooled first, then the column of their means: GlobalAveragePool adds up a plane in one sum,
+which loses digits.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from segonnx.exporters.rewrites.slices import Builder
 
 
 class BlockedScalePass(ir.passes.InPlacePass):
-    """Replace means over the planes of images by GlobalAveragePool, and spread the factors of their channels by Resize.
+    """Replace means over the planes of images by AveragePool, and spread the factors of their channels by Resize.
 
     requires: static sizes; factors computed from such a mean of the image that they multiply. What doesn't match stays.
     ensures: every value keeps its shape and type; every weight stays as it is.
@@ -31,8 +32,7 @@ class BlockedScalePass(ir.passes.InPlacePass):
             mean = _mean_behind(node.inputs[factor], image)
             if mean is not None:
                 _spread(model.graph, node, factor)
-                if mean.op_type == "ReduceMean":
-                    _pool(model.graph, mean)
+                _pool(model.graph, mean)
                 modified = True
         return ir.passes.PassResult(model, modified)
 
@@ -85,15 +85,18 @@ def _spread(graph: ir.Graph, node: ir.Node, factor: int) -> None:
 
 
 def _pool(graph: ir.Graph, node: ir.Node) -> None:
+    x = node.inputs[0]
+    assert x is not None and x.shape is not None
+    height, width = (int(size) for size in x.shape[2:])  # type: ignore[arg-type]
     build = Builder(graph)
-    pooled = build("GlobalAveragePool", node.inputs[0])
+    pooled = build("AveragePool", build("AveragePool", x, kernel_shape=[1, width]), kernel_shape=[height, 1])
     build.insert_before(node)
     y = node.outputs[0]
     pooled.shape, pooled.type = y.shape, y.type
     name, y.name = y.name, None
     y.replace_all_uses_with(pooled)
     pooled.name = name
-    axes = node.inputs[1]
+    axes = node.inputs[1] if len(node.inputs) > 1 else None
     graph.remove(node, safe=True)
     if axes is not None and axes.is_initializer() and not axes.uses() and axes.name is not None:
         del graph.initializers[axes.name]
