@@ -56,7 +56,8 @@ def line(found: Result, row: Row) -> str:
     ceiling = next((one["sgemm_gflops"] for one in found.ceilings if one["threads"] == row.threads), None)
     rate = "-" if row.gflops is None else f"{row.gflops:.0f}" + (f", {row.gflops / ceiling:.2f}" if ceiling else "")
     taken = f"{1e3 * row.median_s:.1f}" if row.median_s is not None else row.status
-    return f"| {row.model} | {taken} | {over('ort-stock')} | {over(torch)} | {over('openvino-stock')} | {memory} | {rate} |"
+    cells = (row.model, taken, over("ort-stock"), over(torch), over("openvino-stock"), memory, rate)
+    return f"| {' | '.join(cells)} |"
 
 
 def table(found: Result) -> str:

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from segonnx.bench.result import Ratio, Result, Row
+from tests.exporters import gains
+
+SHAPE = (1, 3, 64, 64)
+MEDIANS = {"eager": 4.0, "compile": 2.0, "ort": 1.0, "ort-stock": 1.5, "openvino-stock": 0.5}
+
+
+def result() -> Result:
+    rows = [
+        Row(
+            "net",
+            "2d",
+            name,
+            10,
+            10**9,
+            SHAPE,
+            "",
+            1.0,
+            threads=2,
+            rounds=[[seconds]],
+            peak_rss_bytes=int(seconds * 1e9),
+        )
+        for name, seconds in MEDIANS.items()
+    ]
+    names = list(MEDIANS)
+    ratios = []
+    for index, a in enumerate(names):
+        for b in names[index + 1 :]:
+            times = MEDIANS[a] / MEDIANS[b]
+            ratios.append(Ratio("net", SHAPE, 2, a, b, times, (0.9 * times, 1.25 * times), None, 5, True))
+    machine = {"cpu": "some CPU", "flags": ["avx2"], "versions": {"onnxruntime": "1", "openvino": "2", "torch": "3"}}
+    ceilings = [{"threads": 2, "sgemm_gflops": 4.0, "bandwidth_gb_s": 1.0}]
+    return Result(machine, "off", rows, ratios=ratios, ceilings=ceilings)
+
+
+def test_ratios_are_the_others_time_over_ours_whichever_way_they_were_kept() -> None:
+    line = gains.table(result()).splitlines()[-1]
+    assert line == (
+        "| net | 1000.0 | 1.50x (1.20-1.67) | 2.00x (1.80-2.50) compile | 0.50x (0.40-0.56) | 0.67 | 2, 0.50 |"
+    )
+
+
+def test_what_failed_is_left_out() -> None:
+    one = result()
+    one.rows = [row for row in one.rows if row.backend not in ("compile", "ort-stock")]
+    one.ratios = [ratio for ratio in one.ratios if "ort-stock" not in (ratio.baseline, ratio.backend)]
+    line = gains.table(one).splitlines()[-1]
+    assert line.startswith("| net | 1000.0 | - | 4.00x (3.60-5.00) eager | 0.50x")
+    one.rows[1].status = "failed"
+    one.rows[1].rounds = []
+    assert gains.table(one).splitlines()[-1].startswith("| net | failed | ")
