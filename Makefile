@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Tests of one file stay together, and share what they made first.
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile --durations 15
 
 .PHONY: install demo bench bench-perf bench-selftest faults test test-all check lint reference clean
 
