@@ -20,7 +20,7 @@ OURS = "ort"
 TORCH = ("eager", "eager-channels-last", "compile", "compile-channels-last")
 HEAD = (
     "| model | ms | the stock graph | the best of PyTorch | OpenVINO, stock graph | memory, times the stock graph's | "
-    "GFLOP/s, times sgemm's |\n|---|---|---|---|---|---|---|"
+    "GFLOP/s, times sgemm's | least ms for its bytes |\n|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -53,10 +53,13 @@ def line(found: Result, row: Row) -> str:
     memory = "-"
     if stock is not None and stock.peak_rss_bytes and row.peak_rss_bytes:
         memory = f"{row.peak_rss_bytes / stock.peak_rss_bytes:.2f}"
-    ceiling = next((one["sgemm_gflops"] for one in found.ceilings if one["threads"] == row.threads), None)
-    rate = "-" if row.gflops is None else f"{row.gflops:.0f}" + (f", {row.gflops / ceiling:.2f}" if ceiling else "")
+    rate = least = "-"
+    ceiling = next((one for one in found.ceilings if one["threads"] == row.threads), None)
+    if ceiling is not None and row.gflops is not None and row.memory_bytes is not None:
+        rate = f"{row.gflops:.0f}, {row.gflops / ceiling['sgemm_gflops']:.2f}"
+        least = f"{1e-6 * row.memory_bytes / ceiling['bandwidth_gb_s']:.1f}"
     taken = f"{1e3 * row.median_s:.1f}" if row.median_s is not None else row.status
-    cells = (row.model, taken, over("ort-stock"), over(torch), over("openvino-stock"), memory, rate)
+    cells = (row.model, taken, over("ort-stock"), over(torch), over("openvino-stock"), memory, rate, least)
     return f"| {' | '.join(cells)} |"
 
 

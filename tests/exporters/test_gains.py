@@ -38,7 +38,7 @@ def result() -> Result:
 def test_ratios_are_the_others_time_over_ours_whichever_way_they_were_kept() -> None:
     line = gains.table(result()).splitlines()[-1]
     assert line == (
-        "| net | 1000.0 | 1.50x (1.20-1.67) | 2.00x (1.80-2.50) compile | 0.50x (0.40-0.56) | 0.67 | 2, 0.50 |"
+        "| net | 1000.0 | 1.50x (1.20-1.67) | 2.00x (1.80-2.50) compile | 0.50x (0.40-0.56) | 0.67 | 2, 0.50 | 3.0 |"
     )
 
 
