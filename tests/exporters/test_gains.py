@@ -22,7 +22,7 @@ def result() -> Result:
             rounds=[[seconds]],
             peak_rss_bytes=int(seconds * 1e9),
             memory_bytes=3_000_000,
-        )  # fmt: skip
+        )
         for name, seconds in MEDIANS.items()
     ]
     names = list(MEDIANS)
