@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +21,11 @@ STOCK = "artifacts/stock"
 
 if TYPE_CHECKING:
     from segonnx.exporters.pipeline import Exported
+
+
+def derives(rewrites: Sequence[str]) -> bool:
+    """Whether a runtime computes other weights from an artifact's: what Winograd's algorithms multiply by."""
+    return not {"UnrollDepthPass", "WinogradPhasesPass"}.isdisjoint(rewrites)
 
 
 def from_artifact(
@@ -56,7 +61,7 @@ def from_artifact(
         modality=content["preprocessing"]["modality"],
         artifact=folder,
         stock=stock,
-        derives="UnrollDepthPass" in content["rewrites"],
+        derives=derives(content["rewrites"]),
         system=system,
         seed=content["weights"]["seed"],
         weights_sha256=content["weights"]["sha256"],

@@ -183,6 +183,19 @@ def test_openvino_on_a_graph_for_onnx_runtime_is_warned_of(tmp_path: Path) -> No
         assert [any("laid out for" in warning for warning in row.warnings) for row in rows] == [derives, False]
 
 
+@pytest.mark.parametrize(
+    ("rewrites", "expected"),
+    [
+        (["UnrollDepthPass", "PointwiseHeadPass"], True),
+        (["WinogradPhasesPass", "PointwiseHeadPass"], True),
+        (["PointwiseHeadPass"], False),
+        ([], False),
+    ],
+)
+def test_which_artifacts_derive_weights(rewrites: list[str], expected: bool) -> None:
+    assert subjects.derives(rewrites) is expected
+
+
 def test_memory_is_planned_for_the_weights_that_a_runtime_derives(tmp_path: Path) -> None:
     model = fakes.model(tmp_path)
     derives = replace(model, derives=True)
