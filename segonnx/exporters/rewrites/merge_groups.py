@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from segonnx.exporters.rewrites.reading import group, shape
 from segonnx.exporters.rewrites.slices import Builder
 
 BLOCK = 16
@@ -39,8 +40,8 @@ class MergeGroupsPass(ir.passes.InPlacePass):
 def _matches(node: ir.Node) -> bool:
     if not _is_convolution(node):
         return False
-    outputs, inputs, *_ = _shape(node.inputs[1])
-    return inputs == GROUP and outputs == GROUP * _group(node)
+    outputs, inputs, *_ = shape(node.inputs[1])
+    return inputs == GROUP and outputs == GROUP * group(node)
 
 
 def _is_convolution(node: ir.Node | None) -> bool:
@@ -50,20 +51,11 @@ def _is_convolution(node: ir.Node | None) -> bool:
     return weight is not None and weight.const_value is not None and weight.shape is not None and len(weight.shape) == 4
 
 
-def _group(node: ir.Node) -> int:
-    return node.attributes["group"].as_int() if "group" in node.attributes else 1
-
-
-def _shape(value: ir.Value | None) -> list[int]:
-    assert value is not None and value.shape is not None
-    return [int(size) for size in value.shape]  # type: ignore[arg-type]
-
-
 def _merge(node: ir.Node) -> bool:
     """Whether it could be done."""
     graph, weight = node.graph, node.inputs[1]
     assert isinstance(graph, ir.Graph) and weight is not None
-    channels, _, *kernel = _shape(weight)
+    channels, _, *kernel = shape(weight)
     more = -channels % BLOCK
     if more:
         makers, takers = _before(node), _after(node)
@@ -98,7 +90,7 @@ def _before(node: ir.Node) -> list[ir.Node] | None:
             return None
         chain.insert(0, maker)
         if _is_convolution(maker):
-            return chain if _group(maker) == 1 else None
+            return chain if group(maker) == 1 else None
         if not _is_activation(maker):
             return None
         value = maker.inputs[0]
@@ -113,7 +105,7 @@ def _after(node: ir.Node) -> list[ir.Node] | None:
         (use,) = value.uses()
         chain.append(use.node)
         if _is_convolution(use.node):
-            return chain if _group(use.node) == 1 and use.idx == 0 else None
+            return chain if group(use.node) == 1 and use.idx == 0 else None
         if not _is_activation(use.node):
             return None
         value = use.node.outputs[0]
@@ -127,8 +119,8 @@ def _is_activation(node: ir.Node) -> bool:
 def _give_more(graph: ir.Graph, node: ir.Node, more: int) -> None:
     """Add output channels of zeros."""
     build = Builder(graph)
-    shape = _shape(node.inputs[1])
-    for index, zeros in ((1, (more, *shape[1:])), (2, (more,))):
+    sizes = shape(node.inputs[1])
+    for index, zeros in ((1, (more, *sizes[1:])), (2, (more,))):
         value = node.inputs[index] if index < len(node.inputs) else None
         if value is not None:
             node.replace_input_with(index, build.concat([value, build.filled(0.0, *zeros)], 0))
@@ -138,7 +130,7 @@ def _give_more(graph: ir.Graph, node: ir.Node, more: int) -> None:
 def _take_more(graph: ir.Graph, node: ir.Node, more: int) -> None:
     """Add input channels whose weights are zeros."""
     build = Builder(graph)
-    outputs, _, *kernel = _shape(node.inputs[1])
+    outputs, _, *kernel = shape(node.inputs[1])
     weight = node.inputs[1]
     assert weight is not None
     node.replace_input_with(1, build.concat([weight, build.filled(0.0, outputs, more, *kernel)], 1))

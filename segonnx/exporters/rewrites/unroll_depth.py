@@ -16,12 +16,11 @@ import onnx_ir as ir
 
 from segonnx.exporters.rewrites import convolutions
 from segonnx.exporters.rewrites.convolutions import Convolution
+from segonnx.exporters.rewrites.reading import group, integers, repeats, shape, text
 from segonnx.exporters.rewrites.slices import Builder, Slices, cut, join
 
 UNARY = frozenset({"LeakyRelu", "Relu", "Elu", "Sigmoid", "Tanh", "HardSwish", "Gelu", "Mish", "Selu", "Softplus"})
 BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min"})
-REPEATING = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("half_pixel", "round_prefer_ceil")}
-"""The modes of Resize in which nearest neighbours by whole factors are each voxel repeated."""
 FEW_INPUTS = 4
 FEW_OUTPUTS = 16
 """Up to so many channels other forms than Winograd's are faster; see docs/performance.md."""
@@ -107,12 +106,12 @@ def bounded(found: Mapping[str, Found], growth: float) -> dict[str, str]:
         return one.convolutions * inputs * one.layer.outputs * math.prod(one.layer.kernel)
 
     allowed = growth * sum(map(size, found.values()))
-    for text, one in sorted(found.items(), key=lambda item: (math.prod(item[1].layer.size), item[0])):
+    for name, one in sorted(found.items(), key=lambda item: (math.prod(item[1].layer.size), item[0])):
         for lighter in ("winograd", "taps"):
             bytes_now = sum(convolutions.GROWTH.get(forms[key], 1) * size(other) for key, other in found.items())
-            heavier = convolutions.GROWTH.get(forms[text], 1) > convolutions.GROWTH.get(lighter, 1)
+            heavier = convolutions.GROWTH.get(forms[name], 1) > convolutions.GROWTH.get(lighter, 1)
             if bytes_now > allowed and heavier and lighter in one.forms:
-                forms[text] = lighter
+                forms[name] = lighter
     return forms
 
 
@@ -215,7 +214,7 @@ class _Unrolling:
     def _volume(self, build: Builder, value: ir.Value) -> Volume:
         """The slices of a value, cut where nobody did yet."""
         if value not in self.volumes:
-            _, channels, *sizes = _shape(value)
+            _, channels, *sizes = shape(value)
             self.volumes[value] = (cut(build, value, channels, *sizes),)
             self.whole[value] = value
         return self.volumes[value]
@@ -279,13 +278,9 @@ class _Unrolling:
         """Nearest neighbour by whole factors: a slice is made once, and stands for as many as the factor in depth."""
         x = node.inputs[0]
         assert x is not None
-        modes = (
-            _text(node, "coordinate_transformation_mode", "half_pixel"),
-            _text(node, "nearest_mode", "round_prefer_floor"),
-        )
-        if x not in self.volumes or _text(node, "mode", "nearest") != "nearest" or modes not in REPEATING:
+        if x not in self.volumes or not repeats(node):
             return None
-        before, after = _shape(x), _shape(node.outputs[0])
+        before, after = shape(x), shape(node.outputs[0])
         if before[1] != after[1] or any(large % small for small, large in zip(before, after, strict=True)):
             return None
         times, *scale = (large // small for small, large in zip(before[2:], after[2:], strict=True))
@@ -359,23 +354,10 @@ def _is_static(node: ir.Node) -> bool:
     for value in (*node.inputs[:1], *node.outputs[:1]):
         if value is None or value.shape is None or value.dtype != ir.DataType.FLOAT:
             return False
-        shape = value.shape
-        if shape.rank() != 5 or shape[0] != 1 or not all(isinstance(size, int) for size in shape):
+        sizes = value.shape
+        if sizes.rank() != 5 or sizes[0] != 1 or not all(isinstance(size, int) for size in sizes):
             return False
     return True
-
-
-def _shape(value: ir.Value) -> list[int]:
-    assert value.shape is not None
-    return [int(size) for size in value.shape]  # type: ignore[arg-type]
-
-
-def _text(node: ir.Node, name: str, default: str) -> str:
-    return node.attributes[name].as_string() if name in node.attributes else default
-
-
-def _integers(node: ir.Node, name: str, default: Sequence[int]) -> tuple[int, ...]:
-    return tuple(node.attributes[name].as_ints()) if name in node.attributes else tuple(default)
 
 
 def _ends(node: ir.Node) -> bool:
@@ -389,14 +371,13 @@ def _read(node: ir.Node, *, transposed: bool) -> Convolution | None:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if weight is None or weight.const_value is None or weight.shape is None:
         return None
-    kernel = _shape(weight)[2:]
-    pads = _integers(node, "pads", (0,) * 6)
-    group = node.attributes["group"].as_int() if "group" in node.attributes else 1
+    kernel = shape(weight)[2:]
+    pads = integers(node, "pads", (0,) * 6)
     if (
-        group != 1
-        or _integers(node, "dilations", (1, 1, 1)) != (1, 1, 1)
-        or _text(node, "auto_pad", "NOTSET") != "NOTSET"
-        or any(_integers(node, "output_padding", (0, 0, 0)))
+        group(node) != 1
+        or integers(node, "dilations", (1, 1, 1)) != (1, 1, 1)
+        or text(node, "auto_pad", "NOTSET") != "NOTSET"
+        or any(integers(node, "output_padding", (0, 0, 0)))
         or "output_shape" in node.attributes
         or max(pads[0], pads[3]) >= kernel[0]
     ):
@@ -405,7 +386,7 @@ def _read(node: ir.Node, *, transposed: bool) -> Convolution | None:
         weight,
         bias,
         tuple(kernel),  # type: ignore[arg-type]
-        _integers(node, "strides", (1, 1, 1)),  # type: ignore[arg-type]
+        integers(node, "strides", (1, 1, 1)),  # type: ignore[arg-type]
         pads,  # type: ignore[arg-type]
-        _shape(weight)[1 if transposed else 0],
+        shape(weight)[1 if transposed else 0],
     )

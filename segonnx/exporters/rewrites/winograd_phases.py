@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from segonnx.exporters.rewrites.reading import group, integers, repeats, shape, text
 from segonnx.exporters.rewrites.slices import Builder
 
 MIN_INPUTS = 64
@@ -33,8 +34,6 @@ WEIGHT_GROWTH = 16 / 9
 LAYERS_PER_JOIN = 2
 """Putting an image together again costs about what one convolution saves."""
 ACTIVATIONS = frozenset({"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Clip"})
-REPEATING = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("half_pixel", "round_prefer_ceil")}
-"""The modes of Resize in which nearest neighbours by two are each pixel twice."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def _is_image(value: ir.Value | None) -> bool:
 def _is_layer(node: ir.Node) -> bool:
     if not (_is_convolution(node, kernel=3, stride=1) and _is_image(node.outputs[0])):
         return False
-    outputs, inputs, *_ = _shape(node.inputs[1])
+    outputs, inputs, *_ = shape(node.inputs[1])
     return inputs >= MIN_INPUTS and outputs >= MIN_OUTPUTS
 
 
@@ -157,11 +156,10 @@ def _is_convolution(node: ir.Node, *, kernel: int, stride: int) -> bool:
     """Whether the node is such a convolution of an image, padded to keep its size but for the stride."""
     if node.domain != "" or node.op_type != "Conv" or not _is_image(node.inputs[0]):
         return False
-    pads = [kernel // 2] * 4
     return (
         _has_weight(node, (kernel, kernel))
-        and _integers(node, "strides", [1, 1]) == [stride] * 2
-        and _integers(node, "pads", [0] * 4) == pads
+        and integers(node, "strides", (1, 1)) == (stride,) * 2
+        and integers(node, "pads", (0,) * 4) == (kernel // 2,) * 4
         and _plain(node)
     )
 
@@ -172,8 +170,8 @@ def _is_doubling(node: ir.Node | None) -> bool:
         return False
     return (
         _has_weight(node, (2, 2))
-        and _integers(node, "strides", [1, 1]) == [2, 2]
-        and not any(_integers(node, "pads", [0] * 4) + _integers(node, "output_padding", [0, 0]))
+        and integers(node, "strides", (1, 1)) == (2, 2)
+        and not any(integers(node, "pads", ()) + integers(node, "output_padding", ()))
         and "output_shape" not in node.attributes
         and _plain(node)
     )
@@ -186,13 +184,9 @@ def _is_repeating(node: ir.Node | None) -> bool:
     x = node.inputs[0]
     if x is None or x.shape is None or not all(isinstance(size, int) for size in x.shape):
         return False
-    before, after = _shape(x), _shape(node.outputs[0])
-    modes = (
-        _text(node, "coordinate_transformation_mode", "half_pixel"),
-        _text(node, "nearest_mode", "round_prefer_floor"),
-    )
+    before, after = shape(x), shape(node.outputs[0])
     doubled = [*before[:2], 2 * before[2], 2 * before[3]]
-    return _text(node, "mode", "nearest") == "nearest" and modes in REPEATING and after == doubled
+    return repeats(node) and after == doubled
 
 
 def _joins_channels(node: ir.Node | None) -> bool:
@@ -214,22 +208,8 @@ def _has_weight(node: ir.Node, kernel: tuple[int, int]) -> bool:
 
 def _plain(node: ir.Node) -> bool:
     """Neither groups nor dilations nor padding by a rule."""
-    group = node.attributes["group"].as_int() if "group" in node.attributes else 1
-    automatic = _text(node, "auto_pad", "NOTSET") != "NOTSET"
-    return group == 1 and _integers(node, "dilations", [1, 1]) == [1, 1] and not automatic
-
-
-def _integers(node: ir.Node, name: str, default: list[int]) -> list[int]:
-    return list(node.attributes[name].as_ints()) if name in node.attributes else default
-
-
-def _text(node: ir.Node, name: str, default: str) -> str:
-    return node.attributes[name].as_string() if name in node.attributes else default
-
-
-def _shape(value: ir.Value | None) -> list[int]:
-    assert value is not None and value.shape is not None
-    return [int(size) for size in value.shape]  # type: ignore[arg-type]
+    automatic = text(node, "auto_pad", "NOTSET") != "NOTSET"
+    return group(node) == 1 and integers(node, "dilations", (1, 1)) == (1, 1) and not automatic
 
 
 def _bias(node: ir.Node) -> ir.Value | None:
@@ -309,7 +289,7 @@ class _Splitting:
         for index in range(4):
             factors = [(source.values[index], kernel) for source, kernel in zip(sources, kernels, strict=True)]
             values.append(_products(build, factors, _bias(node)))
-        return _phases(values, _shape(node.inputs[1])[0])
+        return _phases(values, shape(node.inputs[1])[0])
 
     def _sources(self, build: Builder, node: ir.Node, x: ir.Value) -> tuple[list[Phases], tuple[ir.Value, ...]]:
         """The parts of a convolution's input, and of its weight."""
@@ -322,7 +302,7 @@ class _Splitting:
         """Winograd's F(2x2, 3x3), with something to be added to its output."""
         x, weight = node.inputs[:2]
         assert x is not None and weight is not None
-        outputs = _shape(weight)[0]
+        outputs = shape(weight)[0]
         sources = self._parts(build, x)
         weights = build.split(weight, [source.channels for source in sources], 1)
         inputs = [_transformed(build, source) for source in sources]
@@ -363,7 +343,7 @@ class _Splitting:
         x = node.inputs[0]
         assert x is not None
         sources, weights = self._sources(build, node, x)
-        pointwise = _shape(node.inputs[1])[2] == 1
+        pointwise = shape(node.inputs[1])[2] == 1
         total: ir.Value | None = None
         for source, weight in zip(sources, weights, strict=True):
             for index in (0,) if pointwise else range(4):
@@ -396,7 +376,7 @@ class _Splitting:
 
     def _cut(self, build: Builder, value: ir.Value) -> list[Phases]:
         node = value.producer()
-        channels = _shape(value)[1]
+        channels = shape(value)[1]
         if _joins_channels(node):
             assert node is not None
             return [part for one in node.inputs for part in self._parts(build, one)]  # type: ignore[arg-type]
@@ -408,8 +388,8 @@ class _Splitting:
             x, weight = node.inputs[:2]
             assert x is not None and weight is not None
             turned = build("Transpose", weight, perm=[2, 3, 1, 0])  # rows, columns, outputs, inputs
-            kernels = build.split(build.reshape(turned, 4, channels, _shape(x)[1], 1, 1), [1] * 4, 0)
-            pointwise = (build.reshape(kernel, channels, _shape(x)[1], 1, 1) for kernel in kernels)
+            kernels = build.split(build.reshape(turned, 4, channels, shape(x)[1], 1, 1), [1] * 4, 0)
+            pointwise = (build.reshape(kernel, channels, shape(x)[1], 1, 1) for kernel in kernels)
             return [_phases([_products(build, [(x, kernel)], _bias(node)) for kernel in pointwise], channels)]
         taps = ([[1]], [[0, 1]], [[0], [1]], [[0, 0], [0, 1]])
         return [_phases([_depthwise(build, value, channels, one, stride=2) for one in taps], channels)]
@@ -417,7 +397,7 @@ class _Splitting:
     def _put_together(self, build: Builder, value: ir.Value) -> ir.Value:
         """The image of a value's phases."""
         if value not in self.whole:
-            batch, channels, height, width = _shape(value)
+            batch, channels, height, width = shape(value)
             one = self._one(build, value)
             rows = []
             for even, odd in (one.values[:2], one.values[2:]):
