@@ -29,13 +29,20 @@ bench: install
 	$(BIN)/segonnx bench --all --json results/all.json
 	$(BIN)/segonnx report results/all.json --html results/all.html
 
-# What the rewrites gain: the artifacts, the same without rewrites, and PyTorch, in one interleaved run; then each rewrite
-# by itself. Both tables go into docs/performance.md. Hours on two cores, with the two largest networks.
+# What the rewrites gain: the artifacts, the same without rewrites, and PyTorch, in turns; then each rewrite by itself.
+# Both tables go into docs/performance.md. Some two hours on two cores. torch.compile takes the two largest networks' memory
+# and an hour more; there PyTorch runs eagerly alone.
+STOCK := --backend ort --backend ort-stock --backend openvino-stock
+WAYS := $(STOCK) --backend eager --backend eager-channels-last --backend compile --backend compile-channels-last
+PERF := results/perf-2d.json results/perf-3d.json results/perf-l.json results/perf-h.json
+
 bench-perf: install
-	$(BIN)/segonnx bench --all --backend eager --backend eager-channels-last --backend compile \
-	  --backend compile-channels-last --backend ort --backend ort-stock --backend openvino-stock --json results/perf.json
-	$(BIN)/segonnx report results/perf.json --html results/perf.html
-	$(BIN)/python -m tests.exporters.gains results/perf.json
+	$(BIN)/segonnx bench --family encoder --family 2d $(WAYS) --processes 1 --rounds 10 --json results/perf-2d.json
+	$(BIN)/segonnx bench stunet-s totalsegmentator stunet-b $(WAYS) --processes 1 --rounds 8 --json results/perf-3d.json
+	$(BIN)/segonnx bench stunet-l $(STOCK) --backend eager --processes 1 --rounds 6 --json results/perf-l.json
+	$(BIN)/segonnx bench stunet-h $(STOCK) --backend eager --processes 1 --rounds 1 --json results/perf-h.json
+	$(BIN)/segonnx report results/perf-2d.json --html results/perf.html
+	$(BIN)/python -m tests.exporters.gains $(PERF)
 	$(BIN)/python -m tests.exporters.ablation
 
 # Measures the bench itself, on an idle machine: some minutes. Writes docs/bench-selftest.md.

@@ -460,24 +460,28 @@ def _exported_json(exported: Exported) -> dict[str, Any]:
 def verify(artifacts: tuple[Path, ...], threads: int | None, timeout: float, key: Path | None) -> None:
     """Check artifacts: schema, every byte, the graph, and a replay of their test data. Needs no torch.
 
+    A folder that holds artifacts stands for all of them.
+
     \b
     segonnx verify artifacts/stunet-s
     segonnx verify artifacts/*
     segonnx verify artifacts/stunet-s --key sender.pub
     """
+    from segonnx.artifacts.verify import inside
     from segonnx.artifacts.verify import verify as verify_artifact
     from segonnx.progress import Display
 
     for artifact in artifacts:
         if not artifact.is_dir():
             raise InputError(f"{artifact} is not a folder")
+    folders = [one for artifact in artifacts for one in inside(artifact)]
     failed = 0
     with Display() as display:
-        for artifact in artifacts:
+        for artifact in folders:
             try:
                 found = verify_artifact(artifact, threads=threads or 0, timeout=timeout, key=key, progress=display)
             except SegonnxError as error:
-                if len(artifacts) == 1:
+                if len(folders) == 1:
                     raise
                 failed += 1
                 display.echo(f"{artifact}: FAILED: {error}", err=True)
@@ -488,7 +492,7 @@ def verify(artifacts: tuple[Path, ...], threads: int | None, timeout: float, key
                     f"replay: {found.difference}"
                 )
     if failed:
-        raise VerifyError(f"{failed} of {len(artifacts)} artifacts failed")
+        raise VerifyError(f"{failed} of {len(folders)} artifacts failed")
 
 
 @main.command()

@@ -88,6 +88,20 @@ def verify(
     return Verified(content, len(files), sum(entry["bytes"] for entry in files.values()), difference)
 
 
+def inside(folder: Path) -> list[Path]:
+    """The artifacts in a folder that only holds artifacts, as the one of the graphs without rewrites; or itself.
+
+    Raises:
+        VerifyError: it can't be read.
+    """
+    try:
+        if (folder / manifest.NAME).exists():
+            return [folder]
+        return sorted(one for one in folder.iterdir() if (one / manifest.NAME).is_file()) or [folder]
+    except OSError as error:
+        raise VerifyError(f"{folder} can't be read: {error.strerror}") from error
+
+
 def _tolerance(folder: Path, content: Manifest) -> Tolerance:
     """What the manifest allows the replay; it may allow no more than segonnx does."""
     wanted = content["parity"]["tolerance"]

@@ -306,3 +306,23 @@ def test_staging_is_cleared_and_files_appear_whole(tmp_path: Path) -> None:
     folder.write(tmp_path / "file", "content")
     with pytest.raises(ResourceError, match="can't write"):
         folder.write(tmp_path / "nowhere" / "file", "content")
+
+
+def test_a_folder_of_artifacts_stands_for_all_of_them(artifact: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    for name in ("one", "two"):
+        shutil.copytree(artifact, both / name)
+    done = run("verify", both)
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(": whole")[0] for line in done.stdout.splitlines()] == [str(both / "one"), str(both / "two")]
+    (both / "two" / "README.md").write_text("changed")
+    done = run("verify", both)
+    assert done.returncode == 1
+    assert "1 of 2 artifacts failed" in done.stderr
+
+
+def test_an_artifact_without_its_manifest_stays_one(artifact: Path) -> None:
+    (artifact / "manifest.json").unlink()
+    done = run("verify", artifact)
+    assert done.returncode == 1
+    assert "manifest.json" in done.stderr

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from segonnx.exporters.rewrites import winograd_phases
 from segonnx.exporters.rewrites.blocked_scale import BlockedScalePass
 from segonnx.exporters.rewrites.merge_groups import MergeGroupsPass
+from segonnx.exporters.rewrites.split_concat import SplitConcatPass
 from segonnx.exporters.rewrites.winograd_phases import WinogradPhasesPass
 from tests.exporters.graphs import RNG, Graph, check, few, operators, run
 
@@ -275,7 +276,7 @@ def test_groups_whose_channels_others_take_too_stay(other: str) -> None:
 
 
 @few
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 20), st.booleans(), st.booleans())
+@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 12, 16, 32]), st.booleans(), st.booleans())
 def test_squeeze_and_excitation(height: int, width: int, channels: int, first: bool, pooled: bool) -> None:
     graph = Images([2, channels, height, width])
     axes = graph.constant(np.array([2, -1], np.int64))
@@ -286,7 +287,8 @@ def test_squeeze_and_excitation(height: int, width: int, channels: int, first: b
     graph.size = size
     graph.add("Mul", *((factor, "x") if first else ("x", factor)))
     model = check(graph, BlockedScalePass())
-    expected = {"AveragePool", "Conv", "Relu", "HardSigmoid", "Resize", "Mul"}
+    mean = "ReduceMean" if channels % 16 else "AveragePool"
+    expected = {mean, "Conv", "Relu", "HardSigmoid", "Resize", "Mul"}
     assert set(operators(model)) == (expected if (height, width) != (1, 1) else set(operators(graph.model())))
 
 
@@ -299,3 +301,45 @@ def test_other_products_stay(kind: str) -> None:
     graph.add("Mul", image, mean if kind != "flat" else graph.weight(1, 4, 1, 1))
     before = operators(graph.model())
     assert operators(check(graph, BlockedScalePass())) == before
+
+
+def skips(channels: Sequence[int], joined: str, *, elsewhere: bool = False) -> Images:
+    """A convolution of what a transposed convolution gives, and skips from convolutions."""
+    graph = Images((1, 16, 6, 8))
+    graph.weights.append(numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales"))
+    parts = []
+    for count in channels[1:]:
+        large = graph.add("Resize", "x", "", "scales", mode="nearest")
+        parts.append(graph.add("Conv", large, graph.weight(count, 16, 3, 3), pads=[1] * 4))
+    if joined == "ConvTranspose":
+        graph.add("ConvTranspose", "x", graph.weight(16, channels[0], 2, 2), strides=[2, 2])
+    else:
+        graph.add("Resize", "x", "", "scales", mode="nearest")
+    concat = graph.add("Concat", graph.last, *parts, axis=1)
+    weights = graph.weight(7, sum(channels), 3, 3), graph.weight(7)
+    y = graph.add("Conv", concat, *weights, pads=[1] * 4)
+    if elsewhere:
+        graph.add("Concat", y, concat, axis=1)
+    return graph
+
+
+@few
+@given(st.sampled_from([[16, 16], [16, 32], [32, 16, 16]]))
+def test_convolutions_of_parts_in_several_layouts_are_split(channels: list[int]) -> None:
+    model = check(skips(channels, "ConvTranspose"), SplitConcatPass())
+    found = operators(model)
+    assert (found["Concat"], found["Conv"], found["Add"]) == (0, 2 * len(channels) - 1, len(channels) - 1)
+
+
+@pytest.mark.parametrize(
+    ("channels", "joined", "elsewhere"),
+    [
+        ([16, 16], "Resize", False),  # all in the blocked layout
+        ([16], "ConvTranspose", False),  # none in it
+        ([16, 24], "ConvTranspose", False),  # half a block
+        ([16, 16], "ConvTranspose", True),  # the concatenation is needed anyway
+    ],
+)
+def test_other_convolutions_of_concatenations_stay(channels: list[int], joined: str, elsewhere: bool) -> None:
+    graph = skips(channels, joined, elsewhere=elsewhere)
+    assert not SplitConcatPass()(graph.model()).modified

@@ -201,9 +201,11 @@ def test_a_missing_parameter_needs_a_reason(case: Case) -> None:
 
 @both
 @pytest.mark.parametrize("origin", [None, Origin("constant")])
-def test_a_tensor_without_explanation_is_refused(case: Case, origin: Origin | None) -> None:
+@pytest.mark.parametrize("shape", [(100,), (1, 100)])
+def test_a_tensor_without_explanation_is_refused(case: Case, shape: tuple[int, ...], origin: Origin | None) -> None:
     model = onnx.load(case.artifact / "model.onnx")
-    model.graph.initializer.append(numpy_helper.from_array(np.arange(100, dtype=np.float32), "hidden"))
+    hidden = np.arange(100, dtype=np.float32).reshape(shape)
+    model.graph.initializer.append(numpy_helper.from_array(hidden, "hidden"))
     onnx.save(model, case.artifact / "model.onnx")
     if origin is not None:
         case.converted = replace(case.converted, origins={**case.converted.origins, "hidden": origin})

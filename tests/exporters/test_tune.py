@@ -125,19 +125,20 @@ def test_the_whole_graph_decides(stock: Path, tmp_path: Path, monkeypatch: pytes
         forms = list(chosen.forms.values())
         if chosen.without:
             return 3.0
-        # In its place winograd4 gains, each time; stacked, which wins alone too, loses.
-        return 2.0 - 0.01 * forms.count("winograd4") + 0.1 * forms.count("stacked")
+        # In its place winograd4_matmul gains, each time; stacked, which wins alone too, loses.
+        return 2.0 - 0.01 * forms.count("winograd4_matmul") + 0.1 * forms.count("stacked")
 
     one = search(stock, tmp_path, monkeypatch, seconds)
     found = one.choose(Choices())
-    assert set(found.forms.values()) == {"winograd4"}
+    assert set(found.forms.values()) == {"winograd4_matmul"}
     tuning = one.settle(Choices(), found)
     assert tuning["kept"] == "tuned"
     assert choices.parse(tuning, "it") == found
     # Every layer that has the form.
     model = ir.load(stock)
     layers = rewrites.run(model, Choices())[1]
-    can = {text for text, layer in layers.items() if layer.forms[-1] == "winograd4" and layer.form != "winograd4"}
+    last = "winograd4_matmul"
+    can = {text for text, layer in layers.items() if layer.forms[-1] == last and layer.form != last}
     assert can
     assert set(found.forms) == can
 
@@ -171,7 +172,7 @@ def test_the_growth_of_weights_is_bounded(stock: Path, growth: float) -> None:
         for one in found.values():
             count = one.convolutions * one.layer.outputs * sum(channels for channels, _ in one.layer.sources)
             before += 27 * count if one.layer.kernel == (3, 3, 3) else count
-            times = {"winograd": 4 / 3, "winograd4": 2}.get(one.form, 1)
+            times = {"winograd": 4 / 3, "winograd4": 2, "winograd4_matmul": 2}.get(one.form, 1)
             now += times * (27 * count if one.layer.kernel == (3, 3, 3) else count)
         return now / before
 

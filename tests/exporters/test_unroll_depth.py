@@ -40,7 +40,7 @@ def no_conv3d(model: ir.Model) -> bool:
 
 
 sizes = st.integers(1, 9)
-forms = st.sampled_from(["pairs", "winograd", "winograd4"])
+forms = st.sampled_from(["pairs", "winograd", "winograd4", "winograd4_matmul"])
 
 
 @few
@@ -72,7 +72,7 @@ def test_any_convolution(
 @few
 @given(
     st.integers(2, 16), sizes, sizes, st.integers(1, 6), st.integers(1, 20), st.integers(0, 4),
-    st.sampled_from([1, 3]), st.sampled_from(["pairs", "winograd", "winograd4"]),
+    st.sampled_from([1, 3]), forms,
 )  # fmt: skip
 def test_the_forms_that_take_two_slices_at_a_time(
     depth: int, height: int, width: int, inputs: int, outputs: int, skip: int, kernel: int, form: str
@@ -166,7 +166,9 @@ def test_open_sizes_stay() -> None:
     assert not UnrollDepthPass()(graph.model()).modified
 
 
-@pytest.mark.parametrize(("form", "bound"), [("taps", 2e-5), ("winograd", 2e-5), ("winograd4", 3e-5)])
+@pytest.mark.parametrize(
+    ("form", "bound"), [("taps", 2e-5), ("winograd", 2e-5), ("winograd4", 3e-5), ("winograd4_matmul", 3e-5)]
+)
 def test_winograd_keeps_its_digits(form: str, bound: float) -> None:
     """Against float64, on as many channels as the largest networks have: the bound in docs/performance.md."""
     channels, shape = 256, (1, 256, 4, 8, 8)
@@ -224,6 +226,23 @@ def test_a_transposed_convolution_makes_the_ones() -> None:
     model = check(graph, PointwiseHeadPass(), 1e-5)
     heavy = [node.op_type for node in model.graph if node.inputs[0].name == "x" or node.outputs[0].is_graph_output()]
     assert heavy == ["ConvTranspose", "Conv"]
+
+
+def test_slices_get_their_ones_before_they_are_put_together() -> None:
+    graph = Graph([1, 2, 4, 4, 5])
+    graph.add("Conv", "x", graph.weight(3, 2, 3, 3, 3), pads=[1] * 6)
+    graph.add("Conv", graph.last, graph.weight(9, 3, 1, 1, 1), graph.weight(9))
+    model = graph.model()
+    x = RNG.normal(0, 1, graph.shape).astype(np.float32)
+    expected = run(model, x)
+    UnrollDepthPass()(model)
+    before = operators(model)["Concat"]
+    PointwiseHeadPass()(model)
+    assert np.abs(run(model, x) - expected).max() < 1e-5 * expected.std()
+    (joined,) = (node for node in model.graph if node.op_type == "Conv" and node.outputs[0].is_graph_output())
+    parts = joined.inputs[0].producer()
+    assert [part.producer().op_type for part in parts.inputs] == ["Concat"] * 4
+    assert operators(model)["Concat"] == before + 4 + 1  # one a slice, and the weight's
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from segonnx.exporters.rewrites.choices import Choices
 from segonnx.exporters.rewrites.commute_upsampling import CommuteUpsamplingPass
 from segonnx.exporters.rewrites.merge_groups import MergeGroupsPass
 from segonnx.exporters.rewrites.pointwise_head import PointwiseHeadPass
+from segonnx.exporters.rewrites.split_concat import SplitConcatPass
 from segonnx.exporters.rewrites.stable_instance_norm import StableInstanceNormPass
 from segonnx.exporters.rewrites.unroll_depth import Found, UnrollDepthPass
 from segonnx.exporters.rewrites.winograd_phases import WinogradPhasesPass
@@ -50,6 +51,7 @@ def run(model: ir.Model, choices: Choices) -> tuple[tuple[str, ...], dict[str, F
         MergeGroupsPass(),
         BlockedScalePass(),
         WinogradPhasesPass(),
+        SplitConcatPass(),
         unroll,
         PointwiseHeadPass(),
         StableInstanceNormPass(),

@@ -12,7 +12,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from segonnx.exporters.rewrites.reading import shape
 from segonnx.exporters.rewrites.slices import Builder
+
+BLOCK = 16
+"""Channels of a block: ONNX Runtime pools others in the plain layout, slower than it takes their mean."""
 
 
 class BlockedScalePass(ir.passes.InPlacePass):
@@ -87,9 +91,12 @@ def _spread(graph: ir.Graph, node: ir.Node, factor: int) -> None:
 def _pool(graph: ir.Graph, node: ir.Node) -> None:
     x = node.inputs[0]
     assert x is not None and x.shape is not None
-    height, width = (int(size) for size in x.shape[2:])  # type: ignore[arg-type]
+    _, channels, height, width = shape(x)
     build = Builder(graph)
-    pooled = build("AveragePool", build("AveragePool", x, kernel_shape=[1, width]), kernel_shape=[height, 1])
+    if channels % BLOCK:
+        pooled = build("ReduceMean", build("ReduceMean", x, build.integers(3)), build.integers(2))
+    else:
+        pooled = build("AveragePool", build("AveragePool", x, kernel_shape=[1, width]), kernel_shape=[height, 1])
     build.insert_before(node)
     y = node.outputs[0]
     pooled.shape, pooled.type = y.shape, y.type

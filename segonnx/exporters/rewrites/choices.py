@@ -17,6 +17,7 @@ OPTIONAL = (
     "MergeGroupsPass",
     "BlockedScalePass",
     "WinogradPhasesPass",
+    "SplitConcatPass",
     "UnrollDepthPass",
     "PointwiseHeadPass",
 )

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from segonnx.exporters.rewrites.slices import Builder, Slices
@@ -209,22 +210,7 @@ def winograd4(build: Builder, conv: Convolution, sources: Sequence[Slices]) -> l
     What is left at the end of the depth is made by taps. For kernels of 3, stride 1 and padding 1.
     """
     kernels = conv.taps(build, sources)
-    weights = []
-    for g0, g1, g2 in kernels:
-        outer = build("Add", g0, g2)
-        far = build("Add", g0, build("Mul", g2, build.number(4.0)))
-        twice = build("Mul", g1, build.number(2.0))
-        sixth, part = build.number(-1 / 6), build.number(1 / 24)
-        weights.append(
-            (
-                build("Mul", g0, build.number(0.25)),
-                build("Mul", build("Add", outer, g1), sixth),
-                build("Mul", build("Sub", outer, g1), sixth),
-                build("Mul", build("Add", far, twice), part),
-                build("Mul", build("Sub", far, twice), part),
-                g2,
-            )
-        )
+    weights = [_weights_by_four(build, *taps) for taps in kernels]
     four = build.number(4.0)
     values: list[ir.Value] = []
     depth = sources[0].depth
@@ -263,16 +249,90 @@ def winograd4(build: Builder, conv: Convolution, sources: Sequence[Slices]) -> l
     return values
 
 
+def winograd4_matmul(build: Builder, conv: Convolution, sources: Sequence[Slices]) -> list[ir.Value]:
+    """``winograd4`` with its two transforms as matrix products, and its six convolutions as one in six groups.
+
+    A window's six slices, one after the other, are a matrix of six rows; so are its six products. Far fewer operators
+    pass over the slices, but each over all of a window: it is for slices of which the caches hold a dozen.
+    """
+    kernels = conv.taps(build, sources)
+    weights = [build.concat(_weights_by_four(build, *taps), 0) for taps in kernels]
+    bias = None
+    if conv.bias is not None:  # m1 takes it
+        before, after = (build.filled(0.0, count * conv.outputs) for count in (1, 4))
+        bias = build.concat([before, conv.bias, after], 0)
+    into, out_of = _matrix(build, INPUT_BY_FOUR), _matrix(build, OUTPUT_BY_FOUR)
+    zeros = [build.filled(0.0, 1, source.channels, source.height, source.width) for source in sources]
+    values: list[ir.Value] = []
+    depth, height, width = conv.sizes(sources[0])
+    whole = depth - depth % 4
+    for start in range(0, whole, 4):
+        total: ir.Value | None = None
+        for source, weight, zero in zip(sources, weights, zeros, strict=True):
+            window = build.concat([source.get(start + i) or zero for i in range(-1, 5)], 0)
+            rows = build.reshape(window, 6, source.channels * source.height * source.width)
+            x = build.reshape(build("MatMul", into, rows), 1, 6 * source.channels, source.height, source.width)
+            y = conv.conv2d(build, x, weight, bias if total is None else None, groups=6)
+            total = y if total is None else build("Add", y, total)
+        assert total is not None
+        y = build("MatMul", out_of, build.reshape(total, 6, conv.outputs * height * width))
+        values += build.split(build.reshape(y, 4, conv.outputs, height, width), [1] * 4, 0)
+    return values + [_sum_of_taps(build, conv, sources, kernels, index) for index in range(whole, depth)]
+
+
+INPUT_BY_FOUR = (
+    (4, 0, -5, 0, 1, 0),
+    (0, -4, -4, 1, 1, 0),
+    (0, 4, -4, -1, 1, 0),
+    (0, -2, -1, 2, 1, 0),
+    (0, 2, -1, -2, 1, 0),
+    (0, 4, 0, -5, 0, 1),
+)
+"""What F(4, 3) multiplies the input's slices d0 to d5 by; see ``winograd4``."""
+
+OUTPUT_BY_FOUR = (
+    (1, 1, 1, 1, 1, 0),
+    (0, 1, -1, 2, -2, 0),
+    (0, 1, 1, 4, 4, 0),
+    (0, 1, -1, 8, -8, 1),
+)
+"""And its products m0 to m5."""
+
+
+def _matrix(build: Builder, rows: Sequence[Sequence[int]]) -> ir.Value:
+    """A matrix, from constants too small to hide weights in."""
+    return build.concat(
+        [build.constant(f"row_{'_'.join(map(str, row))}", np.array([row], np.float32)) for row in rows], 0
+    )
+
+
+def _weights_by_four(build: Builder, g0: ir.Value, g1: ir.Value, g2: ir.Value) -> list[ir.Value]:
+    """The six kernels of F(4, 3)."""
+    outer = build("Add", g0, g2)
+    far = build("Add", g0, build("Mul", g2, build.number(4.0)))
+    twice = build("Mul", g1, build.number(2.0))
+    sixth, part = build.number(-1 / 6), build.number(1 / 24)
+    return [
+        build("Mul", g0, build.number(0.25)),
+        build("Mul", build("Add", outer, g1), sixth),
+        build("Mul", build("Sub", outer, g1), sixth),
+        build("Mul", build("Add", far, twice), part),
+        build("Mul", build("Sub", far, twice), part),
+        g2,
+    ]
+
+
 FORMS: dict[str, Form] = {
     "taps": taps,
     "stacked": stacked,
     "pairs": pairs,
     "winograd": winograd,
     "winograd4": winograd4,
+    "winograd4_matmul": winograd4_matmul,
 }
 """Every form, by the name that a manifest has it under."""
 
-GROWTH = {"winograd": 4 / 3, "winograd4": 2.0}
+GROWTH = {"winograd": 4 / 3, "winograd4": 2.0, "winograd4_matmul": 2.0}
 """How many times the weights' bytes a form computes with, where that isn't once."""
 
 
@@ -285,5 +345,5 @@ def possible(conv: Convolution, sources: Sequence[Slices]) -> tuple[str, ...]:
     if in_groups and sources[0].depth > 1:
         names += ["pairs", "winograd"]
     if in_groups and sources[0].depth > 3:
-        names.append("winograd4")
+        names += ["winograd4", "winograd4_matmul"]
     return tuple(names)

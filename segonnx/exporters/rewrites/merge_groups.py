@@ -70,10 +70,12 @@ def _merge(node: ir.Node) -> bool:
         assert weight is not None
     build = Builder(graph)
     blocks = (channels + more) // BLOCK
-    mask = np.kron(np.eye(BLOCK // GROUP, dtype=np.float32), np.ones((GROUP, GROUP), np.float32))
-    mask = mask.reshape(1, BLOCK, BLOCK, *[1] * len(kernel))
-    repeated = build.reshape(build.concat([weight] * (BLOCK // GROUP), 1), blocks, BLOCK, BLOCK, *kernel)
-    merged = build("Mul", repeated, build.constant("groups_of_8_in_16", mask))
+    times = BLOCK // GROUP
+    eye = build.constant("groups_of_8_in_16", np.eye(times, dtype=np.float32).reshape(times, 1, times, 1))
+    square = build("Expand", eye, build.integers(times, GROUP, times, GROUP))
+    mask = build.reshape(square, 1, BLOCK, BLOCK, *[1] * len(kernel))
+    repeated = build.reshape(build.concat([weight] * times, 1), blocks, BLOCK, BLOCK, *kernel)
+    merged = build("Mul", repeated, mask)
     node.replace_input_with(1, build.reshape(merged, channels + more, BLOCK, *kernel))
     node.attributes["group"] = ir.AttrInt64("group", blocks)
     build.insert_before(node)

@@ -63,6 +63,10 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
     before = x.producer()
     if before is not None and _can_make_ones(before):
         extended = _with_ones(build, before)
+    elif before is not None and _joins_slices(before):
+        # A slice is still in the caches; the volume, copied once more, wouldn't be.
+        one = build.filled(1.0, batch, 1, 1, *spatial[1:])
+        extended = build.concat([build.concat([value, one], 1) for value in before.inputs if value is not None], 2)
     else:
         ones = build.filled(1.0, batch, 1, *spatial)
         extended = build.concat([x, ones], 1)
@@ -89,6 +93,15 @@ def _can_make_ones(node: ir.Node) -> bool:
     out, weight = node.outputs[0], node.inputs[1]
     only = len(out.uses()) == 1 and not out.is_graph_output()
     return only and group == 1 and weight is not None and weight.shape is not None
+
+
+def _joins_slices(node: ir.Node) -> bool:
+    """Whether the node puts depth slices, which are reshaped for it, together for the head alone."""
+    y = node.outputs[0]
+    if node.domain != "" or node.op_type != "Concat" or len(y.uses()) != 1 or y.is_graph_output():
+        return False
+    makers = [value.producer() for value in node.inputs if value is not None]
+    return node.attributes["axis"].as_int() == 2 and all(one is not None and one.op_type == "Reshape" for one in makers)
 
 
 def _with_ones(build: Builder, node: ir.Node) -> ir.Value:

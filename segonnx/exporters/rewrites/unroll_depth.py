@@ -22,10 +22,12 @@ from segonnx.exporters.rewrites.slices import Builder, Slices, cut, join
 UNARY = frozenset({"LeakyRelu", "Relu", "Elu", "Sigmoid", "Tanh", "HardSwish", "Gelu", "Mish", "Selu", "Softplus"})
 BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min"})
 FEW_INPUTS = 4
-FEW_OUTPUTS = 16
+FEW_OUTPUTS = 15
 """Up to so many channels other forms than Winograd's are faster; see docs/performance.md."""
-BY_FOUR = range(32, 129)
+BY_FOUR = range(16, 257)
 """Output channels of F(4, 3): with fewer its transforms cost more than it saves, with more its weights the memory."""
+LARGE_SLICE = 2**20
+"""Bytes of a slice from which F(4, 3) is made of operators on slices: the caches don't hold a dozen of them."""
 
 MAX_BYTES = 3 * 2**30
 """Networks with more weights than this keep their 3D operators: while it loads a model ONNX Runtime holds the weights
@@ -91,7 +93,11 @@ def default_form(conv: Convolution, sources: Volume, forms: Sequence[str]) -> st
         return "taps"
     if conv.outputs <= FEW_OUTPUTS:
         return "pairs"
-    return "winograd4" if "winograd4" in forms and conv.outputs in BY_FOUR else "winograd"
+    if "winograd4" not in forms or conv.outputs not in BY_FOUR:
+        return "winograd"
+    channels = max(conv.outputs, *(source.channels for source in sources))
+    large = 4 * channels * sources[0].height * sources[0].width > LARGE_SLICE
+    return "winograd4" if large else "winograd4_matmul"
 
 
 def bounded(found: Mapping[str, Found], growth: float) -> dict[str, str]:
@@ -259,19 +265,20 @@ class _Unrolling:
         return form
 
     def _transposed(self, build: Builder, node: ir.Node) -> Volume | None:
-        """Kernel = stride: every slice of the input makes its own slices of the output, as channels first."""
+        """Kernel = stride: every slice of the input makes its own slices of the output."""
         x, conv = node.inputs[0], _read(node, transposed=True)
         assert x is not None
         if conv is None or conv.kernel != conv.strides or any(conv.pads) or x not in self.volumes:
             return None
         source = self._one(build, x)
         times, *scale = conv.kernel
-        weight = build.concat([build("Gather", conv.weight, build.scalar(k), axis=2) for k in range(times)], 1)
-        bias = () if conv.bias is None else (build.concat([conv.bias] * times, 0),)
-        values: list[ir.Value] = []
-        for value in source.values:
-            y = build("ConvTranspose", value, weight, *bias, kernel_shape=scale, strides=scale)
-            values += build.split(y, [conv.outputs] * times, 1)
+        weights = [build("Gather", conv.weight, build.scalar(k), axis=2) for k in range(times)]
+        bias = () if conv.bias is None else (conv.bias,)
+        values = [
+            build("ConvTranspose", value, weight, *bias, kernel_shape=scale, strides=scale)
+            for value in source.values
+            for weight in weights
+        ]
         return (Slices(tuple(values), conv.outputs, source.height * scale[0], source.width * scale[1]),)
 
     def _upsampling(self, build: Builder, node: ir.Node) -> Volume | None:
@@ -300,6 +307,7 @@ class _Unrolling:
 
         With a slice's mean m and the mean q of (x - m)^2, over all slices: mean = mean(m) and
         variance = mean(q) + mean((m - mean)^2). No sum runs over more voxels than a row or column has.
+        What is left is one pass over each slice, as a depthwise convolution: ONNX Runtime adds the activation to it.
         """
         x, scale, bias = node.inputs
         assert x is not None and scale is not None and bias is not None
@@ -323,8 +331,13 @@ class _Unrolling:
         column = (1, source.channels, 1, 1)
         factor = build("Div", build.reshape(scale, *column), build("Sqrt", variance))
         shift = build("Add", build("Mul", off, factor), build.reshape(bias, *column))
-        shifts = build.split(shift, [1] * source.depth, 0)
-        return (source.like(build("Add", build("Mul", c, factor), s) for c, s in zip(centred, shifts, strict=True)),)
+        weight = build.reshape(factor, source.channels, 1, 1, 1)
+        biases = build.split(build.reshape(shift, source.depth * source.channels), [source.channels] * source.depth, 0)
+        values = [
+            build("Conv", centre, weight, one, kernel_shape=[1, 1], group=source.channels)
+            for centre, one in zip(centred, biases, strict=True)
+        ]
+        return (source.like(values),)
 
     def _unary(self, build: Builder, node: ir.Node) -> Volume | None:
         x = node.inputs[0]
