@@ -245,6 +245,14 @@ def test_slices_get_their_ones_before_they_are_put_together() -> None:
     assert operators(model)["Concat"] == before + 4 + 1  # one a slice, and the weight's
 
 
+def test_parts_of_several_rows_get_their_ones_together() -> None:
+    graph = Graph([1, 3, 4, 5])
+    graph.add("Concat", graph.add("Relu", "x"), graph.add("Neg", "x"), axis=2)
+    graph.add("Conv", graph.last, graph.weight(9, 3, 1, 1), graph.weight(9))
+    model = check(graph, PointwiseHeadPass(), 1e-5)
+    assert operators(model)["Concat"] == 3  # the parts, the ones and the weight's
+
+
 @pytest.mark.parametrize(
     ("kernel", "outputs", "bias", "attributes"),
     [

@@ -96,12 +96,12 @@ def _can_make_ones(node: ir.Node) -> bool:
 
 
 def _joins_slices(node: ir.Node) -> bool:
-    """Whether the node puts depth slices, which are reshaped for it, together for the head alone."""
+    """Whether the node puts depth slices, one by one, together for the head alone."""
     y = node.outputs[0]
-    if node.domain != "" or node.op_type != "Concat" or len(y.uses()) != 1 or y.is_graph_output():
+    if node.domain != "" or node.op_type != "Concat" or node.attributes["axis"].as_int() != 2:
         return False
-    makers = [value.producer() for value in node.inputs if value is not None]
-    return node.attributes["axis"].as_int() == 2 and all(one is not None and one.op_type == "Reshape" for one in makers)
+    assert y.shape is not None
+    return len(y.uses()) == 1 and not y.is_graph_output() and y.shape[2] == len(node.inputs) > 1
 
 
 def _with_ones(build: Builder, node: ir.Node) -> ir.Value:

@@ -19,8 +19,8 @@ BLOCK = 16
 class SplitConcatPass(ir.passes.InPlacePass):
     """Replace 2D convolutions of concatenated channels by sums of convolutions.
 
-    requires: static shapes; weights that are initializers; a concatenation that nothing else takes, of parts of
-        whole blocks of channels, some but not all from transposed convolutions. What doesn't match stays.
+    requires: weights that are initializers; a concatenation that nothing else takes, of parts of whole
+        blocks of channels, some but not all from transposed convolutions. What doesn't match stays.
     ensures: the convolution's value keeps its name, shape and type; every initializer stays as it is.
     """
 
