@@ -17,6 +17,9 @@ from segonnx.runtimes.base import Options
 Autocast = Literal["auto", "bf16", "off"]
 _COPY_WEIGHTS = ("ort", "ort-stock", "openvino", "openvino-stock")
 
+VOXEL = 1000
+"""Bytes that a runtime holds for each voxel beside its logits; stunet-b took up to 740."""
+
 SLICE = 512 * 512
 """The source counts a volume as so many slices of this many pixels: one of 64x128x128 as four."""
 
@@ -127,13 +130,12 @@ def resolve_autocast(mode: Autocast) -> tuple[bool, str]:
 
 def memory_needed(model: Model, backend: str) -> int:
     """Bytes that a worker takes, from measured peaks; PyTorch's workers share the pages of their weights' file."""
-    spatial = math.prod(model.input_shape[2:])
+    voxels = 0 if model.family == "encoder" else model.input_shape[0] * math.prod(model.input_shape[2:])
     classes = model.system.num_classes if model.system is not None else 117
-    logits = 0 if model.family == "encoder" else 4 * model.input_shape[0] * classes * spatial
     copies = 1.0
     if backend in _COPY_WEIGHTS:
         copies = 3.0 if model.derives and not backend.endswith("-stock") else 1.5
-    return 8 * 10**8 + 6 * logits + int(4 * model.parameters * copies)
+    return 8 * 10**8 + voxels * (4 * classes + VOXEL) + int(4 * model.parameters * copies)
 
 
 def blocks(needed: Mapping[str, int], available: int) -> list[list[str]]:
