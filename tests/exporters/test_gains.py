@@ -52,3 +52,13 @@ def test_what_failed_is_left_out() -> None:
     one.rows[1].status = "failed"
     one.rows[1].rounds = []
     assert gains.table(one).splitlines()[-1].startswith("| net | failed | ")
+
+
+def test_a_runtime_whose_logits_differ_is_marked() -> None:
+    one = result()
+    one.rows[-1].status = "its logits differ"
+    *_, line, empty, note = gains.table(one).splitlines()
+    assert "| 0.50x (0.40-0.56) † |" in line
+    assert not empty
+    assert note.startswith("† its logits differ")
+    assert "†" not in gains.table(result())
