@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from segonnx.exporters.rewrites.reading import group, shape
+from segonnx.exporters.rewrites.reading import group, is_convolution2d, shape
 from segonnx.exporters.rewrites.slices import Builder
 
 BLOCK = 16
@@ -38,17 +38,10 @@ class MergeGroupsPass(ir.passes.InPlacePass):
 
 
 def _matches(node: ir.Node) -> bool:
-    if not _is_convolution(node):
+    if not is_convolution2d(node):
         return False
     outputs, inputs, *_ = shape(node.inputs[1])
     return inputs == GROUP and outputs == GROUP * group(node)
-
-
-def _is_convolution(node: ir.Node | None) -> bool:
-    if node is None or node.domain != "" or node.op_type != "Conv":
-        return False
-    weight = node.inputs[1]
-    return weight is not None and weight.const_value is not None and weight.shape is not None and len(weight.shape) == 4
 
 
 def _merge(node: ir.Node) -> bool:
@@ -91,7 +84,7 @@ def _before(node: ir.Node) -> list[ir.Node] | None:
         if maker is None:
             return None
         chain.insert(0, maker)
-        if _is_convolution(maker):
+        if is_convolution2d(maker):
             return chain if group(maker) == 1 else None
         if not _is_activation(maker):
             return None
@@ -106,7 +99,7 @@ def _after(node: ir.Node) -> list[ir.Node] | None:
     while len(value.uses()) == 1 and not value.is_graph_output():
         (use,) = value.uses()
         chain.append(use.node)
-        if _is_convolution(use.node):
+        if is_convolution2d(use.node):
             return chain if group(use.node) == 1 and use.idx == 0 else None
         if not _is_activation(use.node):
             return None

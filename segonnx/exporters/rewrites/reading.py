@@ -31,6 +31,14 @@ def group(node: ir.Node) -> int:
     return node.attributes["group"].as_int() if "group" in node.attributes else 1
 
 
+def is_convolution2d(node: ir.Node | None) -> bool:
+    """Whether the node is a convolution of images whose weight is an initializer."""
+    if node is None or node.domain != "" or node.op_type != "Conv":
+        return False
+    weight = node.inputs[1]
+    return weight is not None and weight.const_value is not None and weight.shape is not None and len(weight.shape) == 4
+
+
 def repeats(node: ir.Node) -> bool:
     """Whether a Resize by whole factors repeats each voxel."""
     modes = (

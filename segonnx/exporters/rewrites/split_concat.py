@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from segonnx.exporters.rewrites.reading import group, shape
+from segonnx.exporters.rewrites.reading import group, is_convolution2d, shape
 from segonnx.exporters.rewrites.slices import Builder
 
 BLOCK = 16
@@ -28,17 +28,10 @@ class SplitConcatPass(ir.passes.InPlacePass):
         modified = False
         for node in list(model.graph):
             concat = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-            if concat is not None and _is_convolution(node) and _joins_layouts(concat):
+            if concat is not None and is_convolution2d(node) and group(node) == 1 and _joins_layouts(concat):
                 _split(model.graph, node, concat)
                 modified = True
         return ir.passes.PassResult(model, modified)
-
-
-def _is_convolution(node: ir.Node) -> bool:
-    if node.domain != "" or node.op_type != "Conv" or group(node) != 1:
-        return False
-    weight = node.inputs[1]
-    return weight is not None and weight.const_value is not None and weight.shape is not None and len(weight.shape) == 4
 
 
 def _joins_layouts(node: ir.Node) -> bool:
