@@ -30,8 +30,7 @@ bench: install
 	$(BIN)/segonnx report results/all.json --html results/all.html
 
 # What the rewrites gain: the artifacts, the same without rewrites, and PyTorch, in turns; then each rewrite by itself.
-# Both tables go into docs/performance.md. Some two hours on two cores. torch.compile takes the two largest networks' memory
-# and an hour more; there PyTorch runs eagerly alone.
+# Both tables go into docs/performance.md. Hours on two cores; with the two largest networks PyTorch runs eagerly alone.
 STOCK := --backend ort --backend ort-stock --backend openvino-stock
 WAYS := $(STOCK) --backend eager --backend eager-channels-last --backend compile --backend compile-channels-last
 PERF := results/perf-2d.json results/perf-3d.json results/perf-l.json results/perf-h.json

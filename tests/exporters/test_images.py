@@ -331,6 +331,15 @@ def test_convolutions_of_parts_in_several_layouts_are_split(channels: list[int])
     assert (found["Concat"], found["Conv"], found["Add"]) == (0, 2 * len(channels) - 1, len(channels) - 1)
 
 
+def test_open_sizes_are_split_too() -> None:
+    model = skips([16, 16], "ConvTranspose").model()
+    for node in model.graph:
+        for value in node.outputs:
+            value.shape = ir.Shape(["n", value.shape[1], "h", "w"])  # type: ignore[index]
+    assert SplitConcatPass()(model).modified
+    assert operators(model)["Concat"] == 0
+
+
 @pytest.mark.parametrize(
     ("channels", "joined", "elsewhere"),
     [

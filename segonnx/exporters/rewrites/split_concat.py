@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from segonnx.exporters.rewrites.reading import group, is_convolution2d, shape
+from segonnx.exporters.rewrites.reading import group, is_convolution2d
 from segonnx.exporters.rewrites.slices import Builder
 
 BLOCK = 16
@@ -53,7 +53,8 @@ def _split(graph: ir.Graph, node: ir.Node, concat: ir.Node) -> None:
     assert weight is not None
     build = Builder(graph)
     parts = [value for value in concat.inputs if value is not None]
-    weights = build.split(weight, [shape(part)[1] for part in parts], 1)
+    channels = [int(part.shape[1]) for part in parts if part.shape is not None]  # type: ignore[arg-type]
+    weights = build.split(weight, channels, 1)
     total: ir.Value | None = None
     for part, one in zip(parts, weights, strict=True):
         more = node.inputs[2:] if total is None else ()
