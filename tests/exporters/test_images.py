@@ -213,6 +213,19 @@ def test_what_is_needed_whole_as_well_is_there_whole() -> None:
     assert dense(phases(graph)) == 0
 
 
+def test_an_image_put_together_is_not_cut_again() -> None:
+    graph = Images([1, 4, 8, 8])
+    one, four = graph.conv(4), graph.channels
+    pooled = graph.add("MaxPool", one, kernel_shape=[3, 3], pads=[1] * 4)
+    both = graph.add("Concat", one, pooled, axis=1)
+    graph.channels = 2 * four
+    graph.add("Add", graph.conv(4), graph.add("Conv", both, graph.weight(4, 2 * four, 1, 1)))
+    model = phases(graph)
+    cuts = [node for node in model.graph if list(node.attributes.get("strides", ir.AttrInt64s("", [])).value) == [2, 2]]
+    assert dense(model) == 0
+    assert len(cuts) == 4 * 3  # the graph's input, the pooled image and the projection, not the first layer's image
+
+
 def test_winograd_on_phases_keeps_its_digits() -> None:
     """Against float64, on as many channels as the largest networks have: the bound in docs/performance.md."""
     channels, shape = 512, (1, 512, 16, 16)
@@ -226,6 +239,16 @@ def test_winograd_on_phases_keeps_its_digits() -> None:
     model = phases(graph)
     assert dense(model) == 0
     assert np.abs(run(model, x) - exact).max() / exact.std() < 2e-5
+
+
+def test_upsampling_by_a_broken_factor_is_no_doubling() -> None:
+    graph = Images([1, 4, 5, 5])
+    scales = graph.constant(np.array([1, 1, 2.1, 2.1], np.float32))
+    modes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    graph.add("Resize", "x", "", scales, **modes)
+    graph.size = [10, 10]
+    graph.conv(4)
+    assert dense(phases(graph)) == 0
 
 
 @few
@@ -252,6 +275,7 @@ def test_groups_are_merged(groups: int, kernel: int, size: int, stride: int, act
         lambda graph: graph.conv(12, group=3),
         lambda graph: graph.conv(24, group=24),
         lambda graph: graph.conv(48, group=3),
+        lambda graph: [graph.conv(8, 1), graph.conv(8), graph.conv(5, 1)][-1],
     ],
 )
 def test_other_groups_stay(make: Callable[[Images], str]) -> None:
@@ -292,13 +316,18 @@ def test_squeeze_and_excitation(height: int, width: int, channels: int, first: b
     assert set(operators(model)) == (expected if (height, width) != (1, 1) else set(operators(graph.model())))
 
 
-@pytest.mark.parametrize("kind", ["another image", "rows only", "flat"])
+@pytest.mark.parametrize("kind", ["another image", "rows only", "flat", "no inputs"])
 def test_other_products_stay(kind: str) -> None:
     graph = Images([1, 4, 6, 6])
+    flat = (
+        graph.add("Constant", value=numpy_helper.from_array(np.ones((1, 4, 1, 1), np.float32)))
+        if kind == "no inputs"
+        else graph.weight(1, 4, 1, 1)
+    )
     image = graph.add("Relu", "x") if kind == "another image" else "x"
     axes = graph.constant(np.array([2] if kind == "rows only" else [2, 3], np.int64))
     mean = graph.add("ReduceMean", "x", axes, keepdims=1)
-    graph.add("Mul", image, mean if kind != "flat" else graph.weight(1, 4, 1, 1))
+    graph.add("Mul", image, flat if kind in {"flat", "no inputs"} else mean)
     before = operators(graph.model())
     assert operators(check(graph, BlockedScalePass())) == before
 

@@ -136,10 +136,59 @@ def test_other_convolutions_stay(attributes: dict[str, Any]) -> None:
 def test_an_operator_without_a_rule_gets_its_volume() -> None:
     graph = Graph([1, 2, 6, 8, 8])
     graph.add("Conv", "x", graph.weight(4, 2, 3, 3, 3), pads=[1] * 6)
-    a = graph.add("MaxPool", graph.last, kernel_shape=[2, 2, 2], strides=[2, 2, 2])
+    a = graph.add("LpPool", graph.last, kernel_shape=[2, 2, 2], strides=[2, 2, 2])
     graph.add("Conv", a, graph.weight(4, 4, 3, 3, 3), pads=[1] * 6)
     graph.add("Mul", graph.last, a)
-    assert operators(check(graph, UnrollDepthPass()))["MaxPool"] == 1
+    assert operators(check(graph, UnrollDepthPass()))["LpPool"] == 1
+
+
+@few
+@given(
+    st.tuples(*[st.integers(3, 7)] * 3), st.integers(1, 4), st.tuples(*[st.integers(1, 3)] * 3),
+    st.tuples(*[st.integers(1, 3)] * 3), st.sampled_from(["AveragePool", "MaxPool"]),
+)  # fmt: skip
+def test_pooling_takes_slices(
+    size: tuple[int, int, int], channels: int, kernel: tuple[int, ...], strides: tuple[int, ...], operator: str
+) -> None:
+    graph = Graph([1, 2, *size])
+    graph.add("Conv", "x", graph.weight(channels, 2, 3, 3, 3), pads=[1] * 6)
+    graph.add(operator, graph.last, kernel_shape=kernel, strides=strides)
+    graph.add("Conv", graph.last, graph.weight(5, channels, 1, 1, 1), graph.weight(5))
+    graph.add("Relu", graph.last)
+    model = check(graph, UnrollDepthPass())
+    assert no_conv3d(model)
+    assert operators(model)["AveragePool"] == 0
+    assert all(len(node.attributes["kernel_shape"].as_ints()) == 2 for node in model.graph if "Pool" in node.op_type)
+
+
+@pytest.mark.parametrize("attributes", [{"pads": [0, 0, 0, 1, 0, 0]}, {"ceil_mode": 1}, {"dilations": [1, 2, 1]}])
+@pytest.mark.parametrize("operator", ["AveragePool", "MaxPool"])
+def test_other_poolings_stay(operator: str, attributes: dict[str, Any]) -> None:
+    graph = Graph([1, 2, 5, 5, 5])
+    graph.add("Conv", "x", graph.weight(4, 2, 3, 3, 3), pads=[1] * 6)
+    graph.add(operator, graph.last, kernel_shape=[2, 2, 2], strides=[2, 2, 2], **attributes)
+    assert operators(check(graph, UnrollDepthPass()))[operator] == 1
+
+
+def test_a_volume_is_taken_with_no_other_or_several() -> None:
+    graph = Graph([1, 2, 4, 4, 4])
+    a = graph.add("Conv", "x", graph.weight(2, 2, 3, 3, 3), pads=[1] * 6)
+    graph.add("Max", graph.add("Max", a), a, "x")
+    check(graph, UnrollDepthPass())
+
+
+@pytest.mark.parametrize(("scale", "size"), [(3.2, 4), (2.1, 5)])
+def test_upsampling_by_a_broken_factor_stays(scale: float, size: int) -> None:
+    """Its output has whole times as many voxels, but not each of them repeated that often."""
+    graph = Graph([1, 2, 3, size, size])
+    graph.add("Conv", "x", graph.weight(2, 2, 3, 3, 3), pads=[1] * 6)
+    graph.weights.append(numpy_helper.from_array(np.array([1, 1, 1, scale, scale], np.float32), "scales"))
+    modes = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    graph.add("Resize", graph.last, "", "scales", **modes)
+    graph.add("Conv", graph.last, graph.weight(3, 2, 3, 3, 3), pads=[1] * 6)
+    model = check(graph, UnrollDepthPass())
+    (resize,) = (node for node in model.graph if node.op_type == "Resize")
+    assert resize.inputs[0].shape.rank() == 5
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 4, 4, 4), (1, 3, 16, 16)])
@@ -199,6 +248,14 @@ def test_upsampling_commutes_with_pointwise_convolutions(
     graph.add("Conv", graph.last, *weights)
     model = check(graph, CommuteUpsamplingPass(), 1e-6)
     assert [node.op_type for node in model.graph] == ["Conv", "Resize"]
+
+
+def test_making_an_image_smaller_does_not_commute() -> None:
+    graph = Graph([1, 2, 4, 4])
+    graph.weights.append(numpy_helper.from_array(np.array([1, 1, 0.5, 0.5], np.float32), "scales"))
+    graph.add("Conv", graph.add("Resize", "x", "", "scales", mode="nearest"), graph.weight(2, 2, 1, 1))
+    model = check(graph, CommuteUpsamplingPass(), 0)
+    assert [node.op_type for node in model.graph] == ["Resize", "Conv"]
 
 
 def test_upsampling_that_others_use_stays() -> None:

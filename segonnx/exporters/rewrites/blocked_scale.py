@@ -57,10 +57,10 @@ def _factor(node: ir.Node) -> int | None:
 def _mean_behind(value: ir.Value | None, image: ir.Value) -> ir.Node | None:
     """The mean over the image's planes that the value is computed from, through convolutions and activations."""
     while value is not None and (node := value.producer()) is not None:
-        if node.inputs[0] is image and _is_mean(node):
-            return node
         if not node.inputs or value.shape is None or tuple(value.shape[2:]) != (1, 1):
             return None
+        if node.inputs[0] is image and _is_mean(node):
+            return node
         value = node.inputs[0]
     return None
 

@@ -46,8 +46,11 @@ def _is_nearest(node: ir.Node) -> bool:
         return False
     scales = node.inputs[2].const_value if node.inputs[2] is not None else None
     mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "nearest"
+    if mode != "nearest" or scales is None:
+        return False
     # Batch and channels must be left alone: the convolution changes the number of channels.
-    return mode == "nearest" and scales is not None and bool(np.all(scales.numpy()[:2] == 1))
+    factors = scales.numpy()
+    return bool(np.all(factors[:2] == 1) and np.all(factors >= 1))
 
 
 def _swap(resize: ir.Node, conv: ir.Node) -> None:

@@ -41,7 +41,7 @@ def _matches(node: ir.Node) -> bool:
     if not is_convolution2d(node):
         return False
     outputs, inputs, *_ = shape(node.inputs[1])
-    return inputs == GROUP and outputs == GROUP * group(node)
+    return group(node) > 1 and inputs == GROUP and outputs == GROUP * group(node)
 
 
 def _merge(node: ir.Node) -> bool:

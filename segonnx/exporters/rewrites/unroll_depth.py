@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -173,6 +174,8 @@ class _Unrolling:
             "InstanceNormalization": self._norm,
             "Resize": self._upsampling,
             "Concat": self._concat,
+            "AveragePool": self._pooling,
+            "MaxPool": self._pooling,
             **dict.fromkeys(UNARY, self._unary),
             **dict.fromkeys(BINARY, self._binary),
         }
@@ -285,12 +288,10 @@ class _Unrolling:
         """Nearest neighbour by whole factors: a slice is made once, and stands for as many as the factor in depth."""
         x = node.inputs[0]
         assert x is not None
-        if x not in self.volumes or not repeats(node):
+        factors = repeats(node)
+        if x not in self.volumes or factors is None or factors[:2] != [1, 1]:
             return None
-        before, after = shape(x), shape(node.outputs[0])
-        if before[1] != after[1] or any(large % small for small, large in zip(before, after, strict=True)):
-            return None
-        times, *scale = (large // small for small, large in zip(before[2:], after[2:], strict=True))
+        times, *scale = factors[2:]
         source = self._one(build, x)
         scales = build.constant(f"scales_{scale[0]}_{scale[1]}", np.array([1, 1, *scale], np.float32))
         values: list[ir.Value] = []
@@ -301,6 +302,39 @@ class _Unrolling:
             )  # fmt: skip
             values += [y] * times
         return (Slices(tuple(values), source.channels, source.height * scale[0], source.width * scale[1]),)
+
+    def _pooling(self, build: Builder, node: ir.Node) -> Volume | None:
+        """The slices of a window are pooled one by one, and then taken together.
+
+        A mean is a depthwise convolution with equal weights: ONNX Runtime adds the slices of a window in its kernel.
+        """
+        x = node.inputs[0]
+        assert x is not None
+        if x not in self.volumes or not _pools_plainly(node):
+            return None
+        source = self._one(build, x)
+        kernel = integers(node, "kernel_shape", ())
+        strides = integers(node, "strides", (1, 1, 1))
+        _, channels, depth, height, width = shape(node.outputs[0])
+        plane: dict[str, Any] = {"kernel_shape": kernel[1:], "strides": strides[1:]}
+        weight = build.filled(1 / math.prod(kernel), channels, 1, *kernel[1:])
+        largest = (
+            {value: build("MaxPool", value, **plane) for value in source.values} if node.op_type == "MaxPool" else {}
+        )
+        values = []
+        for first in range(0, depth * strides[0], strides[0]):
+            window = source.values[first : first + kernel[0]]
+            if largest:
+                pooled = [largest[value] for value in window]
+                values.append(pooled[0] if len(pooled) == 1 else build("Max", *pooled))
+            else:
+                total = None
+                for value in window:
+                    part = build("Conv", value, weight, group=channels, **plane)
+                    total = part if total is None else build("Add", part, total)
+                assert total is not None
+                values.append(total)
+        return (Slices(tuple(values), channels, height, width),)
 
     def _norm(self, build: Builder, node: ir.Node) -> Volume | None:
         """Statistics of each slice in turn, while it is in the cache, put together exactly for the volume.
@@ -348,6 +382,8 @@ class _Unrolling:
         return (source.like(build(node.op_type, value, **dict(node.attributes)) for value in source.values),)
 
     def _binary(self, build: Builder, node: ir.Node) -> Volume | None:
+        if len(node.inputs) != 2:
+            return None
         a, b = node.inputs
         assert a is not None and b is not None
         if (a not in self.volumes and b not in self.volumes) or b.shape is None or a.shape != b.shape:
@@ -371,6 +407,17 @@ def _is_static(node: ir.Node) -> bool:
         if sizes.rank() != 5 or sizes[0] != 1 or not all(isinstance(size, int) for size in sizes):
             return False
     return True
+
+
+def _pools_plainly(node: ir.Node) -> bool:
+    """Whether a pooling has whole windows of neighbours everywhere, and gives nothing but their mean or maximum."""
+    return (
+        len(node.outputs) == 1
+        and not any(integers(node, "pads", ()))
+        and set(integers(node, "dilations", ())) <= {1}
+        and text(node, "auto_pad", "NOTSET") == "NOTSET"
+        and ("ceil_mode" not in node.attributes or not node.attributes["ceil_mode"].as_int())
+    )
 
 
 def _ends(node: ir.Node) -> bool:

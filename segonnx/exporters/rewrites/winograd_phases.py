@@ -181,12 +181,7 @@ def _is_repeating(node: ir.Node | None) -> bool:
     """Whether the node repeats each pixel twice along both axes."""
     if node is None or node.domain != "" or node.op_type != "Resize" or not _is_image(node.outputs[0]):
         return False
-    x = node.inputs[0]
-    if x is None or x.shape is None or not all(isinstance(size, int) for size in x.shape):
-        return False
-    before, after = shape(x), shape(node.outputs[0])
-    doubled = [*before[:2], 2 * before[2], 2 * before[3]]
-    return repeats(node) and after == doubled
+    return repeats(node) == [1, 1, 2, 2]
 
 
 def _joins_channels(node: ir.Node | None) -> bool:
@@ -406,6 +401,7 @@ class _Splitting:
             whole = build.reshape(build.concat(rows, 3), batch, channels, height, width)
             whole.shape, whole.type = value.shape, value.type
             self.whole[value] = whole
+            self.phases[whole] = self.phases[value]  # a node that takes the image may stand before others on phases
         return self.whole[value]
 
     def _replace(self, node: ir.Node, value: ir.Value) -> None:
