@@ -199,14 +199,23 @@ def test_batches_and_images_stay(shape: tuple[int, ...]) -> None:
     assert not UnrollDepthPass()(model).modified
 
 
-def test_networks_whose_weights_would_fill_the_memory_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_weights_of_networks_that_would_fill_the_memory_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = Graph([1, 2, 4, 4, 4])
-    graph.add("Conv", "x", graph.weight(4, 2, 3, 3, 3), pads=[1] * 6)
-    size = 4 * 4 * 2 * 27
-    monkeypatch.setattr(unroll_depth, "MAX_BYTES", size - 1)
-    assert not UnrollDepthPass()(graph.model()).modified
-    monkeypatch.setattr(unroll_depth, "MAX_BYTES", size)
-    assert UnrollDepthPass()(graph.model()).modified
+    a = graph.add("Conv", "x", graph.weight(4, 2, 3, 3, 3), pads=[1] * 6)
+    b = graph.add("Relu", graph.add("Conv", a, graph.weight(4, 4, 3, 3, 3), pads=[1] * 6))
+    graph.add("Add", a, b)
+    graph.add("ConvTranspose", graph.last, graph.weight(4, 9, 2, 2, 2), strides=[2, 2, 2])
+    small, large, largest = 4 * 4 * 2 * 27, 4 * 4 * 4 * 27, 4 * 4 * 9 * 8
+    monkeypatch.setattr(unroll_depth, "MAX_BYTES", small + large + largest - 1)
+    monkeypatch.setattr(unroll_depth, "LARGE_WEIGHT", large)
+    assert no_conv3d(check(graph, UnrollDepthPass()))
+    monkeypatch.setattr(unroll_depth, "LARGE_WEIGHT", large - 1)
+    model = check(graph, UnrollDepthPass())
+    assert [
+        node.inputs[1].name for node in model.graph if node.op_type == "Conv" and node.inputs[1].is_initializer()
+    ] == ["w1"]
+    monkeypatch.setattr(unroll_depth, "MAX_BYTES", small + large + largest)
+    assert no_conv3d(check(graph, UnrollDepthPass()))
 
 
 def test_open_sizes_stay() -> None:

@@ -31,8 +31,11 @@ LARGE_SLICE = 2**20
 """Bytes of a slice from which F(4, 3) is made of operators on slices: the caches don't hold a dozen of them."""
 
 MAX_BYTES = 3 * 2**30
-"""Networks with more weights than this keep their 3D operators: while it loads a model ONNX Runtime holds the weights
-as they are in the file, as derived, and as laid out for its kernels, three times the memory and more."""
+LARGE_WEIGHT = 32 * 2**20
+"""In networks with more bytes of weights than the one, convolutions with more than the other keep their 3D operators.
+While it loads a model ONNX Runtime holds the weights as they are in the file, as derived, and as laid out for its
+kernels, three times the memory and more. Such weights meet few voxels: they are most of the bytes, and little of the
+time."""
 
 Volume = Sequence[Slices]
 """A value's channels, one ``Slices`` after the other: a concatenation is carried out where somebody needs it whole."""
@@ -125,8 +128,8 @@ def bounded(found: Mapping[str, Found], growth: float) -> dict[str, str]:
 class UnrollDepthPass(ir.passes.InPlacePass):
     """Replace 3D convolutions, and what stands between them, by 2D operators on depth slices.
 
-    requires: float32 values of static shape (1, C, D, H, W); weights that are initializers. What isn't so stays, and so
-        does a network of more than ``MAX_BYTES``.
+    requires: float32 values of static shape (1, C, D, H, W); weights that are initializers, and of at most
+        ``LARGE_WEIGHT`` if all together have more than ``MAX_BYTES``. What isn't so stays.
     ensures: inputs and outputs keep their names, shapes and types; every initializer stays as it is.
 
     Args:
@@ -148,20 +151,20 @@ class UnrollDepthPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         weights = (value.const_value for value in model.graph.initializers.values())
-        if sum(weight.nbytes for weight in weights if weight is not None) > MAX_BYTES:
-            return ir.passes.PassResult(model, False)
-        unrolling = _Unrolling(model.graph, self._forms)
+        total = sum(weight.nbytes for weight in weights if weight is not None)
+        unrolling = _Unrolling(model.graph, self._forms, LARGE_WEIGHT if total > MAX_BYTES else total)
         modified = unrolling.run()
         self.found = unrolling.found
         return ir.passes.PassResult(model, modified)
 
 
 class _Unrolling:
-    """One run over a graph."""
+    """One run over a graph; convolutions whose weights have more than ``max_bytes`` stay."""
 
-    def __init__(self, graph: ir.Graph, forms: Mapping[str, str]) -> None:
+    def __init__(self, graph: ir.Graph, forms: Mapping[str, str], max_bytes: int) -> None:
         self.graph = graph
         self.forms = forms
+        self.max_bytes = max_bytes
         self.found: dict[str, Found] = {}
         self.volumes: dict[ir.Value, Volume] = {}
         self.whole: dict[ir.Value, ir.Value] = {}
@@ -241,7 +244,7 @@ class _Unrolling:
     # The rules. Each gives the node's volume, or None where it can't.
 
     def _convolution(self, build: Builder, node: ir.Node) -> Volume | None:
-        x, conv = node.inputs[0], _read(node, transposed=False)
+        x, conv = node.inputs[0], _read(node, self.max_bytes, transposed=False)
         assert x is not None
         if conv is None or (x not in self.volumes and conv.kernel == (1, 1, 1)):
             return None
@@ -269,7 +272,7 @@ class _Unrolling:
 
     def _transposed(self, build: Builder, node: ir.Node) -> Volume | None:
         """Kernel = stride: every slice of the input makes its own slices of the output."""
-        x, conv = node.inputs[0], _read(node, transposed=True)
+        x, conv = node.inputs[0], _read(node, self.max_bytes, transposed=True)
         assert x is not None
         if conv is None or conv.kernel != conv.strides or any(conv.pads) or x not in self.volumes:
             return None
@@ -425,11 +428,11 @@ def _ends(node: ir.Node) -> bool:
     return node.outputs[0].is_graph_output() and not node.outputs[0].uses()
 
 
-def _read(node: ir.Node, *, transposed: bool) -> Convolution | None:
-    """The node's convolution; None where it is of a kind that has no form here."""
+def _read(node: ir.Node, max_bytes: int, *, transposed: bool) -> Convolution | None:
+    """The node's convolution; None where it is of a kind that has no form here, or larger than allowed."""
     weight = node.inputs[1]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if weight is None or weight.const_value is None or weight.shape is None:
+    if weight is None or weight.const_value is None or weight.shape is None or weight.const_value.nbytes > max_bytes:
         return None
     kernel = shape(weight)[2:]
     pads = integers(node, "pads", (0,) * 6)
