@@ -102,13 +102,14 @@ class _Search:
         from segonnx.exporters.rewrites.choices import OPTIONAL
 
         current, session = default, self._session(default)
-        changed, found = self._rewrite(default)
+        changed, _ = self._rewrite(default)
         for name in OPTIONAL:
             if name in changed:
                 challenger = replace(current, without=(*current.without, name))
                 current, session = self._challenge(current, session, challenger, f"leaving out {name}")
         if "UnrollDepthPass" in current.without:
             return current
+        _, found = self._rewrite(current)  # what is left out changes what the layers read
         winners = self._race_layers(found)
         # All at once first, then one at a time: what wins alone may lose in its place.
         current, session = self._challenge(current, session, _with(current, winners), "the layers' fastest forms")

@@ -143,11 +143,20 @@ def test_the_whole_graph_decides(stock: Path, tmp_path: Path, monkeypatch: pytes
     assert set(found.forms) == can
 
 
-def test_a_rewrite_that_loses_is_left_out(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = search(stock, tmp_path, monkeypatch, lambda chosen: 1.0 if "PointwiseHeadPass" in chosen.without else 2.0)
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_a_rewrite_that_loses_is_left_out(
+    name: str, stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(chosen: Choices) -> float:
+        return (1.0 if name in chosen.without else 2.0) - 0.01 * len(chosen.forms)
+
+    one = search(stock, tmp_path, monkeypatch, seconds)
+    changed, _ = one._rewrite(Choices())
     found = one.choose(Choices())
-    assert found.without == ("PointwiseHeadPass",)
-    assert not found.forms
+    assert found.without == ((name,) if name in changed else ())
+    # The forms are those of the layers that are there without it.
+    assert set(found.forms) <= set(one._rewrite(found)[1])
+    assert bool(found.forms) == (name != "UnrollDepthPass")
 
 
 def test_the_stock_graph_stays_where_it_is_faster(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
