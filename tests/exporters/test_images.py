@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from segonnx.exporters.rewrites import winograd_phases
-from segonnx.exporters.rewrites.blocked_scale import BlockedScalePass
 from segonnx.exporters.rewrites.merge_groups import MergeGroupsPass
+from segonnx.exporters.rewrites.slices import Builder
 from segonnx.exporters.rewrites.split_concat import SplitConcatPass
 from segonnx.exporters.rewrites.winograd_phases import WinogradPhasesPass
 from tests.exporters.graphs import RNG, Graph, check, few, operators, run
@@ -299,37 +299,13 @@ def test_groups_whose_channels_others_take_too_stay(other: str) -> None:
     assert 3 in {node.attributes["group"].as_int() for node in model.graph if "group" in node.attributes}
 
 
-@few
-@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 12, 16, 32]), st.booleans(), st.booleans())
-def test_squeeze_and_excitation(height: int, width: int, channels: int, first: bool, pooled: bool) -> None:
-    graph = Images([2, channels, height, width])
-    axes = graph.constant(np.array([2, -1], np.int64))
-    graph.add("GlobalAveragePool", "x") if pooled else graph.add("ReduceMean", "x", axes)
-    size, graph.size = graph.size, [1, 1]
-    graph.add("Relu", graph.conv(4, 1))
-    factor = graph.add("HardSigmoid", graph.conv(channels, 1))
-    graph.size = size
-    graph.add("Mul", *((factor, "x") if first else ("x", factor)))
-    model = check(graph, BlockedScalePass())
-    mean = "ReduceMean" if channels % 16 else "AveragePool"
-    expected = {mean, "Conv", "Relu", "HardSigmoid", "Resize", "Mul"}
-    assert set(operators(model)) == (expected if (height, width) != (1, 1) else set(operators(graph.model())))
-
-
-@pytest.mark.parametrize("kind", ["another image", "rows only", "flat", "no inputs"])
-def test_other_products_stay(kind: str) -> None:
-    graph = Images([1, 4, 6, 6])
-    flat = (
-        graph.add("Constant", value=numpy_helper.from_array(np.ones((1, 4, 1, 1), np.float32)))
-        if kind == "no inputs"
-        else graph.weight(1, 4, 1, 1)
-    )
-    image = graph.add("Relu", "x") if kind == "another image" else "x"
-    axes = graph.constant(np.array([2] if kind == "rows only" else [2, 3], np.int64))
-    mean = graph.add("ReduceMean", "x", axes, keepdims=1)
-    graph.add("Mul", image, flat if kind in {"flat", "no inputs"} else mean)
-    before = operators(graph.model())
-    assert operators(check(graph, BlockedScalePass())) == before
+def test_a_constant_is_never_another_of_its_name() -> None:
+    graph = Images([1, 16, 6, 4])
+    graph.weights.append(numpy_helper.from_array(np.array([5, 6], np.int64), "int64_1_2"))
+    build = Builder(graph.model().graph)
+    value = build.integers(1, 2)
+    assert value.const_value is not None and value.const_value.numpy().tolist() == [1, 2]
+    assert build.integers(1, 2) is value
 
 
 def skips(channels: Sequence[int], joined: str, *, elsewhere: bool = False) -> Images:

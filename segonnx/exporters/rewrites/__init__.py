@@ -8,7 +8,6 @@ import onnx_ir as ir
 
 from segonnx.errors import InputError
 from segonnx.exporters.rewrites import unroll_depth, winograd_phases
-from segonnx.exporters.rewrites.blocked_scale import BlockedScalePass
 from segonnx.exporters.rewrites.choices import Choices
 from segonnx.exporters.rewrites.commute_upsampling import CommuteUpsamplingPass
 from segonnx.exporters.rewrites.merge_groups import MergeGroupsPass
@@ -49,7 +48,6 @@ def run(model: ir.Model, choices: Choices) -> tuple[tuple[str, ...], dict[str, F
     passes = (
         CommuteUpsamplingPass(),
         MergeGroupsPass(),
-        BlockedScalePass(),
         WinogradPhasesPass(),
         SplitConcatPass(),
         unroll,

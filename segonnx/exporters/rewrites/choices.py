@@ -15,7 +15,6 @@ from segonnx.exporters.rewrites.convolutions import FORMS
 OPTIONAL = (
     "CommuteUpsamplingPass",
     "MergeGroupsPass",
-    "BlockedScalePass",
     "WinogradPhasesPass",
     "SplitConcatPass",
     "UnrollDepthPass",

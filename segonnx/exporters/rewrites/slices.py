@@ -71,19 +71,28 @@ class Builder(tape.Tape):
         return self.constant(f"float32_{value!r}", np.float32(value))
 
     def constant(self, name: str, array: np.ndarray | np.generic) -> ir.Value:
-        """A constant, shared by all that ask for the same name."""
-        if name not in self.graph.initializers:
-            data = np.asarray(array)
-            tensor = ir.tensor(data, name=name)
-            value = ir.Value(
-                name=name, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-            )
-            self.graph.register_initializer(value)
-        return self.graph.initializers[name]
+        """A constant, shared by all that ask for the same; under another name where other numbers have this one."""
+        data = np.asarray(array)
+        while name in self.graph.initializers:
+            if _holds(self.graph.initializers[name], data):
+                return self.graph.initializers[name]
+            name += "_"
+        tensor = ir.tensor(data, name=name)
+        value = ir.Value(name=name, shape=ir.Shape(data.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
 
     def insert_before(self, node: ir.Node) -> None:
         """Put the collected nodes into the graph."""
         self.graph.insert_before(node, self.nodes)
+
+
+def _holds(value: ir.Value, data: np.ndarray) -> bool:
+    tensor = value.const_value
+    if tensor is None or tuple(tensor.shape) != data.shape:
+        return False
+    numbers = tensor.numpy()
+    return numbers.dtype == data.dtype and np.array_equal(numbers, data)
 
 
 @dataclass(frozen=True)
