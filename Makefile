@@ -36,8 +36,8 @@ WAYS := $(STOCK) --backend eager --backend eager-channels-last --backend compile
 PERF := results/perf-2d.json results/perf-3d.json results/perf-l.json results/perf-h.json
 
 bench-perf: install
-	$(BIN)/segonnx bench --family encoder --family 2d $(WAYS) --processes 1 --rounds 10 --json results/perf-2d.json
-	$(BIN)/segonnx bench stunet-s totalsegmentator stunet-b $(WAYS) --processes 1 --rounds 8 --json results/perf-3d.json
+	$(BIN)/segonnx bench --family encoder --family 2d $(WAYS) --processes 1 --rounds 20 --json results/perf-2d.json
+	$(BIN)/segonnx bench stunet-s totalsegmentator stunet-b $(WAYS) --processes 1 --rounds 12 --json results/perf-3d.json
 	$(BIN)/segonnx bench stunet-l $(STOCK) --backend eager --processes 1 --rounds 6 --json results/perf-l.json
 	$(BIN)/segonnx bench stunet-h $(STOCK) --backend eager --processes 1 --rounds 1 --json results/perf-h.json
 	$(BIN)/segonnx report results/perf-2d.json --html results/perf.html

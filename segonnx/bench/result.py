@@ -44,6 +44,8 @@ class Row:
         rounds: seconds of every timed pass, by round.
         rounds_per_process: how many rounds each of its processes ran, one process after another.
         started_s: when each round's turn began, in seconds since the bench did.
+        exchange_ns: how soon one of its processors saw what another wrote, before each round's turn; see
+            ``exchange``. Empty where nobody looked.
         warmup_s: seconds of the passes before them, the first one of the process among them.
         steady: whether the warm-up ended because its passes had become alike.
         stopped: why no more rounds were run: ``precision``, ``max-time``, ``rounds`` or ``interrupted``; ``processes``
@@ -84,6 +86,7 @@ class Row:
     rounds: list[list[float]] = field(default_factory=list)
     rounds_per_process: list[int] = field(default_factory=list)
     started_s: list[float] = field(default_factory=list)
+    exchange_ns: list[float] = field(default_factory=list)
     warmup_s: list[float] = field(default_factory=list)
     steady: bool | None = None
     stopped: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import itertools
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,8 @@ import numpy as np
 from segonnx import inputs, machine, process, runtimes
 from segonnx.artifacts import testdata
 from segonnx.artifacts.verify import MODEL
-from segonnx.bench import ceilings, plan, rounds, stats, subjects
+from segonnx.bench import ceilings, exchange, plan, rounds, stats, subjects
+from segonnx.bench.exchange import Exchange
 from segonnx.bench.plan import Model, Settings
 from segonnx.bench.result import OK, Ratio, Result, Row
 from segonnx.bench.rounds import Rule
@@ -129,6 +131,7 @@ class _Case:
         self._reasons: set[str] = set()
         self._folder = Path()
         self._subject = Subject()
+        self._exchange: Exchange | None = None
 
     def run(self, x: inputs.Array | None) -> None:
         """Fill ``rows`` and ``ratios``; an interrupt leaves what was measured in them."""
@@ -156,9 +159,12 @@ class _Case:
                 self._subject = self._make_subject()
                 needed = {row.backend: plan.memory_needed(model, row.backend) for row in self.rows if row.status == OK}
                 self._blocks = plan.blocks(needed, machine.available_memory())
-                for rule in self._rules():
-                    for block in self._blocks:
-                        self._run_block([row for row in self.rows if row.backend in block], rule)
+                with contextlib.ExitStack() as stack:
+                    if len(self.cpus) > 1 and hasattr(os, "sched_setaffinity"):
+                        self._exchange = stack.enter_context(Exchange(self.cpus))
+                    for rule in self._rules():
+                        for block in self._blocks:
+                            self._run_block([row for row in self.rows if row.backend in block], rule)
                 self._compare()
                 if settings.profile:
                     self._profile()
@@ -257,6 +263,7 @@ class _Case:
         row.rounds = row.rounds + its
         row.rounds_per_process.append(len(its))
         row.started_s = row.started_s[: len(row.rounds)]
+        row.exchange_ns = row.exchange_ns[: len(row.rounds)]
         row.cpu_s = ((row.cpu_s or 0.0) * before + seat.cpu_s) / len(row.samples_s)
         row.threads_seen = {"total": seat.watch.total, "busy": seat.watch.busy}
         row.cpus = sorted(seat.watch.cpus)
@@ -300,6 +307,7 @@ class _Case:
     def _timed_turn(self, seat: _Seat, done: dict[str, list[list[float]]]) -> list[float] | None:
         """Seconds of every counted pass of one turn; None where the runtime failed."""
         self._progress_of(done)
+        seen_after = self._look_at_exchange()
         began = time.perf_counter() - self.began
         seat.watch.begin()
         passes = self._turn(seat)
@@ -307,9 +315,17 @@ class _Case:
             return None
         seat.watch.end()
         seat.row.started_s.append(began)
+        if seen_after is not None:
+            seat.row.exchange_ns.append(seen_after)
         seconds = passes.seconds[seat.wakes :]
         seat.cpu_s += passes.cpu_s * len(seconds) / len(passes.seconds)
         return seconds
+
+    def _look_at_exchange(self) -> float | None:
+        seen_after = self._exchange.measure() if self._exchange is not None else None
+        if seen_after is None:
+            self._exchange = None  # and no row keeps those that were seen
+        return seen_after
 
     def _turn(self, seat: _Seat) -> Passes | None:
         """One turn of a runtime that is paused before and after it; None where it failed."""
@@ -355,7 +371,7 @@ class _Case:
         if kind == "ok":
             return value
         row.status = str(value)
-        row.rounds, row.rounds_per_process, row.started_s = [], [], []
+        row.rounds, row.rounds_per_process, row.started_s, row.exchange_ns = [], [], [], []
         worker.kill()
         return None
 
@@ -453,6 +469,13 @@ class _Case:
                 row.warnings.append(f"only {len(row.rounds)} round{'s' * (len(row.rounds) > 1)}")
             if row.steady is False:
                 row.warnings.append("its passes still changed by more than 5 % when the warm-up ended")
+            if len(row.exchange_ns) != len(row.rounds):
+                row.exchange_ns = []
+            if (found := exchange.levels(row.exchange_ns)) is not None:
+                row.warnings.append(
+                    "its processors were moved between caches: one saw what another wrote "
+                    f"after {found[0]:.0f} ns at times, and after {found[1]:.0f} ns at others"
+                )
             if (count := len(row.rounds_per_process)) < stats.MIN_PROCESSES:
                 processes = "1 process" if count == 1 else f"{count} processes"
                 row.warnings.append(f"{processes}: how much processes differ isn't in its intervals")

@@ -2,16 +2,19 @@
 
     python -m tests.exporters.gains RESULT.json...
 
-The results are those of `make bench-perf`: nothing is measured here.
+The results are those of `make bench-perf`: nothing is measured here. Where the host moved the processors between caches
+meanwhile, a network has a line for the rounds on either side.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace as with_
 from pathlib import Path
 
-from segonnx.bench import result
+from segonnx.bench import exchange, result, stats
 from segonnx.bench.result import OK, Ratio, Result, Row
 from tools.update_docs import replace
 
@@ -19,9 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 OURS = "ort"
 TORCH = ("eager", "eager-channels-last", "compile", "compile-channels-last")
 WRONG = " †"
+NEAR, FAR = "one", "two"
+FEWEST = 3
+"""A side of which there are fewer rounds has no line."""
 HEAD = (
-    "| model | ms | the stock graph | the best of PyTorch | OpenVINO, stock graph | memory, times the stock graph's | "
-    "GFLOP/s, times sgemm's | least ms for its bytes |\n|---|---|---|---|---|---|---|---|"
+    "| model | caches | ms | the stock graph | the best of PyTorch | OpenVINO, stock graph | "
+    "memory, times the stock graph's | GFLOP/s, times sgemm's | least ms for its bytes |\n"
+    "|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -38,9 +45,41 @@ def ratio(found: Result, row: Row, other: str) -> tuple[float, tuple[float, floa
     return None
 
 
-def line(found: Result, row: Row) -> str:
+def sides(found: Result) -> dict[str, Result]:
+    """The rounds in which the processors shared a cache, and the others; all of them where that never changed.
+
+    A round is of a side for two runtimes if both their turns were.
+    """
+    levels = exchange.levels([one for row in found.rows for one in row.exchange_ns])
+    if levels is None:
+        return {"": found}
+    middle = math.sqrt(math.prod(levels))
+    parts = {}
+    for name in (NEAR, FAR):
+
+        def here(row: Row, name: str = name) -> list[bool]:
+            return [(one < middle) == (name == NEAR) for one in row.exchange_ns]
+
+        rows = {(row.case, row.backend): row for row in found.rows}
+        ratios = []
+        for one in found.ratios:
+            case = one.model, tuple(one.input_shape), one.threads
+            a, b = rows[case, one.baseline], rows[case, one.backend]
+            both = [i for i, pair in enumerate(zip(here(a), here(b), strict=False)) if all(pair)]
+            if one.interleaved and len(both) >= FEWEST:
+                value, interval = stats.speedup([a.rounds[i] for i in both], [b.rounds[i] for i in both])
+                ratios.append(with_(one, speedup=value, ci95=interval, rounds=len(both)))
+        kept = []
+        for row in found.rows:
+            mine = [its for its, side in zip(row.rounds, here(row), strict=False) if side]
+            kept.append(with_(row, rounds=mine, rounds_per_process=[len(mine)]))
+        parts[name] = with_(found, rows=kept, ratios=ratios)
+    return parts
+
+
+def line(found: Result, row: Row, caches: str = "") -> str:
     """A model's line of the table."""
-    others = {one.backend: one for one in found.rows if one.case == row.case and one.status == OK}
+    others = {one.backend: one for one in found.rows if one.case == row.case and one.status == OK and one.rounds}
     torch = min((name for name in TORCH if name in others), key=lambda name: others[name].median_s or 0.0, default="")
 
     def over(name: str) -> str:
@@ -60,7 +99,7 @@ def line(found: Result, row: Row) -> str:
         rate = f"{row.gflops:.0f}, {row.gflops / ceiling['sgemm_gflops']:.2f}"
         least = f"{1e-6 * row.memory_bytes / ceiling['bandwidth_gb_s']:.1f}"
     taken = f"{1e3 * row.median_s:.1f}" if row.median_s is not None else row.status
-    cells = (row.model, taken, over("ort-stock"), over(torch), over("openvino-stock"), memory, rate, least)
+    cells = (row.model, caches, taken, over("ort-stock"), over(torch), over("openvino-stock"), memory, rate, least)
     return f"| {' | '.join(cells)} |"
 
 
@@ -74,7 +113,16 @@ def table(found: Result) -> str:
     )
     for one in found.ceilings[:1]:
         where += f" NumPy's sgemm: {one['sgemm_gflops']:.0f} GFLOP/s; copying memory: {one['bandwidth_gb_s']:.0f} GB/s."
-    lines = [line(found, row) for row in found.rows if row.backend == OURS]
+    parts = sides(found)
+    lines = []
+    for row in found.rows:
+        if row.backend == OURS:
+            mine = {
+                name: next(one for one in part.rows if one.case == row.case and one.backend == OURS)
+                for name, part in parts.items()
+            }
+            enough = {name: one for name, one in mine.items() if len(one.rounds) >= FEWEST}
+            lines += [line(parts[name], one, name) for name, one in enough.items()] or [line(found, row)]
     notes = ["", f"{WRONG.strip()} its logits differ from PyTorch's by more than the tolerance."]
     return "\n".join([where, "", HEAD, *lines, *(notes if any(WRONG in one for one in lines) else [])])
 

@@ -39,7 +39,7 @@ def result() -> Result:
 def test_ratios_are_the_others_time_over_ours_whichever_way_they_were_kept() -> None:
     line = gains.table(result()).splitlines()[-1]
     assert line == (
-        "| net | 1000.0 | 1.50x (1.20-1.67) | 2.00x (1.80-2.50) compile | 0.50x (0.40-0.56) | 0.67 | 2, 0.50 | 3.0 |"
+        "| net |  | 1000.0 | 1.50x (1.20-1.67) | 2.00x (1.80-2.50) compile | 0.50x (0.40-0.56) | 0.67 | 2, 0.50 | 3.0 |"
     )
 
 
@@ -48,10 +48,10 @@ def test_what_failed_is_left_out() -> None:
     one.rows = [row for row in one.rows if row.backend not in ("compile", "ort-stock")]
     one.ratios = [ratio for ratio in one.ratios if "ort-stock" not in (ratio.baseline, ratio.backend)]
     line = gains.table(one).splitlines()[-1]
-    assert line.startswith("| net | 1000.0 | - | 4.00x (3.60-5.00) eager | 0.50x")
+    assert line.startswith("| net |  | 1000.0 | - | 4.00x (3.60-5.00) eager | 0.50x")
     one.rows[1].status = "failed"
     one.rows[1].rounds = []
-    assert gains.table(one).splitlines()[-1].startswith("| net | failed | ")
+    assert gains.table(one).splitlines()[-1].startswith("| net |  | failed | ")
 
 
 def test_a_runtime_whose_logits_differ_is_marked() -> None:
@@ -62,3 +62,32 @@ def test_a_runtime_whose_logits_differ_is_marked() -> None:
     assert not empty
     assert note.startswith("† its logits differ")
     assert "†" not in gains.table(result())
+
+
+def test_rounds_under_one_cache_and_under_two_have_lines_of_their_own() -> None:
+    one = result()
+    for row in one.rows:
+        # Our times double where the processors share no cache; the others keep theirs.
+        near, far = MEDIANS[row.backend], MEDIANS[row.backend] * (2 if row.backend == "ort" else 1)
+        row.rounds = [[near]] * 4 + [[far]] * 3 + [[50.0]]
+        row.exchange_ns = [90.0, 88.0, 91.0, 90.0, 165.0, 160.0, 170.0, 165.0 if row.backend == "ort" else 90.0]
+    under_one, under_two = gains.table(one).splitlines()[-2:]
+    assert under_one.startswith("| net | one | 1000.0 | 1.50x | 2.00x compile | 0.50x |")
+    assert under_two.startswith("| net | two | 2000.0 | 0.75x | 1.00x compile | 0.25x |")
+
+
+def test_a_side_with_few_rounds_has_no_line() -> None:
+    one = result()
+    for row in one.rows:
+        row.rounds = [[MEDIANS[row.backend]]] * 6
+        row.exchange_ns = [90.0] * 4 + [165.0] * 2
+    assert [line.split(" | ")[1] for line in gains.table(one).splitlines() if "net" in line] == ["one"]
+
+
+def test_a_network_of_few_rounds_has_one_line() -> None:
+    one = result()
+    for row in one.rows:
+        row.rounds = [[MEDIANS[row.backend]]] * 4
+        row.exchange_ns = [90.0] * 2 + [165.0] * 2
+    (line,) = (line for line in gains.table(one).splitlines() if "net" in line)
+    assert line.startswith("| net |  | 1000.0 | 1.50x (1.20-1.67) |")

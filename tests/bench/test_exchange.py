@@ -1,0 +1,78 @@
+"""The flag that tells whether processors share a cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from segonnx.bench import exchange, result, run
+from segonnx.bench.exchange import Exchange, levels
+from segonnx.bench.plan import Settings
+from segonnx.bench.rounds import Rule
+from tests.bench import fakes
+
+several = pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two processors of Linux"
+)
+
+
+@several
+def test_the_flag_comes_back_as_often_as_it_is_asked() -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    with Exchange(cpus) as one:
+        first, second = one.measure(), one.measure()
+        assert first is not None and second is not None
+        assert min(first, second) > 1
+        assert sorted(os.sched_getaffinity(0)) == cpus
+        assert one._peer.is_alive()
+    assert not one._peer.is_alive()
+
+
+@several
+def test_a_flag_that_nobody_answers_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "PATIENCE", 1000)
+    with Exchange(sorted(os.sched_getaffinity(0))) as one:
+        one._peer.kill()
+        one._peer.join()
+        assert one.measure() is None
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ([], None),
+        ([90.0], None),
+        ([90.0, 95.0, 88.0, 110.0], None),
+        ([90.0, 95.0, 88.0, 300.0], None),
+        ([90.0, 300.0, 95.0, 88.0, 170.0, 160.0], (90.0, 170.0)),
+        ([160.0, 165.0, 170.0, 209.0, 210.0], None),
+    ],
+)
+def test_one_slow_turn_is_no_level(times: list[float], expected: tuple[float, float] | None) -> None:
+    assert levels(times) == expected
+
+
+@several
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_bench_tells_that_its_processors_moved(moved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([90.0, 90.0, *([165.0, 165.0] if moved else [90.0, 90.0])])
+    monkeypatch.setattr(Exchange, "measure", lambda _: next(times))
+    monkeypatch.setattr(run._Case, "_recorded", lambda *_: None)
+    settings = Settings(("steady",), (2,), Rule(rounds=4), processes=1, ceilings=False)
+    (row,) = run.bench([fakes.model(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN).rows
+    assert len(row.exchange_ns) == len(row.rounds) == 4
+    assert any("moved between caches" in warning for warning in row.warnings) == moved
+    assert result.Row.from_dict(row.as_dict()).exchange_ns == row.exchange_ns
+
+
+@several
+def test_a_bench_whose_flag_is_lost_keeps_no_times_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([90.0, None])
+    monkeypatch.setattr(Exchange, "measure", lambda _: next(times))
+    monkeypatch.setattr(run._Case, "_recorded", lambda *_: None)
+    settings = Settings(("steady",), (2,), Rule(rounds=4), processes=1, ceilings=False)
+    (row,) = run.bench([fakes.model(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN).rows
+    assert len(row.rounds) == 4
+    assert row.exchange_ns == []
