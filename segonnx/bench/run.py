@@ -161,7 +161,8 @@ class _Case:
                 self._blocks = plan.blocks(needed, machine.available_memory())
                 with contextlib.ExitStack() as stack:
                     if len(self.cpus) > 1 and hasattr(os, "sched_setaffinity"):
-                        self._exchange = stack.enter_context(Exchange(self.cpus))
+                        with contextlib.suppress(OSError):  # no shared memory: nobody looks
+                            self._exchange = stack.enter_context(Exchange(self.cpus))
                     for rule in self._rules():
                         for block in self._blocks:
                             self._run_block([row for row in self.rows if row.backend in block], rule)

@@ -76,3 +76,16 @@ def test_a_bench_whose_flag_is_lost_keeps_no_times_of_it(tmp_path: Path, monkeyp
     (row,) = run.bench([fakes.model(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN).rows
     assert len(row.rounds) == 4
     assert row.exchange_ns == []
+
+
+@several
+def test_a_bench_does_without_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(**_: object) -> None:
+        raise FileNotFoundError("/dev/shm")
+
+    monkeypatch.setattr(exchange.shared_memory, "SharedMemory", missing)
+    monkeypatch.setattr(run._Case, "_recorded", lambda *_: None)
+    settings = Settings(("steady",), (2,), Rule(rounds=2))
+    (row,) = run.bench([fakes.model(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN).rows
+    assert len(row.rounds) == 2
+    assert row.exchange_ns == []
