@@ -3,27 +3,32 @@
     python -m tests.exporters.ablation [NAME...]
 
 Each variant of a network takes turns with the one that has all rewrites, in one process; its memory is that of a
-process of its own. That one races itself, too: what comes out there is noise. Nothing else may run meanwhile.
+process of its own. That one races itself, too: what comes out there is noise. Nothing else may run meanwhile. Where
+the host moved the processors between caches, either side has figures of its own.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
 from segonnx import catalog, machine, process
 from segonnx.artifacts.verify import MODEL
-from segonnx.bench import stats
+from segonnx.bench import exchange, stats
+from segonnx.bench.exchange import Exchange
 from segonnx.exporters import pipeline, rewrites
 from segonnx.exporters.probes import Probe
 from segonnx.exporters.rewrites.choices import OPTIONAL, STOCK, Choices
 from segonnx.exporters.tune import Session
+from segonnx.inputs import Array
 from tools.update_docs import replace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +37,8 @@ FORMS = ("taps", "winograd", "winograd4", "winograd4_matmul")
 ROUNDS = 9
 SECONDS = 12.0
 """Short passes take more turns than ``ROUNDS``: as many as this time holds."""
+FEWEST = 3
+"""Fewer turns are no figure."""
 ALL = "all rewrites"
 
 
@@ -58,19 +65,26 @@ def variants(stock: Path, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def race(path: Path, whole: Path, probe: Probe, modality: str, progress: process.Progress) -> tuple[float, str]:
-    """The median seconds of a graph, and of how many times its turns took those of the graph with all rewrites."""
-    x = probe.make(modality)
+@dataclass
+class Turn:
+    """A pass of a graph, in seconds, one of that with all rewrites, and the flag's nanoseconds before and after."""
+
+    mine: float
+    its: float
+    before: float
+    after: float
+
+
+def race(path: Path, whole: Path, x: Array, flag: Exchange) -> list[Turn]:
+    """Passes of a graph and of that with all rewrites, in turns."""
     one, other = (Session(str(found), x, machine.usable_cores()) for found in (path, whole))
-    mine: list[list[float]] = []
-    its: list[list[float]] = []
+    turns: list[Turn] = []
     until = time.monotonic() + SECONDS
-    while len(mine) < ROUNDS or time.monotonic() < until:
-        mine.append([one.sample()])
-        its.append([other.sample()])
-    value, interval = stats.speedup(mine, its)
-    assert interval is not None  # ROUNDS are enough for one
-    return statistics.median(seconds for (seconds,) in mine), f"{value:.2f} ({interval[0]:.2f}-{interval[1]:.2f})"
+    while len(turns) < ROUNDS or time.monotonic() < until:
+        before = flag.measure() or 0.0
+        mine, its = one.sample(), other.sample()
+        turns.append(Turn(mine, its, before, flag.measure() or 0.0))
+    return turns
 
 
 def one_pass(path: Path, probe: Probe, modality: str, progress: process.Progress) -> None:
@@ -78,20 +92,45 @@ def one_pass(path: Path, probe: Probe, modality: str, progress: process.Progress
     Session(str(path), probe.make(modality), machine.usable_cores())
 
 
-def measure(name: str) -> str:
-    """A table of a network's variants."""
+def cells(turns: list[Turn]) -> str:
+    """The median milliseconds, and how many times those of the graph with all rewrites they are, with the interval."""
+    if len(turns) < FEWEST:
+        return "- | -"
+    value, interval = stats.speedup([[one.mine] for one in turns], [[one.its] for one in turns])
+    between = "" if interval is None else f" ({interval[0]:.2f}-{interval[1]:.2f})"
+    return f"{1e3 * statistics.median(one.mine for one in turns):.1f} | {value:.2f}{between}"
+
+
+def measure(name: str, flag: Exchange) -> str:
+    """A table of a network's variants, by whether the processors shared a cache."""
     system = catalog.find(name)
     settings = pipeline.Settings(ROOT / "artifacts" / "stock", optimize="none")
     stock = pipeline.export(system, settings).folder / MODEL
     probe = Probe("noise", system.input_shape)
+    raced: dict[str, list[Turn]] = {}
+    memory = {}
     with tempfile.TemporaryDirectory() as folder:
         paths = variants(stock, Path(folder))
-        lines = [f"| {name} | ms | times that with all rewrites | peak memory, GB |", "|---|---|---|---|"]
         for one, path in paths.items():
             print(f"{name}: {one}", file=sys.stderr, flush=True)
-            taken, ratio = process.call(race, path, paths[ALL], probe, system.modality).value
-            memory = process.call(one_pass, path, probe, system.modality).peak_rss_bytes
-            lines.append(f"| {one} | {1e3 * taken:.1f} | {ratio} | {memory / 1e9:.2f} |")
+            raced[one] = race(path, paths[ALL], probe.make(system.modality), flag)
+            memory[one] = process.call(one_pass, path, probe, system.modality).peak_rss_bytes
+    return table(name, raced, memory)
+
+
+def table(name: str, raced: dict[str, list[Turn]], memory: dict[str, int]) -> str:
+    """The table; turns in which the processors were moved count on neither side."""
+    levels = exchange.levels([time for turns in raced.values() for turn in turns for time in (turn.before, turn.after)])
+    middle = math.inf if levels is None else math.sqrt(math.prod(levels))
+    sides = {"as it was": True} if levels is None else {"one cache": True, "two caches": False}
+    head = "".join(f" ms, {side} | times that with all rewrites |" for side in sides)
+    lines = [f"| {name} |{head} peak memory, GB |", f"|---|{'---|---|' * len(sides)}---|"]
+    for one, turns in raced.items():
+        found = [
+            cells([turn for turn in turns if (turn.before < middle) == (turn.after < middle) == near])
+            for near in sides.values()
+        ]
+        lines.append(f"| {one} | {' | '.join(found)} | {memory[one] / 1e9:.2f} |")
     return "\n".join(lines)
 
 
@@ -100,9 +139,10 @@ def main(names: list[str]) -> None:
     described = machine.describe()
     where = f"{described['cpu']}, {machine.usable_cores()} cores, ONNX Runtime {described['versions']['onnxruntime']}"
     tables = []
-    for name in names or NAMES:
-        tables.append(measure(name))
-        print(tables[-1], flush=True)
+    with Exchange(machine.choose_cpus(2)) as flag:
+        for name in names or NAMES:
+            tables.append(measure(name, flag))
+            print(tables[-1], flush=True)
     text = "\n\n".join(
         [f"{where}; medians of at least {ROUNDS} turns and {SECONDS:.0f} s, with 95 % intervals:", *tables]
     )

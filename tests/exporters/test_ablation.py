@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+from tests.exporters.ablation import Turn, table
+
+
+def test_turns_under_one_cache_and_under_two_have_columns_of_their_own() -> None:
+    near, far, moved = [Turn(2, 1, 90, 90)] * 8, [Turn(2, 2, 160, 160)] * 3, [Turn(9, 1, 90, 160)]
+    lines = table("net", {"stock": near + far + moved, "all": near[:2]}, {"stock": 10**9, "all": 2 * 10**9}).split("\n")
+    assert lines[0].split(" | ")[1::2] == ["ms, one cache", "ms, two caches", "peak memory, GB |"]
+    assert lines[2] == "| stock | 2000.0 | 2.00 (2.00-2.00) | 2000.0 | 1.00 | 1.00 |"
+    assert lines[3] == "| all | - | - | - | - | 2.00 |"
+
+
+def test_processors_that_stay_have_one_column() -> None:
+    lines = table("net", {"stock": [Turn(2, 1, 90, 91)] * 3}, {"stock": 10**9}).split("\n")
+    assert lines[0] == "| net | ms, as it was | times that with all rewrites | peak memory, GB |"
+    assert lines[2] == "| stock | 2000.0 | 2.00 | 1.00 |"
