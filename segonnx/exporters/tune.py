@@ -37,6 +37,8 @@ WINS = 6
 LAYER_ROUNDS = 5
 SAMPLE_S = 0.05
 """Shorter passes are repeated for about so long, and their mean is one sample."""
+LANES = (1, 2, 4)
+"""Numbers of lanes that race each other."""
 LAYERS_SHARE = 0.4
 """The part of the time that the layers' own races may take."""
 
@@ -107,10 +109,13 @@ class _Search:
             if name in changed:
                 challenger = replace(current, without=(*current.without, name))
                 current, session = self._challenge(current, session, challenger, f"leaving out {name}")
-        if "UnrollDepthPass" in current.without:
+        if "UnrollDepthPass" not in changed or "UnrollDepthPass" in current.without:
             return current
+        for lanes in LANES:
+            challenger = replace(current, lanes=lanes)
+            current, session = self._challenge(current, session, challenger, f"volumes in lanes: {lanes}")
         _, found = self._rewrite(current)  # what is left out changes what the layers read
-        winners = self._race_layers(found)
+        winners = self._race_layers(found, current.lanes)
         # All at once first, then one at a time: what wins alone may lose in its place.
         current, session = self._challenge(current, session, _with(current, winners), "the layers' fastest forms")
         for number, (text, form) in enumerate(winners.items(), 1):
@@ -140,6 +145,7 @@ class _Search:
             "kept": kept,
             "without": list(runners[kept].without),
             "forms": dict(sorted(runners[kept].forms.items())),
+            "lanes": runners[kept].lanes,
             "medians_s": medians,
             "search": {"complete": self._complete, "races": self._races, "layers": self._layers},
         }
@@ -161,7 +167,7 @@ class _Search:
                 return current, session
         return challenger, rival
 
-    def _race_layers(self, found: Mapping[str, Found]) -> dict[str, str]:
+    def _race_layers(self, found: Mapping[str, Found], lanes: int) -> dict[str, str]:
         """The forms that were faster alone than those that are there, the largest gain first."""
         ends = time.monotonic() + LAYERS_SHARE * (self._deadline - time.monotonic())
         open_layers = [one for one in found.values() if len(one.forms) > 1]
@@ -171,7 +177,7 @@ class _Search:
                 self._complete = False
                 break
             self._progress(f"tuning: forms of {one.layer} ({number} of {len(open_layers)})")
-            seconds = self._race_forms(one)
+            seconds = self._race_forms(one, lanes)
             best = min(seconds, key=seconds.__getitem__)
             self._layers.append(
                 {"layer": str(one.layer), "convolutions": one.convolutions, "default": one.form, "seconds": seconds}
@@ -180,7 +186,7 @@ class _Search:
                 gains[str(one.layer)] = (one.convolutions * (seconds[one.form] - seconds[best]), best)
         return {text: form for text, (_, form) in sorted(gains.items(), key=lambda item: -item[1][0])}
 
-    def _race_forms(self, one: Found) -> dict[str, float]:
+    def _race_forms(self, one: Found, lanes: int) -> dict[str, float]:
         """Median seconds of each form of a layer, alone."""
         import onnx_ir as ir
 
@@ -190,7 +196,7 @@ class _Search:
         sessions = {}
         for form in one.forms:
             model = _alone(one.layer)
-            UnrollDepthPass({str(one.layer): form})(model)
+            UnrollDepthPass({str(one.layer): form}, lanes)(model)
             sessions[form] = Session(ir.to_proto(model).SerializeToString(), x, self._threads)
         rounds = [{form: session.sample() for form, session in sessions.items()} for _ in range(LAYER_ROUNDS)]
         return {form: median(samples[form] for samples in rounds) for form in sessions}

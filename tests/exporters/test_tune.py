@@ -60,18 +60,19 @@ def test_what_was_chosen_is_in_the_manifest(tuned: Path) -> None:
     assert "StableInstanceNormPass" in rewritten or "UnrollDepthPass" in rewritten
 
 
-def test_every_form_of_every_layer_runs_alone(stock: Path) -> None:
-    found = rewrites.run(ir.load(stock), Choices())[1]
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_every_form_of_every_layer_runs_alone(lanes: int, stock: Path) -> None:
+    found = rewrites.run(ir.load(stock), Choices(lanes=lanes))[1]
     one = tune._Search(stock, Probe("noise", (1, 1, 32, 64, 64)).make("CT"), 2, float("inf"), lambda _: None)
     raced = set()
     for text, layer in found.items():
         for form in layer.forms if len(layer.forms) > 1 else ():
-            unroll = unroll_depth.UnrollDepthPass({text: form})
+            unroll = unroll_depth.UnrollDepthPass({text: form}, lanes)
             unroll(tune._alone(layer.layer))
             assert unroll.found[text].form == form  # in its own network, too, the layer goes by this text
         if len(layer.forms) > 1 and layer.layer.kernel not in raced:
             raced.add(layer.layer.kernel)
-            seconds = one._race_forms(layer)
+            seconds = one._race_forms(layer, lanes)
             assert set(seconds) == set(layer.forms) and all(value > 0 for value in seconds.values())
     assert any("(x2)" in text for text in found) and any("+" in text for text in found)
 
@@ -114,7 +115,7 @@ def search(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds
         shutil.copy(path, tmp_path)
     monkeypatch.setattr(tune._Search, "_session", paces(seconds))
     monkeypatch.setattr(
-        tune._Search, "_race_forms", lambda _, one: {form: 1 / (1 + i) for i, form in enumerate(one.forms)}
+        tune._Search, "_race_forms", lambda _, one, __: {form: 1 / (1 + i) for i, form in enumerate(one.forms)}
     )
     x = Probe("noise", (1, 1, 32, 64, 64)).make("CT")
     return tune._Search(tmp_path / "model.onnx", x, 1, float("inf"), lambda _: None)
@@ -141,6 +142,16 @@ def test_the_whole_graph_decides(stock: Path, tmp_path: Path, monkeypatch: pytes
     can = {text for text, layer in layers.items() if layer.forms[-1] == last and layer.form != last}
     assert can
     assert set(found.forms) == can
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+def test_the_fastest_number_of_lanes_is_chosen(
+    lanes: int, stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = search(stock, tmp_path, monkeypatch, lambda chosen: 9.0 if chosen.without else 1 + abs(chosen.lanes - lanes))
+    found = one.choose(Choices())
+    assert found == Choices(lanes=lanes)
+    assert choices.parse(one.settle(Choices(), found), "it") == found
 
 
 @pytest.mark.parametrize("name", OPTIONAL)

@@ -40,14 +40,16 @@ def no_conv3d(model: ir.Model) -> bool:
 
 
 sizes = st.integers(1, 9)
+depths = st.integers(1, 24)
+lanes = st.sampled_from([1, 2, 3])
 forms = st.sampled_from(["pairs", "winograd", "winograd4", "winograd4_matmul"])
 
 
 @few
 @given(
-    st.tuples(sizes, sizes, sizes), st.integers(1, 5), st.integers(1, 20), st.tuples(*[st.sampled_from([1, 2, 3])] * 3),
-    st.tuples(*[st.sampled_from([1, 2, 3])] * 3), st.tuples(*[st.integers(0, 1)] * 6), st.booleans(),
-    st.sampled_from(["taps", "stacked"]),
+    st.tuples(depths, sizes, sizes), st.integers(1, 5), st.integers(1, 20),
+    st.tuples(*[st.sampled_from([1, 2, 3])] * 3), st.tuples(*[st.sampled_from([1, 2, 3])] * 3),
+    st.tuples(*[st.integers(0, 1)] * 6), st.booleans(), st.sampled_from(["taps", "stacked"]), lanes,
 )  # fmt: skip
 def test_any_convolution(
     size: tuple[int, int, int],
@@ -58,24 +60,25 @@ def test_any_convolution(
     pads: tuple[int, ...],
     bias: bool,
     form: str,
+    lanes: int,
 ) -> None:
     if any(n + pads[i] + pads[i + 3] < kernel[i] for i, n in enumerate(size)):
         return
     graph = Graph([1, inputs, *size])
     weights = [graph.weight(outputs, inputs, *kernel)] + ([graph.weight(outputs)] if bias else [])
     graph.add("Conv", "x", *weights, strides=strides, pads=pads)
-    model = check(graph, UnrollDepthPass(Always(form)))
+    model = check(graph, UnrollDepthPass(Always(form), lanes))
     declines = kernel == (1, 1, 1) or max(pads[0], pads[3]) >= kernel[0]
     assert declines or no_conv3d(model)
 
 
 @few
 @given(
-    st.integers(2, 16), sizes, sizes, st.integers(1, 6), st.integers(1, 20), st.integers(0, 4),
-    st.sampled_from([1, 3]), forms,
+    st.integers(2, 24), sizes, sizes, st.integers(1, 6), st.integers(1, 20), st.integers(0, 4),
+    st.sampled_from([1, 3]), forms, lanes,
 )  # fmt: skip
 def test_the_forms_that_take_two_slices_at_a_time(
-    depth: int, height: int, width: int, inputs: int, outputs: int, skip: int, kernel: int, form: str
+    depth: int, height: int, width: int, inputs: int, outputs: int, skip: int, kernel: int, form: str, lanes: int
 ) -> None:
     graph = Graph([1, inputs, depth, height, width])
     if skip:
@@ -84,27 +87,32 @@ def test_the_forms_that_take_two_slices_at_a_time(
     weights = graph.weight(outputs, inputs + skip, 3, kernel, kernel), graph.weight(outputs)
     pad = kernel // 2
     graph.add("Conv", graph.last, *weights, pads=[1, pad, pad] * 2)
-    model = check(graph, UnrollDepthPass(Always(form)))
+    model = check(graph, UnrollDepthPass(Always(form), lanes))
     assert no_conv3d(model)
 
 
 @few
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 20), forms)
-def test_slices_that_upsampling_repeats_are_computed_once(depth: int, factor: int, outputs: int, form: str) -> None:
+@given(st.integers(1, 8), st.integers(1, 3), st.integers(1, 20), forms, lanes)
+def test_slices_that_upsampling_repeats_are_computed_once(
+    depth: int, factor: int, outputs: int, form: str, lanes: int
+) -> None:
     graph = Graph([1, 3, depth, 4, 5])
     skip = graph.add("Conv", "x", graph.weight(3, 3, 3, 3, 3), pads=[1] * 6)
     graph.weights.append(numpy_helper.from_array(np.array([1, 1, factor, 1, 1], np.float32), "scales"))
     large = graph.add("Resize", skip, "", "scales", mode="nearest")
     graph.add("Concat", large, graph.add("Mul", large, large), axis=1)
     graph.add("Conv", graph.last, graph.weight(outputs, 6, 3, 3, 3), graph.weight(outputs), pads=[1] * 6)
-    model = check(graph, UnrollDepthPass(Always(form)))
-    assert operators(model)["Resize"] == depth
+    model = check(graph, UnrollDepthPass(Always(form), lanes))
+    assert operators(model)["Resize"] == depth / unroll_depth.lanes_of(depth, lanes)
 
 
 @few
-@given(st.tuples(*[st.integers(1, 4)] * 3), st.tuples(*[st.integers(1, 3)] * 3), st.integers(1, 4))
+@given(
+    st.tuples(depths, st.integers(1, 4), st.integers(1, 4)), st.tuples(*[st.integers(1, 3)] * 3), st.integers(1, 4),
+    lanes,
+)  # fmt: skip
 def test_norms_activations_sums_and_upsampling(
-    size: tuple[int, int, int], factors: tuple[int, int, int], channels: int
+    size: tuple[int, int, int], factors: tuple[int, int, int], channels: int, lanes: int
 ) -> None:
     graph = Graph([1, 2, *size])
     a = graph.add("Conv", "x", graph.weight(channels, 2, 3, 3, 3), pads=[1] * 6)
@@ -118,8 +126,33 @@ def test_norms_activations_sums_and_upsampling(
     graph.weights.append(scales)
     graph.add("Resize", graph.last, "", "scales", mode="nearest")
     graph.add("Conv", graph.last, graph.weight(4, 3, 1, 1, 1))
-    model = check(graph, UnrollDepthPass(), 2e-4)
+    model = check(graph, UnrollDepthPass(lanes=lanes), 2e-4)
     assert operators(model)["InstanceNormalization"] == 0
+
+
+@pytest.mark.parametrize(
+    ("depth", "lanes", "found"),
+    [
+        (64, 2, 2),
+        (8, 2, 2),
+        (6, 2, 1),
+        (9, 2, 1),
+        (12, 2, 1),
+        (10, 2, 2),
+        (20, 2, 1),
+        (24, 3, 3),
+        (16, 4, 4),
+        (64, 1, 1),
+    ],
+)
+def test_deep_volumes_travel_in_lanes(depth: int, lanes: int, found: int) -> None:
+    """But not where a lane would be short, or more slices would be left over by windows of four."""
+    graph = Graph([1, 2, depth, 4, 4])
+    graph.add("Conv", "x", graph.weight(4, 2, 3, 3, 3), pads=[1] * 6)
+    a = graph.add("Relu", graph.last)
+    graph.add("Add", graph.add("Conv", a, graph.weight(4, 4, 3, 3, 3), pads=[1] * 6), a)
+    model = check(graph, UnrollDepthPass(lanes=lanes))
+    assert operators(model)["Relu"] == depth / found
 
 
 @pytest.mark.parametrize(
@@ -144,18 +177,24 @@ def test_an_operator_without_a_rule_gets_its_volume() -> None:
 
 @few
 @given(
-    st.tuples(*[st.integers(3, 7)] * 3), st.integers(1, 4), st.tuples(*[st.integers(1, 3)] * 3),
-    st.tuples(*[st.integers(1, 3)] * 3), st.sampled_from(["AveragePool", "MaxPool"]),
+    st.tuples(st.integers(3, 24), st.integers(3, 7), st.integers(3, 7)), st.integers(1, 4),
+    st.tuples(*[st.integers(1, 3)] * 3), st.tuples(*[st.integers(1, 3)] * 3),
+    st.sampled_from(["AveragePool", "MaxPool"]), lanes,
 )  # fmt: skip
 def test_pooling_takes_slices(
-    size: tuple[int, int, int], channels: int, kernel: tuple[int, ...], strides: tuple[int, ...], operator: str
+    size: tuple[int, int, int],
+    channels: int,
+    kernel: tuple[int, ...],
+    strides: tuple[int, ...],
+    operator: str,
+    lanes: int,
 ) -> None:
     graph = Graph([1, 2, *size])
     graph.add("Conv", "x", graph.weight(channels, 2, 3, 3, 3), pads=[1] * 6)
     graph.add(operator, graph.last, kernel_shape=kernel, strides=strides)
     graph.add("Conv", graph.last, graph.weight(5, channels, 1, 1, 1), graph.weight(5))
     graph.add("Relu", graph.last)
-    model = check(graph, UnrollDepthPass())
+    model = check(graph, UnrollDepthPass(lanes=lanes))
     assert no_conv3d(model)
     assert operators(model)["AveragePool"] == 0
     assert all(len(node.attributes["kernel_shape"].as_ints()) == 2 for node in model.graph if "Pool" in node.op_type)

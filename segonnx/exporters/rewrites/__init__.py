@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import onnx_ir as ir
@@ -40,11 +41,11 @@ def run(model: ir.Model, choices: Choices) -> tuple[tuple[str, ...], dict[str, F
     """
     forms, without = choices.forms, choices.without
     if choices.max_weight_growth is not None:
-        _, found = run(model.clone(), Choices(without, forms))
+        _, found = run(model.clone(), replace(choices, max_weight_growth=None))
         forms = unroll_depth.bounded(found, choices.max_weight_growth)
         if choices.max_weight_growth < winograd_phases.WEIGHT_GROWTH:
             without = (*without, WinogradPhasesPass.__name__)
-    unroll = UnrollDepthPass(forms)
+    unroll = UnrollDepthPass(forms, choices.lanes)
     passes = (
         CommuteUpsamplingPass(),
         MergeGroupsPass(),

@@ -11,6 +11,7 @@ from typing import Any
 from segonnx.artifacts.manifest import misfit
 from segonnx.errors import InputError
 from segonnx.exporters.rewrites.convolutions import FORMS
+from segonnx.exporters.rewrites.unroll_depth import LANES
 
 OPTIONAL = (
     "CommuteUpsamplingPass",
@@ -31,11 +32,13 @@ class Choices:
     Attributes:
         without: passes of ``OPTIONAL`` that are left out.
         forms: of 3D convolutions, by the text of their ``unroll_depth.Layer``.
+        lanes: that volumes travel in.
         max_weight_growth: the most that all unrolled weights may grow by their forms, times; None sets no bound.
     """
 
     without: tuple[str, ...] = ()
     forms: Mapping[str, str] = field(default_factory=dict)
+    lanes: int = LANES
     max_weight_growth: float | None = None
 
 
@@ -78,4 +81,4 @@ def parse(tuning: Mapping[str, Any], where: str) -> Choices:
         raise InputError(f"{where} leaves out {unknown[0]!r}; a tuning may leave out {', '.join(OPTIONAL)}")
     if unknown := [form for form in forms.values() if form not in FORMS]:
         raise InputError(f"{where} asks for the form {unknown[0]!r}; there are {', '.join(FORMS)}")
-    return Choices(tuple(without), forms)
+    return Choices(tuple(without), forms, tuning.get("lanes", LANES))

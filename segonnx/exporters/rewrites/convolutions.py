@@ -41,13 +41,13 @@ class Convolution:
     outputs: int
 
     def sizes(self, source: Slices) -> tuple[int, int, int]:
-        """Depth, height and width of the output."""
+        """Of the output: the depth of a lane, height and width."""
         found = (source.depth, source.height, source.width)
         depth, height, width = (
             (size + self.pads[i] + self.pads[i + 3] - self.kernel[i]) // self.strides[i] + 1
             for i, size in enumerate(found)
         )
-        return depth, height, width
+        return depth // source.lanes, height, width
 
     def taps(self, build: Builder, sources: Sequence[Slices]) -> list[list[ir.Value]]:
         """For each source, whose channels are some of the input's, the 2D kernels of the taps in depth."""
@@ -93,7 +93,7 @@ def stacked(build: Builder, conv: Convolution, sources: Sequence[Slices]) -> lis
     (source,) = sources
     (kernels,) = conv.taps(build, sources)
     weight = build.concat(kernels, 1)
-    zeros = build.filled(0.0, 1, source.channels, source.height, source.width)
+    zeros = build.filled(0.0, source.lanes, source.channels, source.height, source.width)
     depth, *_ = conv.sizes(source)
     values = []
     for index in range(depth):
@@ -118,7 +118,7 @@ def pairs(build: Builder, conv: Convolution, sources: Sequence[Slices]) -> list[
         weights.append((inner, same, build.concat([g0, g2], 0)))
     bias = None if conv.bias is None else build.concat([conv.bias] * 2, 0)
     values: list[ir.Value] = []
-    depth = sources[0].depth
+    depth = sources[0].count
     for start in range(0, depth - 1, 2):
         total: ir.Value | None = None
         for source, (inner, same, outer) in zip(sources, weights, strict=True):
@@ -128,7 +128,7 @@ def pairs(build: Builder, conv: Convolution, sources: Sequence[Slices]) -> list[
             x = first if alike else build.concat([first, second], 1)
             y = conv.conv2d(build, x, same if alike else inner, bias if total is None else None)
             total = y if total is None else build("Add", y, total)
-            zeros = build.filled(0.0, 1, source.channels, source.height, source.width)
+            zeros = build.filled(0.0, source.lanes, source.channels, source.height, source.width)
             around = build.concat([before or zeros, after or zeros], 1)
             total = build("Add", conv.conv2d(build, around, outer, groups=2), total)
         assert total is not None
@@ -166,7 +166,7 @@ def winograd(build: Builder, conv: Convolution, sources: Sequence[Slices]) -> li
             )
         )
     values: list[ir.Value] = []
-    depth = sources[0].depth
+    depth = sources[0].count
     for start in range(0, depth - 1, 2):
         products: dict[int, ir.Value] = {}
 
@@ -213,9 +213,9 @@ def winograd4(build: Builder, conv: Convolution, sources: Sequence[Slices]) -> l
     weights = [_weights_by_four(build, *taps) for taps in kernels]
     four = build.number(4.0)
     values: list[ir.Value] = []
-    depth = sources[0].depth
+    depth = sources[0].count
     whole = depth - depth % 4
-    zeros = [build.filled(0.0, 1, source.channels, source.height, source.width) for source in sources]
+    zeros = [build.filled(0.0, source.lanes, source.channels, source.height, source.width) for source in sources]
     for start in range(0, whole, 4):
         products: dict[int, ir.Value] = {}
         for source, u, zero in zip(sources, weights, zeros, strict=True):
@@ -261,22 +261,23 @@ def winograd4_matmul(build: Builder, conv: Convolution, sources: Sequence[Slices
     if conv.bias is not None:  # m1 takes it
         before, after = (build.filled(0.0, count * conv.outputs) for count in (1, 4))
         bias = build.concat([before, conv.bias, after], 0)
+    lanes = sources[0].lanes
     into, out_of = _matrix(build, INPUT_BY_FOUR), _matrix(build, OUTPUT_BY_FOUR)
-    zeros = [build.filled(0.0, 1, source.channels, source.height, source.width) for source in sources]
+    zeros = [build.filled(0.0, source.lanes, source.channels, source.height, source.width) for source in sources]
     values: list[ir.Value] = []
     depth, height, width = conv.sizes(sources[0])
     whole = depth - depth % 4
     for start in range(0, whole, 4):
         total: ir.Value | None = None
         for source, weight, zero in zip(sources, weights, zeros, strict=True):
-            window = build.concat([source.get(start + i) or zero for i in range(-1, 5)], 0)
-            rows = build.reshape(window, 6, source.channels * source.height * source.width)
-            x = build.reshape(build("MatMul", into, rows), 1, 6 * source.channels, source.height, source.width)
+            window = build.concat([source.get(start + i) or zero for i in range(-1, 5)], 1)
+            rows = build.reshape(window, lanes, 6, source.channels * source.height * source.width)
+            x = build.reshape(build("MatMul", into, rows), lanes, 6 * source.channels, source.height, source.width)
             y = conv.conv2d(build, x, weight, bias if total is None else None, groups=6)
             total = y if total is None else build("Add", y, total)
         assert total is not None
-        y = build("MatMul", out_of, build.reshape(total, 6, conv.outputs * height * width))
-        values += build.split(build.reshape(y, 4, conv.outputs, height, width), [1] * 4, 0)
+        y = build("MatMul", out_of, build.reshape(total, lanes, 6, conv.outputs * height * width))
+        values += build.split(build.reshape(y, lanes, 4 * conv.outputs, height, width), [conv.outputs] * 4, 1)
     return values + [_sum_of_taps(build, conv, sources, kernels, index) for index in range(whole, depth)]
 
 
@@ -342,8 +343,8 @@ def possible(conv: Convolution, sources: Sequence[Slices]) -> tuple[str, ...]:
     if len(sources) == 1 and conv.kernel[0] > 1:
         names.append("stacked")
     in_groups = conv.kernel[0] == 3 and conv.strides == (1, 1, 1) and (conv.pads[0], conv.pads[3]) == (1, 1)
-    if in_groups and sources[0].depth > 1:
+    if in_groups and sources[0].count > 1:
         names += ["pairs", "winograd"]
-    if in_groups and sources[0].depth > 3:
+    if in_groups and sources[0].count > 3:
         names += ["winograd4", "winograd4_matmul"]
     return tuple(names)

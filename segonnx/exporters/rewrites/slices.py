@@ -7,8 +7,8 @@ enough to stay in the processor's caches from one operator to the next, which a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -100,47 +100,78 @@ class Slices:
     """A volume.
 
     Attributes:
-        values: D of them, each (1, C, H, W). A value may stand for several slices that are alike.
+        values: D / L of them, each (L, C, H, W): the slices i, i + D / L, ... A value may stand for several slices that
+            are alike.
         channels: C.
         height: H.
         width: W.
+        lanes: L.
+        borders: what lies before the first value and after the last, by its index, where lanes meet.
     """
 
     values: tuple[ir.Value, ...]
     channels: int
     height: int
     width: int
+    lanes: int = 1
+    borders: Mapping[int, ir.Value] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """D / L."""
+        return len(self.values)
 
     @property
     def depth(self) -> int:
         """D."""
-        return len(self.values)
+        return self.count * self.lanes
 
     @property
     def alike(self) -> int:
-        """How many slices each value stands for, where that's the same for all; 1 where it isn't."""
-        times, rest = divmod(self.depth, len(set(self.values)))
-        whole = rest == 0 and all(self.values[i] is self.values[i - i % times] for i in range(self.depth))
+        """How many neighbouring slices each value stands for, where that's the same for all; 1 where it isn't."""
+        times, rest = divmod(self.count, len(set(self.values)))
+        whole = rest == 0 and all(self.values[i] is self.values[i - i % times] for i in range(self.count))
         return times if whole else 1
 
     def get(self, index: int) -> ir.Value | None:
-        """A slice; None, for zeros, before the first and after the last."""
-        return self.values[index] if 0 <= index < self.depth else None
+        """A value; None, for zeros, where neither a slice nor a border is."""
+        return self.values[index] if 0 <= index < self.count else self.borders.get(index)
 
-    def like(self, values: Iterable[ir.Value]) -> Slices:
-        """Other values of the same sizes."""
-        return Slices(tuple(values), self.channels, self.height, self.width)
+    def like(self, values: Iterable[ir.Value], **sizes: int) -> Slices:
+        """Other values in as many lanes, of the same channels, height and width but for those given."""
+        return replace(self, values=tuple(values), borders={}, **sizes)
 
 
 def cut(build: Builder, value: ir.Value, channels: int, depth: int, height: int, width: int) -> Slices:
-    """The slices of a value (1, C, D, H, W)."""
+    """The slices of a value (1, C, D, H, W), in one lane."""
     if channels > 1 and depth > 1:
         value = build("Transpose", value, perm=[0, 2, 1, 3, 4])
     stacked = build.reshape(value, depth, channels, height, width)
     return Slices(build.split(stacked, [1] * depth, 0), channels, height, width)
 
 
+def relane(build: Builder, slices: Slices, lanes: int) -> Slices:
+    """The same volume in so many lanes; its borders are left behind."""
+    if lanes == slices.lanes:
+        return slices
+    parts = {value: build.split(value, [1] * slices.lanes, 0) for value in dict.fromkeys(slices.values)}
+    single = [parts[value][lane] for lane in range(slices.lanes) for value in slices.values]
+    count = len(single) // lanes
+    groups = [tuple(single[i::count]) for i in range(count)]
+    values = {group: build.concat(group, 0) for group in dict.fromkeys(groups)}
+    return slices.like((values[group] for group in groups), lanes=lanes)
+
+
+def border(build: Builder, slices: Slices, index: int) -> ir.Value:
+    """What lies at an index before the first value or after the last: slices of other lanes, and zeros at the ends."""
+    parts = build.split(slices.values[index % slices.count], [1] * slices.lanes, 0)
+    zeros = build.filled(0.0, 1, slices.channels, slices.height, slices.width)
+    lanes = range(slices.lanes)
+    there = [lane + index // slices.count for lane in lanes]
+    return build.concat([parts[lane] if lane in lanes else zeros for lane in there], 0)
+
+
 def join(build: Builder, slices: Slices) -> ir.Value:
     """The value (1, C, D, H, W) of the slices."""
     shape = (1, slices.channels, 1, slices.height, slices.width)
-    return build.concat([build.reshape(value, *shape) for value in slices.values], 2)
+    return build.concat([build.reshape(value, *shape) for value in relane(build, slices, 1).values], 2)

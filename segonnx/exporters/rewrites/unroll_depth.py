@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -18,7 +18,7 @@ import onnx_ir as ir
 from segonnx.exporters.rewrites import convolutions
 from segonnx.exporters.rewrites.convolutions import Convolution
 from segonnx.exporters.rewrites.reading import group, integers, repeats, shape, text
-from segonnx.exporters.rewrites.slices import Builder, Slices, cut, join
+from segonnx.exporters.rewrites.slices import Builder, Slices, border, cut, join, relane
 
 UNARY = frozenset({"LeakyRelu", "Relu", "Elu", "Sigmoid", "Tanh", "HardSwish", "Gelu", "Mish", "Selu", "Softplus"})
 BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min"})
@@ -36,6 +36,11 @@ LARGE_WEIGHT = 32 * 2**20
 While it loads a model ONNX Runtime holds the weights as they are in the file, as derived, and as laid out for its
 kernels, three times the memory and more. Such weights meet few voxels: they are most of the bytes, and little of the
 time."""
+
+LANES = 2
+"""Lanes that volumes travel in, see ``slices``. Two do for any even number of threads."""
+SHORTEST = 4
+"""Slices that a lane has at least: of fewer, too many are borders."""
 
 Volume = Sequence[Slices]
 """A value's channels, one ``Slices`` after the other: a concatenation is carried out where somebody needs it whole."""
@@ -89,6 +94,12 @@ class Found:
     form: str
 
 
+def lanes_of(depth: int, lanes: int) -> int:
+    """In how many lanes a volume travels: one where more would be short, or leave over more of F(4, 3)'s windows."""
+    count, rest = divmod(depth, lanes)
+    return lanes if rest == 0 and count >= SHORTEST and count % 4 * lanes <= depth % 4 else 1
+
+
 def default_form(conv: Convolution, sources: Volume, forms: Sequence[str]) -> str:
     """The form that was fastest where it was measured; see docs/performance.md."""
     if "stacked" in forms and sources[0].channels <= FEW_INPUTS:
@@ -134,14 +145,16 @@ class UnrollDepthPass(ir.passes.InPlacePass):
 
     Args:
         forms: of layers, by their text; ``default_form`` decides on others, and where the form can't build the layer.
+        lanes: that volumes travel in, where they are deep enough.
 
     Attributes:
         found: the layers that the last call rewrote, by their text.
     """
 
-    def __init__(self, forms: Mapping[str, str] = MappingProxyType({})) -> None:
+    def __init__(self, forms: Mapping[str, str] = MappingProxyType({}), lanes: int = LANES) -> None:
         super().__init__()
         self._forms = forms
+        self._lanes = lanes
         self.found: dict[str, Found] = {}
 
     def requires(self, model: ir.Model) -> None:
@@ -152,7 +165,7 @@ class UnrollDepthPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         weights = (value.const_value for value in model.graph.initializers.values())
         total = sum(weight.nbytes for weight in weights if weight is not None)
-        unrolling = _Unrolling(model.graph, self._forms, LARGE_WEIGHT if total > MAX_BYTES else total)
+        unrolling = _Unrolling(model.graph, self._forms, self._lanes, LARGE_WEIGHT if total > MAX_BYTES else total)
         modified = unrolling.run()
         self.found = unrolling.found
         return ir.passes.PassResult(model, modified)
@@ -161,14 +174,16 @@ class UnrollDepthPass(ir.passes.InPlacePass):
 class _Unrolling:
     """One run over a graph; convolutions whose weights have more than ``max_bytes`` stay."""
 
-    def __init__(self, graph: ir.Graph, forms: Mapping[str, str], max_bytes: int) -> None:
+    def __init__(self, graph: ir.Graph, forms: Mapping[str, str], lanes: int, max_bytes: int) -> None:
         self.graph = graph
         self.forms = forms
+        self.lanes = lanes
         self.max_bytes = max_bytes
         self.found: dict[str, Found] = {}
         self.volumes: dict[ir.Value, Volume] = {}
         self.whole: dict[ir.Value, ir.Value] = {}
         self.replaced: list[ir.Node] = []
+        self.borders: dict[tuple[tuple[ir.Value, ...], int], ir.Value] = {}
 
     def run(self) -> bool:
         rules: dict[str, Callable[[Builder, ir.Node], Volume | None]] = {
@@ -189,8 +204,8 @@ class _Unrolling:
             if volume is None:
                 self._keep(node)
                 continue
+            self.volumes[node.outputs[0]] = tuple(self._laned(build, one) for one in volume)
             build.insert_before(node)
-            self.volumes[node.outputs[0]] = volume
             self.replaced.append(node)
         self._restore_outputs()
         for node in reversed(self.replaced):
@@ -227,7 +242,7 @@ class _Unrolling:
         """The slices of a value, cut where nobody did yet."""
         if value not in self.volumes:
             _, channels, *sizes = shape(value)
-            self.volumes[value] = (cut(build, value, channels, *sizes),)
+            self.volumes[value] = (self._laned(build, cut(build, value, channels, *sizes)),)
             self.whole[value] = value
         return self.volumes[value]
 
@@ -235,11 +250,30 @@ class _Unrolling:
         """A volume with its channels together."""
         volume = self._volume(build, value)
         if len(volume) > 1:
-            values = tuple(build.concat(parts, 1) for parts in zip(*(one.values for one in volume), strict=True))
-            channels = sum(one.channels for one in volume)
-            volume = (Slices(values, channels, volume[0].height, volume[0].width),)
+            values = (build.concat(parts, 1) for parts in zip(*(one.values for one in volume), strict=True))
+            volume = (volume[0].like(values, channels=sum(one.channels for one in volume)),)
             self.volumes[value] = volume
         return volume[0]
+
+    def _laned(self, build: Builder, slices: Slices) -> Slices:
+        return relane(build, slices, lanes_of(slices.depth, self.lanes))
+
+    def _with_borders(
+        self, build: Builder, source: Slices, kernel: int, stride: int, pads: tuple[int, int] = (0, 0)
+    ) -> Slices:
+        """A source with what windows along its depth take from other lanes; in one lane where lanes don't keep step."""
+        depth = (source.depth + sum(pads) - kernel) // stride + 1
+        if source.lanes == 1 or depth * stride != source.depth or depth % source.lanes:
+            return relane(build, source, 1)
+        taken = {d * stride - pads[0] + k for d in range(depth // source.lanes) for k in range(kernel)}
+        outside = sorted(taken - set(range(source.count)))
+        return replace(source, borders={index: self._border(build, source, index) for index in outside})
+
+    def _border(self, build: Builder, source: Slices, index: int) -> ir.Value:
+        key = (source.values, index)
+        if key not in self.borders:
+            self.borders[key] = border(build, source, index)
+        return self.borders[key]
 
     # The rules. Each gives the node's volume, or None where it can't.
 
@@ -250,10 +284,11 @@ class _Unrolling:
             return None
         if conv.kernel == (1, 1, 1) and _ends(node):
             return None  # a head: putting its few inputs together costs less than its many outputs
-        sources = self._volume(build, x)
+        along = conv.kernel[0], conv.strides[0], (conv.pads[0], conv.pads[3])
+        sources = [self._with_borders(build, one, *along) for one in self._volume(build, x)]
         values = convolutions.FORMS[self._form(conv, sources)](build, conv, sources)
         _, height, width = conv.sizes(sources[0])
-        return (Slices(tuple(values), conv.outputs, height, width),)
+        return (sources[0].like(values, channels=conv.outputs, height=height, width=width),)
 
     def _form(self, conv: Convolution, sources: Volume) -> str:
         layer = Layer(
@@ -285,7 +320,8 @@ class _Unrolling:
             for value in source.values
             for weight in weights
         ]
-        return (Slices(tuple(values), conv.outputs, source.height * scale[0], source.width * scale[1]),)
+        height, width = source.height * scale[0], source.width * scale[1]
+        return (source.like(values, channels=conv.outputs, height=height, width=width),)
 
     def _upsampling(self, build: Builder, node: ir.Node) -> Volume | None:
         """Nearest neighbour by whole factors: a slice is made once, and stands for as many as the factor in depth."""
@@ -304,7 +340,9 @@ class _Unrolling:
                 nearest_mode="floor",
             )  # fmt: skip
             values += [y] * times
-        return (Slices(tuple(values), source.channels, source.height * scale[0], source.width * scale[1]),)
+        return (
+            Slices(tuple(values), source.channels, source.height * scale[0], source.width * scale[1], source.lanes),
+        )
 
     def _pooling(self, build: Builder, node: ir.Node) -> Volume | None:
         """The slices of a window are pooled one by one, and then taken together.
@@ -315,34 +353,34 @@ class _Unrolling:
         assert x is not None
         if x not in self.volumes or not _pools_plainly(node):
             return None
-        source = self._one(build, x)
         kernel = integers(node, "kernel_shape", ())
         strides = integers(node, "strides", (1, 1, 1))
+        source = self._with_borders(build, self._one(build, x), kernel[0], strides[0])
         _, channels, depth, height, width = shape(node.outputs[0])
         plane: dict[str, Any] = {"kernel_shape": kernel[1:], "strides": strides[1:]}
         weight = build.filled(1 / math.prod(kernel), channels, 1, *kernel[1:])
-        largest = (
-            {value: build("MaxPool", value, **plane) for value in source.values} if node.op_type == "MaxPool" else {}
-        )
+        largest: dict[ir.Value, ir.Value] = {}
         values = []
-        for first in range(0, depth * strides[0], strides[0]):
-            window = source.values[first : first + kernel[0]]
-            if largest:
-                pooled = [largest[value] for value in window]
-                values.append(pooled[0] if len(pooled) == 1 else build("Max", *pooled))
-            else:
-                total = None
-                for value in window:
-                    part = build("Conv", value, weight, group=channels, **plane)
-                    total = part if total is None else build("Add", part, total)
-                assert total is not None
-                values.append(total)
-        return (Slices(tuple(values), channels, height, width),)
+        for first in range(0, depth // source.lanes * strides[0], strides[0]):
+            total = None
+            for index in range(first, first + kernel[0]):
+                value = source.get(index)
+                assert value is not None  # there are no pads
+                if node.op_type == "MaxPool":
+                    if value not in largest:
+                        largest[value] = build("MaxPool", value, **plane)
+                    part, operator = largest[value], "Max"
+                else:
+                    part, operator = build("Conv", value, weight, group=channels, **plane), "Add"
+                total = part if total is None else build(operator, part, total)
+            assert total is not None
+            values.append(total)
+        return (source.like(values, height=height, width=width),)
 
     def _norm(self, build: Builder, node: ir.Node) -> Volume | None:
         """Statistics of each slice in turn, while it is in the cache, put together exactly for the volume.
 
-        With a slice's mean m and the mean q of (x - m)^2, over all slices: mean = mean(m) and
+        With a value's mean m and the mean q of (x - m)^2 in each slice, over all slices: mean = mean(m) and
         variance = mean(q) + mean((m - mean)^2). No sum runs over more voxels than a row or column has.
         What is left is one pass over each slice, as a depthwise convolution: ONNX Runtime adds the activation to it.
         """
@@ -356,6 +394,8 @@ class _Unrolling:
         centred, means, squares = [], [], []
         for value in source.values:
             mean = build("ReduceMean", build("ReduceMean", value, rows), columns)
+            if source.lanes > 1:  # they share the weights below
+                mean = build("ReduceMean", mean, first)
             centre = build("Sub", value, mean)
             centred.append(centre)
             means.append(mean)
@@ -369,7 +409,7 @@ class _Unrolling:
         factor = build("Div", build.reshape(scale, *column), build("Sqrt", variance))
         shift = build("Add", build("Mul", off, factor), build.reshape(bias, *column))
         weight = build.reshape(factor, source.channels, 1, 1, 1)
-        biases = build.split(build.reshape(shift, source.depth * source.channels), [source.channels] * source.depth, 0)
+        biases = build.split(build.reshape(shift, source.count * source.channels), [source.channels] * source.count, 0)
         values = [
             build("Conv", centre, weight, one, kernel_shape=[1, 1], group=source.channels)
             for centre, one in zip(centred, biases, strict=True)
