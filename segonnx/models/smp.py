@@ -58,10 +58,13 @@ def build(
         )
     except (ValueError, KeyError, RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise InputError(f"smp can't build {architecture} on {encoder}: {error}") from error
-    if auxiliary is None:
-        return Network(module)
-    module.register_forward_hook(_mask)
-    return Network(module, unused={r"classification_head\..*": "second head, which classifies the image"})
+    unused = {}
+    if "efficientnet" in encoder and not encoder.startswith("tu-"):
+        unused[r"encoder\.(_conv_head|_bn1|conv_head|bn2)\..*"] = "the encoder's layer before its classifier"
+    if auxiliary is not None:
+        module.register_forward_hook(_mask)
+        unused[r"classification_head\..*"] = "second head, which classifies the image"
+    return Network(module, unused)
 
 
 def _mask(_module: object, _inputs: object, outputs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

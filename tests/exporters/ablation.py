@@ -24,15 +24,16 @@ from segonnx import catalog, machine, process
 from segonnx.artifacts.verify import MODEL
 from segonnx.bench import exchange, stats
 from segonnx.bench.exchange import Exchange
-from segonnx.exporters import pipeline, rewrites
+from segonnx.exporters import pipeline, rewrites, tune
 from segonnx.exporters.probes import Probe
 from segonnx.exporters.rewrites.choices import OPTIONAL, STOCK, Choices
+from segonnx.exporters.rewrites.unroll_depth import LANES
 from segonnx.exporters.tune import Session
 from segonnx.inputs import Array
 from tools.update_docs import replace
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("stunet-s", "totalsegmentator", "stunet-b", "unet-resnet18", "unet-regnetx-002", "encoder-mobilenetv3-small")
+NAMES = ("stunet-s", "totalsegmentator", "stunet-b", "unet-resnet18", "unet-regnetx-002", "encoder-regnetx-002")
 FORMS = ("taps", "winograd", "winograd4", "winograd4_matmul")
 ROUNDS = 9
 SECONDS = 12.0
@@ -56,6 +57,9 @@ def variants(stock: Path, folder: Path) -> dict[str, Path]:
     for form in FORMS if found else ():
         forms = {text: form for text, layer in found.items() if form in layer.forms and layer.form != "stacked"}
         chosen[f"all, convolutions as {form}"] = Choices(forms=forms)
+    for lanes in tune.LANES if found else ():
+        if lanes != LANES:
+            chosen[f"all, volumes in lanes: {lanes}"] = Choices(lanes=lanes)
     paths = {}
     for number, (name, choices) in enumerate(chosen.items()):
         model = ir.load(folder / MODEL)

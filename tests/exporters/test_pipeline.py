@@ -80,10 +80,11 @@ def test_a_3d_network_keeps_its_spare_heads_out_of_the_graph(tiny_artifact: Path
     assert manifest["parameters"]["folded"] == 0
 
 
-def test_exports_are_the_same_each_time(tiny: System, tiny_artifact: Path, tmp_path: Path) -> None:
-    again = pipeline.export(tiny, Settings(tmp_path)).folder
-    for name in ("model.onnx", "test_data_set_0/input_0.pb", "test_data_set_0/output_0.pb"):
-        assert (again / name).read_bytes() == (tiny_artifact / name).read_bytes(), name
+@pytest.mark.parametrize("encoder", ["efficientnet-b0", pytest.param("timm-efficientnet-b0", marks=pytest.mark.slow)])
+def test_an_efficientnet_leaves_the_layer_before_its_classifier_out(encoder: str, tmp_path: Path) -> None:
+    done = pipeline.export(catalog.find(f"smp:unet:{encoder}"), Settings(tmp_path, shape=(64, 64)))
+    layer = 320 * 1280 + 2 * 1280
+    assert done.manifest["parameters"]["unused_reasons"] == {"the encoder's layer before its classifier": layer}
 
 
 def test_an_export_with_the_same_arguments_is_kept(exports: Path) -> None:
