@@ -33,7 +33,7 @@ from segonnx.inputs import Array
 from tools.update_docs import replace
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("stunet-s", "totalsegmentator", "stunet-b", "unet-resnet18", "unet-regnetx-002", "encoder-regnetx-002")
+NAMES = ("stunet-s", "totalsegmentator", "unet-resnet18", "unet-regnetx-002", "encoder-regnetx-002")
 FORMS = ("taps", "winograd", "winograd4", "winograd4_matmul")
 ROUNDS = 9
 SECONDS = 12.0
