@@ -76,12 +76,22 @@ def test_rounds_under_one_cache_and_under_two_have_lines_of_their_own() -> None:
     assert under_two.startswith("| net | two | 2000.0 | 0.75x | 1.00x compile | 0.25x |")
 
 
-def test_a_side_with_few_rounds_has_no_line() -> None:
+def test_all_rounds_take_the_place_of_a_side_with_few() -> None:
     one = result()
     for row in one.rows:
         row.rounds = [[MEDIANS[row.backend]]] * 6
         row.exchange_ns = [90.0] * 4 + [165.0] * 2
-    assert [line.split(" | ")[1] for line in gains.table(one).splitlines() if "net" in line] == ["one"]
+    assert [line.split(" | ")[1] for line in gains.table(one).splitlines() if "net" in line] == ["one", "either"]
+
+
+def test_a_side_has_no_line_where_it_has_too_few_rounds_of_the_stock_graph() -> None:
+    one = result()
+    for row in one.rows:
+        row.rounds = [[MEDIANS[row.backend]]] * 8
+        row.exchange_ns = [90.0] * 4 + [165.0] * 4
+    stock = next(row for row in one.rows if row.backend == "ort-stock")
+    stock.exchange_ns = [90.0] * 8
+    assert [line.split(" | ")[1] for line in gains.table(one).splitlines() if "net" in line] == ["one", "either"]
 
 
 def test_a_network_of_few_rounds_has_one_line() -> None:
@@ -90,4 +100,4 @@ def test_a_network_of_few_rounds_has_one_line() -> None:
         row.rounds = [[MEDIANS[row.backend]]] * 4
         row.exchange_ns = [90.0] * 2 + [165.0] * 2
     (line,) = (line for line in gains.table(one).splitlines() if "net" in line)
-    assert line.startswith("| net |  | 1000.0 | 1.50x (1.20-1.67) |")
+    assert line.startswith("| net | either | 1000.0 | 1.50x (1.20-1.67) |")
