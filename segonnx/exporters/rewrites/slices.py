@@ -4,9 +4,9 @@ A value (1, C, D, H, W) becomes D values (1, C, H, W). Operators that mix slices
 depth, then name the slices that they need, and nothing is copied, padded or laid out anew for it. A slice is small
 enough to stay in the processor's caches from one operator to the next, which a whole volume isn't.
 
-Slices of L stretches of the depth, its lanes, may go together as a batch (L, C, H, W). ONNX Runtime hands work out by the
-batch first, so a thread has the same lanes in every operator, and reads what it has written itself. Where lanes meet,
-each needs a few slices of its neighbours.
+Slices of L stretches of the depth, its lanes, may go together as a batch (L, C, H, W). ONNX Runtime hands work out by
+the batch first, so a thread has the same lanes in every operator, and reads what it has written itself. Where lanes
+meet, each needs a few slices of its neighbours.
 """
 
 from __future__ import annotations
