@@ -95,15 +95,21 @@ def _answer(name: str, cpu: int, channel: Connection) -> None:
 def levels(times: Sequence[float]) -> tuple[float, float] | None:
     """The medians of the two levels that the times have; None where they have one.
 
-    A single turn that took longer is no level.
+    They are parted where the spread between the two is largest, as Otsu parts an image's grey values (IEEE SMC 9,
+    1979), in logarithms. A single turn that took longer is no level, nor are a few that took longer than a level.
 
     Args:
         times: nanoseconds, as ``Exchange.measure`` gives them.
     """
-    if len(times) < 4:
+    ordered = sorted(times)
+    inner = ordered[1:-1]
+    total, below, best = sum(map(math.log, inner)), 0.0, (0.0, 0)
+    for count, one in enumerate(inner[:-1], 1):
+        below += math.log(one)
+        rest = len(inner) - count
+        best = max(best, (count * rest * ((total - below) / rest - below / count) ** 2, count))
+    parted = best[1]
+    if not parted or median(inner[parted:]) < APART * median(inner[:parted]):
         return None
-    _, low, *_, high, _ = sorted(times)
-    if high < APART * low:
-        return None
-    middle = math.sqrt(low * high)
-    return median(one for one in times if one < middle), median(one for one in times if one >= middle)
+    low, high = ordered[: parted + 1], ordered[parted + 1 :]
+    return median(low), median(high)

@@ -48,6 +48,7 @@ def test_a_flag_that_nobody_answers_ends(monkeypatch: pytest.MonkeyPatch) -> Non
         ([90.0, 95.0, 88.0, 300.0], None),
         ([90.0, 300.0, 95.0, 88.0, 170.0, 160.0], (90.0, 170.0)),
         ([160.0, 165.0, 170.0, 209.0, 210.0], None),
+        ([90.0] * 50 + [160.0] * 40 + [425.0, 430.0], (90.0, 160.0)),
     ],
 )
 def test_one_slow_turn_is_no_level(times: list[float], expected: tuple[float, float] | None) -> None:
