@@ -230,6 +230,9 @@ def entry(**changes: Any) -> str:
         (entry(without=["StableInstanceNormPass"]), "may leave out"),
         (entry(forms={"a": "os.system"}), "asks for the form 'os.system'"),
         (entry(forms={"a": ["taps"]}), "at forms/a"),
+        (entry(lanes=0), "at lanes: 0 is less than the minimum of 1"),
+        (entry(lanes=65), "at lanes: 65 is greater than the maximum of 64"),
+        (entry(lanes="2"), "at lanes: '2' is not of type 'integer'"),
     ],
 )
 def test_a_file_without_a_tuning_is_refused(content: str, message: str, tmp_path: Path) -> None:
@@ -239,6 +242,12 @@ def test_a_file_without_a_tuning_is_refused(content: str, message: str, tmp_path
     assert done.returncode == 2
     assert message in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_tuning_from_before_there_were_lanes_has_one(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_text(entry())
+    assert choices.parse(choices.read(path), "it") == Choices(lanes=1)
 
 
 def test_the_tuning_of_another_network_is_refused(tiny: System, tmp_path: Path) -> None:

@@ -81,4 +81,4 @@ def parse(tuning: Mapping[str, Any], where: str) -> Choices:
         raise InputError(f"{where} leaves out {unknown[0]!r}; a tuning may leave out {', '.join(OPTIONAL)}")
     if unknown := [form for form in forms.values() if form not in FORMS]:
         raise InputError(f"{where} asks for the form {unknown[0]!r}; there are {', '.join(FORMS)}")
-    return Choices(tuple(without), forms, tuning.get("lanes", LANES))
+    return Choices(tuple(without), forms, tuning.get("lanes", 1))  # one is what earlier tunings were made with
