@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from segonnx.core.subprocesses import Progress
     from segonnx.exporters.pipeline import Exported
     from segonnx.predict.artifact import Artifact
-    from segonnx.process import Progress
 
 __version__ = "0.1.0"
 __all__ = ["Artifact", "__version__", "export"]
@@ -82,7 +82,7 @@ def export(
     """
     from pathlib import Path
 
-    from segonnx import process
+    from segonnx.core import subprocesses
     from segonnx.exporters import module as exporter
 
     return exporter.export(
@@ -102,5 +102,5 @@ def export(
         input_name=input_name,
         output_name=output_name,
         threads=threads,
-        progress=progress or process.silent,
+        progress=progress or subprocesses.silent,
     )

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from segonnx.bench.plan import Model
     from segonnx.bench.result import Row
     from segonnx.catalog import System
+    from segonnx.core.progress import Display
     from segonnx.exporters.pipeline import Exported, Settings
-    from segonnx.progress import Display
 
 BACKENDS = (
     "eager", "eager-channels-last", "compile", "compile-channels-last",
@@ -291,10 +291,10 @@ def export(
     segonnx export encoder-lcnet-100 --pretrained
     segonnx export --smp FOLDER --shape 256,256
     """
-    from segonnx import machine, smp_folder
-    from segonnx.artifacts import folder
+    from segonnx import smp_folder
+    from segonnx.core import files, hardware
+    from segonnx.core.progress import Display
     from segonnx.exporters import labels, pipeline
-    from segonnx.progress import Display
 
     ways = {"--weights": weights, "--pretrained": pretrained or None, "--smp": smp_source, "--nnunet": nnunet_folder}
     given = [way for way, value in ways.items() if value is not None]
@@ -318,7 +318,7 @@ def export(
         system, weights = smp_folder.find(smp_source)
         systems = [system]
     if json_path is not None:
-        folder.require_writable(json_path)
+        files.require_writable(json_path)
     settings = pipeline.Settings(
         out=out,
         checkpoints=() if weights is None else (weights,),
@@ -335,7 +335,7 @@ def export(
         max_weight_growth=max_weight_growth,
         output=output,
         overwrite=overwrite,
-        threads=threads or machine.usable_cores(),
+        threads=threads or hardware.usable_cores(),
     )
     jobs = [(system, settings) for system in systems]
     if nnunet_folder is not None:
@@ -360,7 +360,7 @@ def export(
                 done.append(exported)
                 display.echo(place + _exported_line(exported))
     if json_path is not None:
-        folder.write(json_path, json.dumps([_exported_json(one) for one in done], indent=1) + "\n")
+        files.write(json_path, json.dumps([_exported_json(one) for one in done], indent=1) + "\n")
     if failed:
         message = f"{len(failed)} of {len(jobs)} failed: {', '.join(failed)}"
         if not done and all(isinstance(error, InputError) for error in failed.values()):
@@ -379,8 +379,8 @@ def _trained(
     """The networks of a folder that nnU-Net trained, each with its checkpoints."""
     from dataclasses import replace
 
+    from segonnx.core.progress import Display
     from segonnx.exporters import nnunet
-    from segonnx.progress import Display
 
     with Display() as display:
         found = nnunet.trained(
@@ -469,7 +469,7 @@ def verify(artifacts: tuple[Path, ...], threads: int | None, timeout: float, key
     """
     from segonnx.artifacts.verify import inside
     from segonnx.artifacts.verify import verify as verify_artifact
-    from segonnx.progress import Display
+    from segonnx.core.progress import Display
 
     for artifact in artifacts:
         if not artifact.is_dir():
@@ -513,7 +513,7 @@ def sign(artifact: Path, key: Path) -> None:
     """
     from segonnx.artifacts import signature
     from segonnx.artifacts.verify import verify as verify_artifact
-    from segonnx.progress import Display
+    from segonnx.core.progress import Display
 
     if not artifact.is_dir():
         raise InputError(f"{artifact} is not a folder")
@@ -557,14 +557,15 @@ def predict(
     segonnx predict artifacts/liver imagesTs/ labels/ --tta
     segonnx predict artifacts/fine ct.nii.gz labels.nii.gz --previous artifacts/coarse
     """
-    from segonnx.artifacts import folder
-    from segonnx.predict import files, images
+    from segonnx.core import files
+    from segonnx.core.progress import Display
+    from segonnx.predict import files as predict_files
+    from segonnx.predict import images
     from segonnx.predict.artifact import Artifact
-    from segonnx.progress import Display
 
     images.require()
     if json_path is not None:
-        folder.require_writable(json_path)
+        files.require_writable(json_path)
     done = []
     with Display() as display:
         display("loading the artifact")
@@ -572,7 +573,7 @@ def predict(
         if tta and not loaded.recipe.mirror_axes:
             display.echo(f"{artifact}: its network was trained without mirroring; --tta changes nothing", err=True)
         first = None if previous is None else Artifact(previous, threads=threads)
-        for one in files.predict(
+        for one in predict_files.predict(
             loaded, source, target, previous=first, probabilities=probabilities, mirror=tta, step=step,
             overwrite=overwrite, progress=display,
         ):  # fmt: skip
@@ -581,7 +582,7 @@ def predict(
             display.echo(f"{one.case}: {'x'.join(map(str, one.shape))} -> {one.path} ({told})")
     if json_path is not None:
         rows = [{"case": one.case, "path": str(one.path), "shape": one.shape, "seconds": one.seconds} for one in done]
-        folder.write(json_path, json.dumps(rows, indent=1) + "\n")
+        files.write(json_path, json.dumps(rows, indent=1) + "\n")
 
 
 @main.command()
@@ -601,7 +602,7 @@ def pack(artifact: Path, form: str, out: Path, overwrite: bool) -> None:
     segonnx pack artifacts/stunet-s --format bundle --out stunet-s-bundle
     """
     from segonnx.artifacts import packing
-    from segonnx.progress import Display
+    from segonnx.core.progress import Display
 
     if not artifact.is_dir():
         raise InputError(f"{artifact} is not a folder")
@@ -624,7 +625,7 @@ def unpack(packed: Path, out: Path, overwrite: bool) -> None:
     segonnx unpack stunet-s.oci --out artifacts/stunet-s
     """
     from segonnx.artifacts import packing
-    from segonnx.progress import Display
+    from segonnx.core.progress import Display
 
     with Display() as display:
         packing.unpack(packed, out, overwrite=overwrite, progress=display)
@@ -751,11 +752,11 @@ def bench(
     segonnx bench --artifact artifacts/stunet-s --backend ort --threads 1,2
     segonnx bench stunet-s --shape 32,64,64 --shape 64,128,128 --profile
     """
-    from segonnx import catalog, machine, runtimes
-    from segonnx.artifacts import folder
+    from segonnx import catalog, runtimes
     from segonnx.bench import plan, pyperf_suites, run, subjects
     from segonnx.bench.rounds import Rule
-    from segonnx.progress import Display
+    from segonnx.core import files, hardware
+    from segonnx.core.progress import Display
     from segonnx.report import tables
     from segonnx.runtimes import ort
     from segonnx.runtimes.base import Options
@@ -767,7 +768,7 @@ def bench(
             raise InputError(why)
     settings = plan.Settings(
         backends=tuple(dict.fromkeys(backends)) or runtimes.DEFAULTS,
-        threads=threads or (machine.usable_cores(),),
+        threads=threads or (hardware.usable_cores(),),
         rule=Rule(precision, max_time, rounds, seed),
         processes=processes,
         timeout_s=timeout,
@@ -778,7 +779,7 @@ def bench(
     )
     plan.resolve_autocast(autocast)
     if json_path is not None:
-        folder.require_writable(json_path)
+        files.require_writable(json_path)
     if pyperf_path is not None:
         pyperf_suites.require(pyperf_path)
     with Display() as display:
@@ -848,16 +849,16 @@ def compare(old: Path, new: Path, fail_above: float, force: bool, markdown: bool
     segonnx compare main.json branch.json
     segonnx compare main.json branch.json --fail-above 3% --markdown >> "$GITHUB_STEP_SUMMARY"
     """
-    from segonnx.artifacts import folder
     from segonnx.bench import comparison, result
+    from segonnx.core import files
     from segonnx.report import markdown as md
     from segonnx.report import tables
 
     found = comparison.compare(result.read(old), result.read(new), fail_above, force=force)
     click.echo(md.comparison(found) if markdown else tables.comparison(found))
     if json_path is not None:
-        folder.require_writable(json_path)
-        folder.write(json_path, json.dumps(found.as_dict(), indent=1) + "\n")
+        files.require_writable(json_path)
+        files.write(json_path, json.dumps(found.as_dict(), indent=1) + "\n")
     if found.regressions:
         sys.exit(1)
 
@@ -874,8 +875,8 @@ def report(paths: tuple[Path, ...], html: Path | None, markdown: bool) -> None:
     segonnx report results/3d.json results/2d.json --html both.html
     segonnx report results/all.json --markdown
     """
-    from segonnx.artifacts import folder
     from segonnx.bench import result
+    from segonnx.core import files
     from segonnx.report import html as page
     from segonnx.report import markdown as md
 
@@ -883,8 +884,8 @@ def report(paths: tuple[Path, ...], html: Path | None, markdown: bool) -> None:
         raise InputError("give --html FILE or --markdown")
     content = result.merge([result.read(path) for path in paths])
     if html is not None:
-        folder.require_writable(html)
-        folder.write(html, page.render(content))
+        files.require_writable(html)
+        files.write(html, page.render(content))
         click.echo(html)
     if markdown:
         click.echo(md.result(content))

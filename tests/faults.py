@@ -31,9 +31,10 @@ import onnx
 import SimpleITK
 from onnx import TensorProto, helper
 
-from segonnx import catalog, machine, process
-from segonnx.artifacts import folder, manifest, packing
+from segonnx import catalog
+from segonnx.artifacts import manifest, packing
 from segonnx.artifacts.verify import MODEL, sha256, verify
+from segonnx.core import files, hardware, subprocesses
 from segonnx.errors import SegonnxError, StageError
 from segonnx.predict import images
 from tests import handmade
@@ -535,18 +536,18 @@ def _tree(root: Path) -> list[tuple[str, int]]:
 
 def _serve(channel: Connection) -> None:
     """Damage what the campaign says, all in one process: none is made anew for each check."""
-    process.call = _in_process  # type: ignore[assignment]
+    subprocesses.call = _in_process  # type: ignore[assignment]
     while True:
         channel.send(damage(*channel.recv()))
 
 
 def _in_process(
-    function: Callable[..., Any], *args: Any, progress: process.Progress, timeout: float
-) -> process.Outcome[Any]:
+    function: Callable[..., Any], *args: Any, progress: subprocesses.Progress, timeout: float
+) -> subprocesses.Outcome[Any]:
     try:
-        return process.Outcome(function(*args, progress), 0, 0)
+        return subprocesses.Outcome(function(*args, progress), 0, 0)
     except Exception as error:
-        raise process.translate(error) from error
+        raise subprocesses.translate(error) from error
 
 
 def campaign(artifacts: Sequence[Path], number: int) -> list[Outcome]:
@@ -560,9 +561,9 @@ def campaign(artifacts: Sequence[Path], number: int) -> list[Outcome]:
     left = iter(jobs)
     lock = threading.Lock()
 
-    def start() -> process.Worker:
+    def start() -> subprocesses.Worker:
         with lock:  # a process starts with its parent's __main__ put aside
-            return process.Worker(_serve)
+            return subprocesses.Worker(_serve)
 
     def lane(_: int) -> list[Outcome]:
         found = []
@@ -583,8 +584,8 @@ def campaign(artifacts: Sequence[Path], number: int) -> list[Outcome]:
                 found.append(damage_apart(*job))
                 worker = start()
 
-    with ThreadPoolExecutor(machine.usable_cores()) as pool:
-        return [one for its in pool.map(lane, range(machine.usable_cores())) for one in its]
+    with ThreadPoolExecutor(hardware.usable_cores()) as pool:
+        return [one for its in pool.map(lane, range(hardware.usable_cores())) for one in its]
 
 
 def external(artifact: Path, target: Path) -> Path:
@@ -708,7 +709,7 @@ def main() -> None:
     for one in failures:
         print(f"{one.kind} (seed {one.seed}): {one.wrong or 'not found'}")
     bad = [why for its in killed.values() for why in its if why]
-    folder.write(PAGE, page(outcomes, beyond, killed))
+    files.write(PAGE, page(outcomes, beyond, killed))
     print(f"{len(failures)} of {len(outcomes)} damaged artifacts weren't reported as they should be")
     print(f"{len(bad)} kills left a half result")
     sys.exit(bool(failures or bad))
@@ -740,7 +741,7 @@ def page(outcomes: Sequence[Outcome], beyond: Sequence[Outcome], killed: dict[st
     )
     return f"""# Reliability, measured
 
-Written by `make faults` on {machine.usable_cores()} cores of {machine.describe()["cpu"]}.
+Written by `make faults` on {hardware.usable_cores()} cores of {hardware.describe()["cpu"]}.
 
 ## Damage
 

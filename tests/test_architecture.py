@@ -22,7 +22,7 @@ LAYERS = {
     "predict": {"predict", "artifacts"},
 }
 PLAIN = {
-    "catalog", "errors", "inputs", "machine", "numeric", "plans", "process", "progress", "smp_folder",
+    "catalog", "core", "errors", "plans", "smp_folder",
     "totalsegmentator", "__version__",
 }  # fmt: skip
 WITHOUT_TORCH = ("artifacts", "runtimes", "bench", "report", "predict")

@@ -16,7 +16,7 @@ from statistics import median
 
 from update_docs import replace
 
-from segonnx import machine
+from segonnx.core import hardware
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = ("", "[predict]")
@@ -29,7 +29,7 @@ PROGRAMS = {
 
 
 def main() -> None:
-    described = machine.describe()
+    described = hardware.describe()
     columns = ["`pip install`", "packages", "site-packages", *PROGRAMS]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for extra in EXTRAS:

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from segonnx.artifacts import folder
 from segonnx.artifacts.manifest import SIGNATURE
+from segonnx.core import files
 from segonnx.errors import InputError, VerifyError
 
 
@@ -36,7 +36,7 @@ def sign(artifact: Path, key: Path) -> Path:
     with tempfile.TemporaryDirectory() as work:
         made = Path(work) / SIGNATURE
         config.set_hashing_config(_hashing()).sign(artifact, made)
-        folder.write(target, made.read_bytes())
+        files.write(target, made.read_bytes())
     return target
 
 

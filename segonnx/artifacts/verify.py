@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from segonnx import machine, process
 from segonnx.artifacts import manifest, signature, testdata
 from segonnx.artifacts.manifest import Manifest
+from segonnx.core import hardware, subprocesses
+from segonnx.core.subprocesses import Progress
+from segonnx.core.tolerances import TOLERANCES, Agreement, Difference, Tolerance, compare, compare_labels
 from segonnx.errors import VerifyError
-from segonnx.numeric import TOLERANCES, Agreement, Difference, Tolerance, compare, compare_labels
-from segonnx.process import Progress
 
 MODEL = "model.onnx"
 TIMEOUT_S = 1800.0
@@ -45,7 +45,7 @@ def verify(
     threads: int = 0,
     timeout: float = TIMEOUT_S,
     key: Path | None = None,
-    progress: Progress = process.silent,
+    progress: Progress = subprocesses.silent,
 ) -> Verified:
     """Check an artifact's schema, files, hashes and graph, and replay its test data in ONNX Runtime.
 
@@ -74,11 +74,11 @@ def verify(
         signature.check(folder, key)
     tolerance = _tolerance(folder, content)
     # The checker and the runtime are C++ that reads a file which may be hostile: not in this process.
-    process.call(_check_graph, folder, content, progress=progress, timeout=timeout)
+    subprocesses.call(_check_graph, folder, content, progress=progress, timeout=timeout)
     difference = None
     if replay:
         labels = manifest.gives_labels(content)
-        difference = process.call(_replay, folder, labels, threads, progress=progress, timeout=timeout).value
+        difference = subprocesses.call(_replay, folder, labels, threads, progress=progress, timeout=timeout).value
         if not difference.within(tolerance):
             raise VerifyError(
                 f"{folder}: the replay differs from the recorded {'labels' if labels else 'logits'}: {difference}; "
@@ -165,7 +165,7 @@ def _check_graph(folder: Path, content: Manifest, progress: Progress) -> None:
     import onnx
 
     progress("checking the graph")
-    process.cap_memory(machine.available_memory())
+    subprocesses.cap_memory(hardware.available_memory())
     path = folder / MODEL
     found: dict[str, list[dict[str, object]]] = {}
     try:
@@ -198,7 +198,7 @@ def _replay(folder: Path, labels: bool, threads: int, progress: Progress) -> Dif
     import onnxruntime
 
     progress("loading the model in ONNX Runtime")
-    process.cap_memory(machine.available_memory())
+    subprocesses.cap_memory(hardware.available_memory())
     data = folder / testdata.FOLDER
     x, expected = testdata.read(data / "input_0.pb"), testdata.read(data / "output_0.pb")
     settings = onnxruntime.SessionOptions()

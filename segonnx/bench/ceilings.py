@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from segonnx import machine, process
-from segonnx.process import Progress
+from segonnx.core import hardware, subprocesses
+from segonnx.core.subprocesses import Progress
 
 SIZE = 3072
 REPEATS = 7
@@ -20,17 +20,17 @@ CACHES = 4
 MIN_BYTES, MAX_BYTES = 2**28, 2**31
 
 
-def measure(threads: int, cpus: Sequence[int], progress: Progress = process.silent) -> dict[str, Any]:
+def measure(threads: int, cpus: Sequence[int], progress: Progress = subprocesses.silent) -> dict[str, Any]:
     """The ceilings of so many threads on these processors, as they stand in a result.
 
     ``sgemm_gflops`` is the median rate of float32 matrix products of 3072x3072, by the faster of the libraries that
     are installed (NumPy's OpenBLAS, PyTorch's); ``bandwidth_gb_s`` is the median rate of the bytes read and the bytes
     written by a copy that is too large for the caches. Each has a process of its own. Takes some ten seconds.
     """
-    bandwidth = process.call(_bandwidth, threads, cpus, progress=progress).value
-    rates = [process.call(_numpy, threads, cpus, progress=progress).value]
+    bandwidth = subprocesses.call(_bandwidth, threads, cpus, progress=progress).value
+    rates = [subprocesses.call(_numpy, threads, cpus, progress=progress).value]
     if importlib.util.find_spec("torch"):
-        rates.append(process.call(_torch, threads, cpus, progress=progress).value)
+        rates.append(subprocesses.call(_torch, threads, cpus, progress=progress).value)
     gflops, library = max(rates)
     return {
         "threads": threads, "sgemm_gflops": gflops, "sgemm_library": library, "bandwidth_gb_s": bandwidth,
@@ -42,7 +42,7 @@ def _numpy(threads: int, cpus: Sequence[int], progress: Progress) -> tuple[float
     import threadpoolctl
 
     progress(f"measuring NumPy's matrix product, {threads} threads")
-    process.bind(cpus)
+    subprocesses.bind(cpus)
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, SIZE, SIZE), np.float32)
     out = np.empty_like(a)
@@ -54,7 +54,7 @@ def _numpy(threads: int, cpus: Sequence[int], progress: Progress) -> tuple[float
 
 def _torch(threads: int, cpus: Sequence[int], progress: Progress) -> tuple[float, str]:
     progress(f"measuring PyTorch's matrix product, {threads} threads")
-    process.bind(cpus)
+    subprocesses.bind(cpus)
     import torch
 
     torch.set_num_threads(threads)
@@ -67,8 +67,8 @@ def _bandwidth(threads: int, cpus: Sequence[int], progress: Progress) -> float:
     import numpy as np
 
     progress(f"measuring the memory, {threads} threads")
-    process.bind(cpus)
-    wanted = min(max(MIN_BYTES, CACHES * last_caches(cpus)), MAX_BYTES, machine.available_memory() // 4)
+    subprocesses.bind(cpus)
+    wanted = min(max(MIN_BYTES, CACHES * last_caches(cpus)), MAX_BYTES, hardware.available_memory() // 4)
     source = np.ones(wanted // 4, np.float32)
     target = np.zeros_like(source)
     parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))

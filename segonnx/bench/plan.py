@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from segonnx import machine
 from segonnx.bench.rounds import Rule
 from segonnx.catalog import System
+from segonnx.core import hardware
 from segonnx.errors import InputError
 from segonnx.runtimes.base import Options
 
@@ -119,7 +119,7 @@ def resolve_autocast(mode: Autocast) -> tuple[bool, str]:
     """
     if mode == "off":
         return False, "autocast off: every runtime computes in float32"
-    if machine.has_bf16():
+    if hardware.has_bf16():
         return True, "autocast bf16 in PyTorch: this processor multiplies bfloat16; the others compute in float32"
     if mode == "auto":
         return False, "autocast auto: this processor doesn't multiply bfloat16, so every runtime computes in float32"

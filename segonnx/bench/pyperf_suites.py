@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segonnx.artifacts import folder
 from segonnx.bench.result import OK, Result, Row
+from segonnx.core import files
 from segonnx.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def require(out: Path) -> None:
         import pyperf  # noqa: F401
     except ImportError:
         raise InputError("pyperf isn't installed: pip install 'segonnx[pyperf]'") from None
-    folder.require_writable(out / "suite.json")
+    files.require_writable(out / "suite.json")
 
 
 def write(result: Result, out: Path) -> list[Path]:
@@ -50,7 +50,7 @@ def write(result: Result, out: Path) -> list[Path]:
             suite.dump(str(Path(name) / "suite.json"))
             content = (Path(name) / "suite.json").read_bytes()
         paths.append(out / f"{backend}.json")
-        folder.write(paths[-1], content)
+        files.write(paths[-1], content)
     return paths
 
 

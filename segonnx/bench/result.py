@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from segonnx.artifacts import folder
 from segonnx.bench import stats
+from segonnx.core import files
 from segonnx.errors import InputError
 from segonnx.runtimes.base import Operator
 
@@ -250,7 +250,7 @@ class Result:
         Raises:
             ResourceError: it can't be written.
         """
-        folder.write(path, json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n")
+        files.write(path, json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n")
 
 
 def read(path: Path) -> Result:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from segonnx import inputs, machine, process, runtimes
+from segonnx import runtimes
 from segonnx.artifacts import testdata
 from segonnx.artifacts.verify import MODEL
 from segonnx.bench import ceilings, exchange, plan, rounds, stats, subjects
@@ -25,9 +25,10 @@ from segonnx.bench.result import OK, Ratio, Result, Row
 from segonnx.bench.rounds import Rule
 from segonnx.bench.watch import Watch
 from segonnx.bench.worker import Job, Loaded, Passes, serve
+from segonnx.core import hardware, subprocesses, synthetic_inputs
+from segonnx.core.subprocesses import Progress, Worker
+from segonnx.core.tolerances import TOLERANCES, Agreement, Difference, compare, compare_labels
 from segonnx.errors import SegonnxError
-from segonnx.numeric import TOLERANCES, Agreement, Difference, compare, compare_labels
-from segonnx.process import Progress, Worker
 from segonnx.runtimes.base import Runtime, Subject
 
 ROUND_SECONDS = 0.5
@@ -46,9 +47,9 @@ DRIFT = 0.05
 def bench(
     models: list[Model],
     settings: Settings,
-    x: inputs.Array | None,
+    x: synthetic_inputs.Array | None,
     tell: Callable[[list[Row]], None],
-    progress: Progress = process.silent,
+    progress: Progress = subprocesses.silent,
     known: Mapping[str, type[Runtime]] = _KNOWN,
 ) -> Result:
     """Time the models one after another.
@@ -65,7 +66,7 @@ def bench(
     """
     bf16, sentence = plan.resolve_autocast(settings.autocast)
     result = Result(
-        machine=machine.describe(),
+        machine=hardware.describe(),
         autocast=sentence,
         settings=settings.as_dict(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -75,7 +76,7 @@ def bench(
         result.warnings.append(f"the frequency governor is {result.machine['governor']!r}: clock rates may vary")
     try:
         for threads in settings.threads if settings.ceilings else ():
-            result.ceilings.append(ceilings.measure(threads, machine.choose_cpus(threads), progress))
+            result.ceilings.append(ceilings.measure(threads, hardware.choose_cpus(threads), progress))
         for model, threads in itertools.product(models, settings.threads):
             case = _Case(model, threads, settings, bf16, known, began, progress)
             try:
@@ -91,7 +92,7 @@ def bench(
         "wall_s": time.perf_counter() - began,
         "timed_s": sum(sum(row.samples_s) for row in result.rows),
         "parent_cpu_s": time.process_time() - cpu,
-        "parent_peak_rss_bytes": process.peak_rss_bytes(),
+        "parent_peak_rss_bytes": subprocesses.peak_rss_bytes(),
     }
     return result
 
@@ -123,7 +124,7 @@ class _Case:
     ) -> None:
         self.model, self.threads, self.settings, self.bf16, self.known = model, threads, settings, bf16, known
         self.began, self.progress = began, progress
-        self.cpus = tuple(machine.choose_cpus(threads))
+        self.cpus = tuple(hardware.choose_cpus(threads))
         self.rows: list[Row] = []
         self.ratios: list[Ratio] = []
         self._blocks: list[list[str]] = []
@@ -133,10 +134,10 @@ class _Case:
         self._subject = Subject()
         self._exchange: Exchange | None = None
 
-    def run(self, x: inputs.Array | None) -> None:
+    def run(self, x: synthetic_inputs.Array | None) -> None:
         """Fill ``rows`` and ``ratios``; an interrupt leaves what was measured in them."""
         model, settings = self.model, self.settings
-        tensor = inputs.make("noise", model.input_shape, model.modality, settings.seed) if x is None else x
+        tensor = synthetic_inputs.make("noise", model.input_shape, model.modality, settings.seed) if x is None else x
         self.rows = [
             Row(
                 model=model.name,
@@ -145,7 +146,7 @@ class _Case:
                 parameters=model.parameters,
                 macs=model.macs,
                 input_shape=tensor.shape,
-                input_sha256=inputs.sha256(tensor),
+                input_sha256=synthetic_inputs.sha256(tensor),
                 images=model.images,
                 threads=self.threads,
                 status=self.known[backend].missing() or OK,
@@ -158,7 +159,7 @@ class _Case:
             try:
                 self._subject = self._make_subject()
                 needed = {row.backend: plan.memory_needed(model, row.backend) for row in self.rows if row.status == OK}
-                self._blocks = plan.blocks(needed, machine.available_memory())
+                self._blocks = plan.blocks(needed, hardware.available_memory())
                 with contextlib.ExitStack() as stack:
                     if len(self.cpus) > 1 and hasattr(os, "sched_setaffinity"):
                         with contextlib.suppress(OSError):  # no shared memory: nobody looks
@@ -213,7 +214,7 @@ class _Case:
         if model.system is None or model.seed is None:
             raise SegonnxError("needs the network: the artifact's weights came from a file")
         path = self._folder / STATE
-        digest = process.call(write_weights, model.system, model.seed, path, progress=self.progress).value
+        digest = subprocesses.call(write_weights, model.system, model.seed, path, progress=self.progress).value
         return path, model.weights_sha256 in (None, digest)
 
     def _rules(self) -> list[Rule]:
@@ -402,12 +403,12 @@ class _Case:
             if not difference.within(TOLERANCES[dtype]):
                 row.status = f"its {what} differ: {difference}"
 
-    def _recorded(self, input_sha256: str) -> inputs.Array | None:
+    def _recorded(self, input_sha256: str) -> synthetic_inputs.Array | None:
         """PyTorch's logits, or labels, from the artifact's test data, if that has the bench's input."""
         if self.model.artifact is None:
             return None
         data = self.model.artifact / testdata.FOLDER
-        if inputs.sha256(testdata.read(data / "input_0.pb")) != input_sha256:
+        if synthetic_inputs.sha256(testdata.read(data / "input_0.pb")) != input_sha256:
             return None
         return testdata.read(data / "output_0.pb")
 

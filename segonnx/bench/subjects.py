@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from segonnx import catalog, inputs, runtimes
+from segonnx import catalog, runtimes
 from segonnx.artifacts.manifest import gives_labels
 from segonnx.artifacts.verify import verify
 from segonnx.bench.plan import Model, Settings
 from segonnx.catalog import System
+from segonnx.core import synthetic_inputs
+from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError
-from segonnx.process import Progress
 
 STOCK = "artifacts/stock"
 """Where artifacts without rewrites are, if the others are in ``artifacts``."""
@@ -150,7 +151,7 @@ def require_alike(models: list[Model], settings: Settings) -> None:
             )
 
 
-def read_input(path: Path, models: list[Model]) -> inputs.Array:
+def read_input(path: Path, models: list[Model]) -> synthetic_inputs.Array:
     """An input from a ``.npy`` file.
 
     Raises:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from segonnx import process
-from segonnx.inputs import Array
+from segonnx.core import subprocesses
+from segonnx.core.synthetic_inputs import Array
 from segonnx.runtimes.base import Operator, Options, Runtime, Subject
 
 
@@ -71,13 +71,13 @@ def serve(channel: Connection, job: Job) -> None:
     """
     threads = str(job.options.threads)
     os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TORCHINDUCTOR_CACHE_DIR=str(job.cache))
-    process.bind(job.cpus)
+    subprocesses.bind(job.cpus)
     try:
         _serve(channel, job)
     except EOFError:
         pass  # the parent is gone, or has heard enough
     except Exception as error:  # noqa: BLE001 (whatever it was, the parent must hear of it)
-        channel.send(("error", process.translate(error)))
+        channel.send(("error", subprocesses.translate(error)))
 
 
 def _serve(channel: Connection, job: Job) -> None:
@@ -100,7 +100,7 @@ def _serve(channel: Connection, job: Job) -> None:
         command, *arguments = channel.recv()
         if command == "end":
             runtime.close()
-            channel.send(("ok", process.peak_rss_bytes()))
+            channel.send(("ok", subprocesses.peak_rss_bytes()))
             return
         work = _profile if command == "profile" else _time
         channel.send(("ok", work(runtime, x, arguments[0])))

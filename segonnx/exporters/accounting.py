@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from segonnx.core.subprocesses import Progress
 from segonnx.errors import ParityError
 from segonnx.exporters.provenance import Origin
-from segonnx.process import Progress
 
 FOLD_TOLERANCE = 1e-5
 """How far a folded weight may lie from the one computed here in float64, relative to the tensor's largest."""

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segonnx.artifacts.verify import MODEL
+from segonnx.core.subprocesses import Progress
 from segonnx.errors import ParityError
 from segonnx.exporters import accounting
 from segonnx.exporters.accounting import Account
 from segonnx.exporters.provenance import Origin
-from segonnx.process import Progress
 
 EXTERNAL_BYTES = 2**30
 """Weights larger than this stay in one external file: a protobuf ends at 2 GB, and is held in memory whole."""

@@ -13,12 +13,12 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segonnx import process
 from segonnx.catalog import System
+from segonnx.core import subprocesses
+from segonnx.core.subprocesses import Progress
 from segonnx.errors import ConversionError, ResourceError
 from segonnx.exporters.assemble import Converted
 from segonnx.exporters.prepare import STATE
-from segonnx.process import Progress
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -134,7 +134,7 @@ def _program(network: Network, system: System, shape: tuple[int, ...], dynamic: 
                 verbose=False,
             )
     except Exception as error:
-        ours = process.translate(error)
+        ours = subprocesses.translate(error)
         if isinstance(ours, ResourceError):
             raise ours from error
         cause: BaseException = error

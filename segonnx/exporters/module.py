@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segonnx import machine
 from segonnx.catalog import System
+from segonnx.core import hardware
+from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError
 from segonnx.exporters import pipeline
 from segonnx.exporters.accounting import FEW
 from segonnx.exporters.pipeline import Exported, Settings
-from segonnx.process import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ def export(
             optimize=optimize,
             output=result,
             overwrite=overwrite,
-            threads=threads or machine.usable_cores(),
+            threads=threads or hardware.usable_cores(),
         )
         return pipeline.export(system, settings, progress, Network(module, {**unused, **reasons}))
 

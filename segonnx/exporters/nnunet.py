@@ -15,11 +15,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from segonnx import plans, process, totalsegmentator
+from segonnx import plans, totalsegmentator
 from segonnx.catalog import Reference, System
+from segonnx.core import subprocesses
+from segonnx.core.subprocesses import Progress
 from segonnx.errors import CheckpointError, InputError
 from segonnx.plans import DATASET, PLANS, Plan
-from segonnx.process import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +69,7 @@ def trained(
     which: Which = "final",
     configuration: str | None = None,
     trust: bool = False,
-    progress: Progress = process.silent,
+    progress: Progress = subprocesses.silent,
 ) -> list[Trained]:
     """The networks of a folder that nnU-Net trained.
 
@@ -91,7 +92,7 @@ def trained(
         checkpoints = find_checkpoints(model, fold, which)
     except OSError as error:
         raise InputError(f"{error.filename or folder} can't be read: {error.strerror}") from error
-    return process.call(_read, model, checkpoints, fold, which, configuration, trust, progress=progress).value
+    return subprocesses.call(_read, model, checkpoints, fold, which, configuration, trust, progress=progress).value
 
 
 def locate(folder: Path, configuration: str | None = None) -> Path:

@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from segonnx import inputs
 from segonnx.artifacts import testdata
 from segonnx.artifacts.verify import MODEL
+from segonnx.core import synthetic_inputs
+from segonnx.core.subprocesses import Progress
+from segonnx.core.tolerances import TOLERANCES, Difference, compare, labels_of, spread_of
 from segonnx.errors import ParityError
 from segonnx.exporters.probes import Probe
-from segonnx.numeric import TOLERANCES, Difference, compare, labels_of, spread_of
-from segonnx.process import Progress
 
 Output = Literal["logits", "labels"]
 """What ``segonnx export --output`` takes."""
@@ -89,7 +89,7 @@ def measure(
             )
         if output == "labels":
             np.save(saved_labels(folder, i), labels_of(logits))
-        results.insert(0, Measured(probe, inputs.sha256(x), difference))
+        results.insert(0, Measured(probe, synthetic_inputs.sha256(x), difference))
     progress("writing the test data")
     del logits
     if output == "labels":
@@ -100,8 +100,8 @@ def measure(
     return results
 
 
-def _reference(folder: Path, i: int) -> inputs.Array:
-    logits: inputs.Array = np.load(folder / f"logits_{i}.npy", mmap_mode="r", allow_pickle=False)
+def _reference(folder: Path, i: int) -> synthetic_inputs.Array:
+    logits: synthetic_inputs.Array = np.load(folder / f"logits_{i}.npy", mmap_mode="r", allow_pickle=False)
     return logits
 
 
@@ -110,7 +110,7 @@ def saved_labels(folder: Path, i: int) -> Path:
     return folder / f"labels_{i}.npy"
 
 
-def run(path: Path, x: inputs.Array, threads: int) -> npt.NDArray[Any]:
+def run(path: Path, x: synthetic_inputs.Array, threads: int) -> npt.NDArray[Any]:
     """What the file gives for ``x`` in ONNX Runtime."""
     import onnxruntime
 

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import segonnx
-from segonnx import machine, process
-from segonnx.artifacts import card, folder, manifest, sbom
+from segonnx.artifacts import card, manifest, sbom
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import MODEL, describe, sha256, verify
 from segonnx.catalog import System
+from segonnx.core import files, hardware, subprocesses
+from segonnx.core.subprocesses import Progress
+from segonnx.core.tolerances import TOLERANCES
 from segonnx.errors import CheckpointError, InputError, ResourceError, VerifyError
 from segonnx.exporters import labels, probes
 from segonnx.exporters.accounting import Account
@@ -34,8 +36,6 @@ from segonnx.exporters.rewrites.choices import Choices
 from segonnx.exporters.rewrites.choices import parse as choices_of
 from segonnx.exporters.rewrites.choices import read as read_tuning
 from segonnx.exporters.tune import tune
-from segonnx.numeric import TOLERANCES
-from segonnx.process import Progress
 
 if TYPE_CHECKING:
     from segonnx.exporters.rewrites import Optimize
@@ -87,7 +87,7 @@ class Settings:
     max_weight_growth: float | None = None
     output: Output = "logits"
     overwrite: bool = False
-    threads: int = field(default_factory=machine.usable_cores)
+    threads: int = field(default_factory=hardware.usable_cores)
     folder: str | None = None
 
     @property
@@ -128,7 +128,7 @@ class Exported:
 
 
 def export(
-    system: System, settings: Settings, progress: Progress = process.silent, network: Network | None = None
+    system: System, settings: Settings, progress: Progress = subprocesses.silent, network: Network | None = None
 ) -> Exported:
     """Export one system to ``settings.out/NAME``.
 
@@ -148,7 +148,7 @@ def export(
     stages: dict[str, Stage] = {}
 
     def stage(name: str, function: Callable[..., T], *args: Any) -> T:
-        outcome = process.call(function, *args, progress=progress)
+        outcome = subprocesses.call(function, *args, progress=progress)
         stages[name] = Stage(round(outcome.seconds, 3), outcome.peak_rss_bytes)
         return outcome.value
 
@@ -157,8 +157,8 @@ def export(
         try:
             value = function(*args, progress)
         except Exception as error:
-            raise process.translate(error) from error
-        stages[name] = Stage(round(time.perf_counter() - begun, 3), process.peak_rss_bytes())
+            raise subprocesses.translate(error) from error
+        stages[name] = Stage(round(time.perf_counter() - begun, 3), subprocesses.peak_rss_bytes())
         return value
 
     _require_tunable(settings)
@@ -176,7 +176,7 @@ def export(
         return Exported(target, kept, True, {}, time.perf_counter() - started)
     planned = probes.plan(system, shape, dynamic=settings.dynamic)
     _require_memory(system, shape, times=2 if settings.tune else 1)
-    with folder.staging(target) as work:
+    with files.staging(target) as work:
         _require_disk(system, shape, work)
         artifact = work / "artifact"
         artifact.mkdir()
@@ -218,7 +218,7 @@ def export(
         manifest.validate({**content, "digest": "0" * 64})
         (artifact / manifest.NAME).write_bytes(manifest.seal(content))
         progress("writing the artifact")
-        folder.publish(artifact, target)
+        files.publish(artifact, target)
     return Exported(target, content, False, stages, time.perf_counter() - started)
 
 
@@ -278,7 +278,7 @@ def _require_tunable(settings: Settings) -> None:
 
 
 def _require_memory(system: System, shape: tuple[int, ...], times: int = 1) -> None:
-    needed, available = times * memory_needed(system, shape), machine.available_memory()
+    needed, available = times * memory_needed(system, shape), hardware.available_memory()
     if needed > available:
         raise ResourceError(
             f"{system.name} needs about {needed / 1e9:.1f} GB of memory to export, {available / 1e9:.1f} GB are "
@@ -411,7 +411,7 @@ def _manifest(
         },
         "rewrites": list(converted.rewrites),
         "files": {},
-        "producer": machine.versions() | {"segonnx": segonnx.__version__},
+        "producer": hardware.versions() | {"segonnx": segonnx.__version__},
         "arguments": arguments,
     }
 

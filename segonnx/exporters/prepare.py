@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segonnx import inputs
 from segonnx.artifacts.verify import sha256
 from segonnx.catalog import System
+from segonnx.core import synthetic_inputs
+from segonnx.core.subprocesses import Progress
 from segonnx.exporters.probes import Probe, halved
-from segonnx.process import Progress
 
 if TYPE_CHECKING:
     from segonnx.models.base import Network
@@ -187,7 +187,7 @@ def write_weights(system: System, seed: int, path: Path, progress: Progress) -> 
     return sha256(path)
 
 
-def _calibration_inputs(system: System) -> inputs.Array:
+def _calibration_inputs(system: System) -> synthetic_inputs.Array:
     """A batch to set the scale of random weights on.
 
     BatchNorm gets its statistics from all kinds of inputs at the system's own size. Networks in 3D normalise each

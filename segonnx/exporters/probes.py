@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from segonnx import inputs
 from segonnx.catalog import System
+from segonnx.core import synthetic_inputs
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Probe:
     def name(self) -> str:
         return f"{self.kind} {'x'.join(map(str, self.shape))}"
 
-    def make(self, modality: str) -> inputs.Array:
-        return inputs.make(self.kind, self.shape, modality, self.seed)
+    def make(self, modality: str) -> synthetic_inputs.Array:
+        return synthetic_inputs.make(self.kind, self.shape, modality, self.seed)
 
 
 def plan(system: System, shape: tuple[int, ...], *, dynamic: bool) -> tuple[Probe, ...]:

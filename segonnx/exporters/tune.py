@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import segonnx
-from segonnx import machine
-from segonnx.artifacts import folder
+from segonnx.core import files, hardware
+from segonnx.core.subprocesses import Progress
+from segonnx.core.synthetic_inputs import Array
 from segonnx.errors import InputError, ResourceError
 from segonnx.exporters.probes import Probe
-from segonnx.inputs import Array
-from segonnx.process import Progress
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -83,7 +82,7 @@ def tune(
     found = search.choose(default)
     tuning = search.settle(default, found)
     tuning["search"]["seconds"] = round(time.monotonic() - started, 1)
-    tuning["machine"] = {"cpu": machine.describe()["cpu"], "threads": threads, **machine.versions(["onnxruntime"])}
+    tuning["machine"] = {"cpu": hardware.describe()["cpu"], "threads": threads, **hardware.versions(["onnxruntime"])}
     _store(cached, tuning)
     return tuning
 
@@ -327,7 +326,7 @@ def _cache(stock: Path, probe: Probe, max_weight_growth: float | None, threads: 
 
     digest = hashlib.sha256()
     say: Callable[[object], None] = lambda what: digest.update(repr(what).encode())  # noqa: E731
-    say((segonnx.__version__, machine.versions(["onnxruntime"]), machine.describe()["cpu"], machine.cpu_flags()))
+    say((segonnx.__version__, hardware.versions(["onnxruntime"]), hardware.describe()["cpu"], hardware.cpu_flags()))
     say((probe, max_weight_growth, threads, seconds))
     for node in ir.load(stock).graph:
         say((node.op_type, sorted((name, str(one.value)) for name, one in node.attributes.items())))
@@ -349,6 +348,6 @@ def _store(path: Path, tuning: Tuning) -> None:
     """Keep a tuning, where the folder can be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder.write(path, json.dumps({"tuning": tuning}, indent=1) + "\n")
+        files.write(path, json.dumps({"tuning": tuning}, indent=1) + "\n")
     except (OSError, ResourceError):
         return

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segonnx import machine
 from segonnx.artifacts.verify import MODEL, verify
+from segonnx.core import hardware
 from segonnx.errors import InputError, VerifyError
 from segonnx.predict import pipeline, recipe
 from segonnx.predict.grid import Array
@@ -45,7 +45,7 @@ class Artifact:
         self.manifest = verify(folder, replay=False).manifest
         self.recipe = recipe.read(self.manifest, folder)
         settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads or machine.usable_cores()
+        settings.intra_op_num_threads = threads or hardware.usable_cores()
         settings.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from segonnx import process
+from segonnx.core import subprocesses
+from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, ResourceError
 from segonnx.predict import images
 from segonnx.predict.artifact import Artifact
 from segonnx.predict.grid import Array
 from segonnx.predict.pipeline import Times
-from segonnx.process import Progress
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def predict(
     mirror: bool = False,
     step: float | None = None,
     overwrite: bool = False,
-    progress: Progress = process.silent,
+    progress: Progress = subprocesses.silent,
 ) -> Iterator[Predicted]:
     """Predict what is in a file or folder, one case after another.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from segonnx.catalog import System
-from segonnx.inputs import Array
+from segonnx.core.synthetic_inputs import Array
 from segonnx.runtimes.kinds import kind
 
 Needs = Literal["network", "artifact", "stock"]

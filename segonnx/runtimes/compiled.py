@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
-from segonnx.inputs import Array
+from segonnx.core.synthetic_inputs import Array
 from segonnx.runtimes.eager import EagerRuntime
 
 if TYPE_CHECKING:

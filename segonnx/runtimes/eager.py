@@ -8,7 +8,7 @@ import re
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, ClassVar
 
-from segonnx.inputs import Array
+from segonnx.core.synthetic_inputs import Array
 from segonnx.runtimes.base import Operator, Options, Runtime, Subject, by_type
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
-from segonnx.inputs import Array
+from segonnx.core.synthetic_inputs import Array
 from segonnx.runtimes.base import Needs, Operator, Options, Runtime, Subject, by_type
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
 
+from segonnx.core.synthetic_inputs import Array
 from segonnx.errors import InputError
-from segonnx.inputs import Array
 from segonnx.runtimes.base import GraphOptimization, Needs, Operator, Options, Outputs, Runtime, Subject, by_type
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from segonnx import inputs
 from segonnx.bench.plan import Model
+from segonnx.core import synthetic_inputs
 from segonnx.runtimes.base import Operator, Options, Runtime, Subject
 from segonnx.runtimes.ort import OrtRuntime
 
@@ -34,7 +34,7 @@ class Steady(Runtime):
     def load(self, subject: Subject, options: Options) -> None:
         pass
 
-    def run(self, x: inputs.Array) -> inputs.Array:
+    def run(self, x: synthetic_inputs.Array) -> synthetic_inputs.Array:
         end = time.perf_counter() + self.seconds
         time.sleep(max(0.0, self.seconds - 2e-3))  # a sleep ends late, so the rest is waited for
         while time.perf_counter() < end:
@@ -47,7 +47,7 @@ class Steady(Runtime):
     def describe(self) -> dict[str, str]:
         return {"dtype": "float32"}
 
-    def profile(self, x: inputs.Array, passes: int) -> list[Operator]:
+    def profile(self, x: synthetic_inputs.Array, passes: int) -> list[Operator]:
         return [Operator("Sleep", "other", 1, self.seconds)]
 
 
@@ -98,7 +98,7 @@ class _Late(Steady):
     def __init__(self) -> None:
         self.runs = 0
 
-    def run(self, x: inputs.Array) -> inputs.Array:
+    def run(self, x: synthetic_inputs.Array) -> synthetic_inputs.Array:
         self.runs += 1
         if self.runs > 6:
             self.fail()
@@ -140,7 +140,7 @@ class Wrong(Steady):
 
     name = "wrong"
 
-    def run(self, x: inputs.Array) -> inputs.Array:
+    def run(self, x: synthetic_inputs.Array) -> synthetic_inputs.Array:
         super().run(x)
         return np.random.default_rng(0).standard_normal((1, 1000)).astype(np.float32)
 
@@ -150,7 +150,7 @@ class Mirrored(OrtRuntime):
 
     name = "mirrored"
 
-    def run(self, x: inputs.Array) -> inputs.Array:
+    def run(self, x: synthetic_inputs.Array) -> synthetic_inputs.Array:
         return np.flip(super().run(x), axis=-1)
 
 
@@ -169,7 +169,7 @@ class Working(Steady):
     name = "working"
     size = 256
 
-    def run(self, x: inputs.Array) -> inputs.Array:
+    def run(self, x: synthetic_inputs.Array) -> synthetic_inputs.Array:
         matrix = np.full((self.size, self.size), 0.01, np.float32)
         for _ in range(8):
             np.dot(matrix, matrix)

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from segonnx import machine, process, runtimes
-from segonnx.artifacts import folder
+from segonnx import runtimes
 from segonnx.bench import run, stats, subjects
 from segonnx.bench.plan import Model, Settings
 from segonnx.bench.result import Result
 from segonnx.bench.rounds import Rule
+from segonnx.core import files, hardware, subprocesses
 from tests.bench import fakes, simulate
 
 PAGE = Path(__file__).parents[2] / "docs" / "bench-selftest.md"
@@ -62,9 +62,9 @@ def main() -> None:
         for claim in measure():
             print(f"{claim.verdict:3} {claim.claim}: {claim.found}", flush=True)
             claims.append(claim)
-    described = machine.describe()
+    described = hardware.describe()
     rows = "\n".join(f"| {one.claim} | {one.found} | {one.verdict} |" for one in claims)
-    folder.write(
+    files.write(
         PAGE,
         f"""# The bench, measured
 
@@ -124,12 +124,12 @@ def spinning() -> Iterator[Claim]:
     """A runtime whose threads never rest, beside one that works."""
     alone = _fakes(("working",)).rows[0]
     beside = _fakes(("working", "spinning")).rows[0]
-    pause = process.Worker.pause
-    process.Worker.pause = lambda _: None  # type: ignore[method-assign]
+    pause = subprocesses.Worker.pause
+    subprocesses.Worker.pause = lambda _: None  # type: ignore[method-assign]
     try:
         unpaused = _fakes(("working", "spinning")).rows[0]
     finally:
-        process.Worker.pause = pause  # type: ignore[method-assign]
+        subprocesses.Worker.pause = pause  # type: ignore[method-assign]
     assert alone.median_s and beside.median_s and unpaused.median_s
     slower = beside.median_s / alone.median_s
     yield Claim(
@@ -142,12 +142,12 @@ def spinning() -> Iterator[Claim]:
 def loaded() -> Iterator[Claim]:
     """Two busy processes beside a bench of real runtimes, with one thread and with all; and at high priority."""
     names = [name for name in ("eager", "ort") if runtimes.get(name).missing() is None]
-    cores = machine.usable_cores()
+    cores = hardware.usable_cores()
     with tempfile.TemporaryDirectory() as name:
         from segonnx import catalog
 
         settings = Settings((*names,), (1, cores), Rule(rounds=stats.MIN_ROUNDS))
-        model = subjects.from_system(catalog.find(NAME), Path(name), settings, lambda _: None, process.silent)
+        model = subjects.from_system(catalog.find(NAME), Path(name), settings, lambda _: None, subprocesses.silent)
         quiet, busy, preferred = [], [], []
         # In turns, so that the machine's own wandering falls on all of them alike.
         for _ in range(LOADED_TURNS):

@@ -15,13 +15,13 @@ import numpy as np
 import psutil
 import pytest
 
-from segonnx import inputs, machine, process
 from segonnx.bench import plan, run, stats, subjects
 from segonnx.bench import result as result_file
 from segonnx.bench.plan import Settings
 from segonnx.bench.result import OK, Result
 from segonnx.bench.rounds import Rule
 from segonnx.catalog import System
+from segonnx.core import hardware, subprocesses, synthetic_inputs
 from segonnx.errors import InputError, VerifyError
 from segonnx.exporters import pipeline
 from segonnx.runtimes.base import Operator
@@ -49,14 +49,14 @@ def test_every_runtime_has_a_row_on_the_same_input(result: dict[str, Any]) -> No
     rows = result["rows"]
     assert [row["backend"] for row in rows] == ["eager", "compile", "ort", "openvino"]
     assert len({row["input_sha256"] for row in rows}) == 1
-    assert rows[0]["input_sha256"] == inputs.sha256(inputs.make("noise", (1, 3, 512, 512), "RGB"))
+    assert rows[0]["input_sha256"] == synthetic_inputs.sha256(synthetic_inputs.make("noise", (1, 3, 512, 512), "RGB"))
     for row in rows:
         assert row["status"] == OK
         assert row["interleaved"]
         assert len(row["samples_per_round"]) == len(row["started_s"]) == stats.MIN_ROUNDS
         assert row["stopped"] == "rounds"
         assert row["threads_seen"]["busy"] == 1
-        assert row["cpus"] == machine.choose_cpus(1)
+        assert row["cpus"] == hardware.choose_cpus(1)
         assert row["gflops"] == pytest.approx(2 * row["macs"] / row["median_s"] / 1e9)
         assert row["ns_per_voxel"] == pytest.approx(1e9 * row["median_s"] / 512**2)
         assert sum(row["samples_per_round"]) == len(row["samples_s"])
@@ -125,12 +125,12 @@ def test_weights_from_a_file_cannot_be_made_again(exports: Path) -> None:
 
 
 def test_a_given_input_is_used(exports: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", inputs.make("phantom", (1, 3, 512, 512), "RGB"))
+    np.save(tmp_path / "x.npy", synthetic_inputs.make("phantom", (1, 3, 512, 512), "RGB"))
     arguments = ["--artifact", exports / SMALL, "--backend", "ort", "--rounds", 1, "--no-ceilings", "--profile"]
     done = segonnx("bench", *arguments, "--input", tmp_path / "x.npy", "--json", tmp_path / "r.json")
     assert done.returncode == 0, done.stderr
     row = json.loads((tmp_path / "r.json").read_text())["rows"][0]
-    assert row["input_sha256"] == inputs.sha256(np.load(tmp_path / "x.npy"))
+    assert row["input_sha256"] == synthetic_inputs.sha256(np.load(tmp_path / "x.npy"))
     assert row["max_abs_error"] is None  # nothing to hold it against
     assert any(one["kind"] == "convolution" and one["calls"] > 0 for one in row["profile"])
 
@@ -247,7 +247,7 @@ def test_times_warm_up_threads_and_ratios_are_told(tmp_path: Path) -> None:
         assert row.steady
         assert len(row.warmup_s) >= 2
         assert row.threads_seen is not None and row.threads_seen["busy"] == 1 <= row.threads_seen["total"]
-        assert row.cpus == machine.choose_cpus(1)
+        assert row.cpus == hardware.choose_cpus(1)
         assert row.load_s is not None and row.compile_s is not None and row.first_result_s is not None
         assert 0 <= row.compile_s <= row.load_s < row.first_result_s
         assert row.cpu_s is not None and row.cpu_s >= 0
@@ -340,7 +340,7 @@ def test_a_runtime_that_never_rests_takes_nothing_from_the_others(
 ) -> None:
     """Its processor time stands still outside its turns; without the pause it doesn't, so the look can fail."""
     assert _rested(tmp_path)
-    monkeypatch.setattr(process.Worker, "pause", lambda _: None)
+    monkeypatch.setattr(subprocesses.Worker, "pause", lambda _: None)
     assert not _rested(tmp_path)
 
 
@@ -367,7 +367,7 @@ def _rested(folder: Path) -> bool:
 
 
 def test_workers_are_bound_and_loads_beside_them_are_warned_of(tmp_path: Path) -> None:
-    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(machine.usable_cores())]
+    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(hardware.usable_cores())]
     try:
         loaded = fake_bench(tmp_path, "slow").rows[0]
     finally:
@@ -441,14 +441,14 @@ def test_logits_that_differ_are_no_result(exports: Path) -> None:
 
 
 def test_autocast_says_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "cpu_flags", lambda: ["avx2"])
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: ["avx2"])
     assert plan.resolve_autocast("off") == (False, "autocast off: every runtime computes in float32")
     bf16, why = plan.resolve_autocast("auto")
     assert not bf16
     assert "doesn't multiply bfloat16" in why
     with pytest.raises(InputError, match="--autocast bf16"):
         plan.resolve_autocast("bf16")
-    monkeypatch.setattr(machine, "cpu_flags", lambda: ["avx2", "avx512_bf16"])
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: ["avx2", "avx512_bf16"])
     for mode in ("auto", "bf16"):
         bf16, why = plan.resolve_autocast(mode)  # type: ignore[arg-type]
         assert bf16
@@ -458,7 +458,7 @@ def test_autocast_says_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_runtimes_that_do_not_fit_together_run_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan.blocks({"a": 4, "b": 5, "c": 3, "d": 20}, 10) == [["a", "b"], ["c"], ["d"]]
     one = plan.memory_needed(fakes.model(tmp_path), "steady")
-    monkeypatch.setattr(machine, "available_memory", lambda: 2 * one)
+    monkeypatch.setattr(hardware, "available_memory", lambda: 2 * one)
     done = fake_bench(tmp_path, "steady", "equal", "quick", rounds=stats.MIN_ROUNDS)
     assert [row.status for row in done.rows] == [OK] * 3
     assert [ratio.interleaved for ratio in done.ratios] == [True, False, False]
@@ -469,9 +469,9 @@ def test_runtimes_that_do_not_fit_together_run_in_blocks(tmp_path: Path, monkeyp
 
 
 def test_the_machine_is_described() -> None:
-    described = machine.describe()
+    described = hardware.describe()
     assert described["cpu"]
     assert described["memory_bytes"] > 10**9
     assert described["usable_cores"] >= 1
-    assert set(described["flags"]) <= set(machine._FLAGS)
-    assert machine.available_memory() <= described["memory_bytes"]
+    assert set(described["flags"]) <= set(hardware._FLAGS)
+    assert hardware.available_memory() <= described["memory_bytes"]

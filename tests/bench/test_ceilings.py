@@ -4,20 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from segonnx import machine
 from segonnx.bench import ceilings
+from segonnx.core import hardware
 
 
 @pytest.mark.serial
 def test_ceilings_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = ceilings.measure(1, machine.choose_cpus(1))
+    found = ceilings.measure(1, hardware.choose_cpus(1))
     assert found.keys() == {"threads", "sgemm_gflops", "sgemm_library", "bandwidth_gb_s"}
     assert found["threads"] == 1
     assert found["sgemm_library"].split()[0] in {"NumPy", "PyTorch"}
     assert 0.1 < found["bandwidth_gb_s"] < 1e4
     assert 0.1 < found["sgemm_gflops"] < 1e5
     monkeypatch.setattr(ceilings.importlib.util, "find_spec", lambda _: None)
-    assert ceilings.measure(1, machine.choose_cpus(1))["sgemm_library"].startswith("NumPy")
+    assert ceilings.measure(1, hardware.choose_cpus(1))["sgemm_library"].startswith("NumPy")
 
 
 def describe_cache(system: Path, cpu: int, level: int, size: str, shared: str) -> None:
@@ -41,4 +41,4 @@ def test_last_caches_count_once_each(tmp_path: Path) -> None:
 def test_this_systems_caches_are_found() -> None:
     if not Path("/sys/devices/system/cpu/cpu0/cache/index0/size").exists():
         pytest.skip("this system doesn't describe its caches")
-    assert ceilings.last_caches(machine.choose_cpus(1)) > 2**17
+    assert ceilings.last_caches(hardware.choose_cpus(1)) > 2**17

@@ -10,11 +10,11 @@ from typing import Any
 import psutil
 import pytest
 
-from segonnx import machine
 from segonnx.bench import run
 from segonnx.bench.plan import Settings
 from segonnx.bench.rounds import Rule
 from segonnx.bench.watch import Watch
+from segonnx.core import hardware
 from tests.bench import fakes
 
 
@@ -91,9 +91,9 @@ def test_the_threads_of_a_second_worker_are_not_added_to_those_of_the_first(cloc
 
 def test_a_governor_that_changes_clock_rates_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run._Case, "_recorded", lambda *_: None)
-    described = machine.describe()
+    described = hardware.describe()
     for governor, warned in (("powersave", True), ("performance", False), (None, False)):
-        monkeypatch.setattr(machine, "describe", lambda governor=governor: {**described, "governor": governor})
+        monkeypatch.setattr(hardware, "describe", lambda governor=governor: {**described, "governor": governor})
         settings = Settings(("steady",), (1,), Rule(rounds=1))
         done = run.bench([fakes.model(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN)
         assert any("governor" in warning for warning in done.warnings) == warned

@@ -20,16 +20,17 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from segonnx import catalog, machine, process
+from segonnx import catalog
 from segonnx.artifacts.verify import MODEL
 from segonnx.bench import exchange, stats
 from segonnx.bench.exchange import Exchange
+from segonnx.core import hardware, subprocesses
+from segonnx.core.synthetic_inputs import Array
 from segonnx.exporters import pipeline, rewrites, tune
 from segonnx.exporters.probes import Probe
 from segonnx.exporters.rewrites.choices import OPTIONAL, STOCK, Choices
 from segonnx.exporters.rewrites.unroll_depth import LANES
 from segonnx.exporters.tune import Session
-from segonnx.inputs import Array
 from tools.update_docs import replace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,7 +82,7 @@ class Turn:
 
 def race(path: Path, whole: Path, x: Array, flag: Exchange) -> list[Turn]:
     """Passes of a graph and of that with all rewrites, in turns."""
-    one, other = (Session(str(found), x, machine.usable_cores()) for found in (path, whole))
+    one, other = (Session(str(found), x, hardware.usable_cores()) for found in (path, whole))
     turns: list[Turn] = []
     until = time.monotonic() + SECONDS
     while len(turns) < ROUNDS or time.monotonic() < until:
@@ -91,9 +92,9 @@ def race(path: Path, whole: Path, x: Array, flag: Exchange) -> list[Turn]:
     return turns
 
 
-def one_pass(path: Path, probe: Probe, modality: str, progress: process.Progress) -> None:
+def one_pass(path: Path, probe: Probe, modality: str, progress: subprocesses.Progress) -> None:
     """Load a graph and run it: how much memory that takes, the process tells."""
-    Session(str(path), probe.make(modality), machine.usable_cores())
+    Session(str(path), probe.make(modality), hardware.usable_cores())
 
 
 def cells(turns: list[Turn]) -> str:
@@ -118,7 +119,7 @@ def measure(name: str, flag: Exchange) -> str:
         for one, path in paths.items():
             print(f"{name}: {one}", file=sys.stderr, flush=True)
             raced[one] = race(path, paths[ALL], probe.make(system.modality), flag)
-            memory[one] = process.call(one_pass, path, probe, system.modality).peak_rss_bytes
+            memory[one] = subprocesses.call(one_pass, path, probe, system.modality).peak_rss_bytes
     return table(name, raced, memory)
 
 
@@ -140,10 +141,10 @@ def table(name: str, raced: dict[str, list[Turn]], memory: dict[str, int]) -> st
 
 def main(names: list[str]) -> None:
     """Measure, print, and write the page."""
-    described = machine.describe()
-    where = f"{described['cpu']}, {machine.usable_cores()} cores, ONNX Runtime {described['versions']['onnxruntime']}"
+    described = hardware.describe()
+    where = f"{described['cpu']}, {hardware.usable_cores()} cores, ONNX Runtime {described['versions']['onnxruntime']}"
     tables = []
-    with Exchange(machine.choose_cpus(2)) as flag:
+    with Exchange(hardware.choose_cpus(2)) as flag:
         for name in names or NAMES:
             tables.append(measure(name, flag))
             print(tables[-1], flush=True)

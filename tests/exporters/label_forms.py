@@ -17,9 +17,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from segonnx import machine
+from segonnx.core import hardware
+from segonnx.core.tolerances import labels_of
 from segonnx.exporters.rewrites.slices import Builder
-from segonnx.numeric import labels_of
 
 PATH = Path(__file__).resolve().parents[2] / "docs" / "decisions" / "0070-labels.md"
 PLACE = re.compile(r"(<!-- figures:[^\n]*-->\n).*?(<!-- /figures -->)", re.DOTALL)
@@ -128,7 +128,7 @@ def session(form: Form, shape: tuple[int, ...], weight: np.ndarray) -> onnxrunti
     y.shape = ir.Shape([1, *([len(weight)] if logits else []), *shape[2:]])
     graph.outputs.append(y)
     settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = machine.usable_cores()
+    settings.intra_op_num_threads = hardware.usable_cores()
     settings.log_severity_level = 3
     data = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
     return onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
@@ -164,8 +164,8 @@ def measure(shape: tuple[int, ...], classes: int, rounds: int) -> dict[str, floa
 
 def main() -> None:
     found = {name: measure(shape, classes, ROUNDS) for name, (shape, classes) in CASES.items()}
-    described = machine.describe()
-    where = f"{described['cpu']}, {machine.usable_cores()} cores, ONNX Runtime {onnxruntime.__version__}"
+    described = hardware.describe()
+    where = f"{described['cpu']}, {hardware.usable_cores()} cores, ONNX Runtime {onnxruntime.__version__}"
     rows = [["", *found], ["---"] * (len(found) + 1)]
     rows += [[name, *(f"{1e3 * one[name]:.0f}" for one in found.values())] for name in next(iter(found.values()))]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)

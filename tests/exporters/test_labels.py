@@ -27,6 +27,7 @@ from segonnx.bench import subjects
 from segonnx.bench.plan import Settings as BenchSettings
 from segonnx.bench.rounds import Rule
 from segonnx.catalog import System
+from segonnx.core.tolerances import labels_of
 from segonnx.errors import InputError, ParityError, VerifyError
 from segonnx.exporters import labels, nnunet, parity, pipeline, probes
 from segonnx.exporters.assemble import Converted
@@ -34,7 +35,6 @@ from segonnx.exporters.pipeline import Settings
 from segonnx.exporters.rewrites.labels import LabelsPass
 from segonnx.models import nnunet as nnunet_models
 from segonnx.models import seeded
-from segonnx.numeric import labels_of
 from segonnx.report import tables
 from tests import handmade
 from tests.bench import fakes

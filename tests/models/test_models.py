@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segonnx import catalog, inputs, models
+from segonnx import catalog, models
 from segonnx.catalog import System
+from segonnx.core import synthetic_inputs
 from segonnx.errors import InputError
 from segonnx.models import counting, seeded
 
@@ -42,7 +43,7 @@ def test_reparameterised_mobileone_computes_the_same() -> None:
     system = catalog.find("encoder-mobileone-s0")
     network = models.build_empty(system)
     seeded.randomize(network.module, 0)
-    x = torch.from_numpy(inputs.make("noise", (2, 3, 64, 64), "RGB"))
+    x = torch.from_numpy(synthetic_inputs.make("noise", (2, 3, 64, 64), "RGB"))
     seeded.calibrate(network.module, x)
     before = counting.parameters(network.module)
     with torch.inference_mode():
@@ -75,9 +76,9 @@ def test_seeded_networks_have_outputs_of_unit_variance(name: str, tiny: System) 
 
     system = tiny if name == tiny.name else catalog.find(name)
     module = network_with_weights(system, Weights(), lambda _: None).module
-    for kind in inputs.NAMES:
+    for kind in synthetic_inputs.NAMES:
         with torch.inference_mode():
-            logits = module(torch.from_numpy(inputs.make(kind, system.input_shape, system.modality)))
+            logits = module(torch.from_numpy(synthetic_inputs.make(kind, system.input_shape, system.modality)))
         assert 0.3 < logits.std() < 3, kind
 
 

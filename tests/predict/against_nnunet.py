@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from segonnx import machine
+from segonnx.core import hardware
 from segonnx.predict import files
 from segonnx.predict.artifact import Artifact
 from tests import nnunet_folders
@@ -189,7 +189,7 @@ def table(root: Path) -> str:
             shape = "x".join(map(str, found.pop("shape")))
             raced += [_race_row(kind, shape, word, row) for word, row in found.items()]
     where = (
-        f"Medians of {ROUNDS} rounds on {machine.usable_cores()} cores of {machine.describe()['cpu']}. In brackets: "
+        f"Medians of {ROUNDS} rounds on {hardware.usable_cores()} cores of {hardware.describe()['cpu']}. In brackets: "
         "windows and network alone; the least and the most of the quotients."
     )
     return "\n".join([*agreed, "", where, "", *raced, ""])

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segonnx import inputs, process, runtimes
+from segonnx import runtimes
 from segonnx.artifacts.verify import MODEL
 from segonnx.bench.worker import Job, Loaded, serve
 from segonnx.catalog import System
+from segonnx.core import subprocesses, synthetic_inputs
+from segonnx.core.tolerances import TOLERANCES, compare
 from segonnx.errors import InputError
 from segonnx.exporters import pipeline
 from segonnx.exporters.prepare import write_weights
-from segonnx.numeric import TOLERANCES, compare
 from segonnx.runtimes import kinds, ort
 from segonnx.runtimes.base import Options, Runtime, Subject
 
@@ -29,20 +30,20 @@ from segonnx.runtimes.base import Options, Runtime, Subject
 @dataclass
 class Ready:
     subject: Subject
-    x: inputs.Array
+    x: synthetic_inputs.Array
 
 
 @pytest.fixture(scope="module")
 def ready(tiny: System, tmp_path_factory: pytest.TempPathFactory) -> Ready:
     folder = tmp_path_factory.mktemp("runtimes")
     exported = pipeline.export(tiny, pipeline.Settings(folder))
-    process.call(write_weights, tiny, 0, folder / "weights.safetensors")
+    subprocesses.call(write_weights, tiny, 0, folder / "weights.safetensors")
     stock = pipeline.export(tiny, pipeline.Settings(folder / "stock", optimize="none"))
     subject = Subject(tiny, folder / "weights.safetensors", exported.folder / MODEL, stock.folder / MODEL)
-    return Ready(subject, inputs.make("phantom", tiny.input_shape, tiny.modality))
+    return Ready(subject, synthetic_inputs.make("phantom", tiny.input_shape, tiny.modality))
 
 
-def check(name: str, ready: Ready, options: Options, progress: process.Progress) -> dict[str, Any]:
+def check(name: str, ready: Ready, options: Options, progress: subprocesses.Progress) -> dict[str, Any]:
     """Runs in a process of its own, as runtimes do."""
     runtime = runtimes.get(name)()
     runtime.load(ready.subject, options)
@@ -69,7 +70,7 @@ def answers(ready: Ready) -> Callable[..., dict[str, Any]]:
     def get(name: str, **options: Any) -> dict[str, Any]:
         key = name, Options(1, **options)
         if key not in known:
-            known[key] = process.call(check, name, ready, key[1]).value
+            known[key] = subprocesses.call(check, name, ready, key[1]).value
         return known[key]
 
     return get
@@ -81,8 +82,8 @@ STOCK = ("ort-stock", "openvino-stock")
 @pytest.mark.parametrize("name", STOCK)
 def test_the_stock_graph_gives_eagers_logits_on_noise(name: str, ready: Ready) -> None:
     """On other inputs both lose digits in their InstanceNormalization: docs/decisions/0003."""
-    noise = replace(ready, x=inputs.make("noise", ready.x.shape, "CT"))
-    eager, stock = (process.call(check, one, noise, Options(1)).value["outputs"][0] for one in ("eager", name))
+    noise = replace(ready, x=synthetic_inputs.make("noise", ready.x.shape, "CT"))
+    eager, stock = (subprocesses.call(check, one, noise, Options(1)).value["outputs"][0] for one in ("eager", name))
     assert compare(eager, stock).within(TOLERANCES["float32"])
 
 
@@ -160,7 +161,7 @@ def serve_once(name: str, ready: Ready, options: Options, folder: Path) -> tuple
     """Load in the bench's own worker; what that answered, and what it printed."""
     np.save(folder / "x.npy", ready.x)
     job = Job(runtimes.get(name), ready.subject, options, (0,), folder / "x.npy", folder / "logits.npy", folder)
-    with process.Worker(serve, job) as worker:
+    with subprocesses.Worker(serve, job) as worker:
         status, loaded = worker.receive(name)
         assert status == "ok", loaded
         return loaded, worker.log()
@@ -184,12 +185,12 @@ def test_a_runtime_prints_nothing(name: str, ready: Ready, tmp_path: Path) -> No
 
 
 def test_openvino_calls_nobody(ready: Ready) -> None:
-    before, after = process.call(calls_out, ready).value
+    before, after = subprocesses.call(calls_out, ready).value
     assert before == []
     assert after == ["socket.connect"]
 
 
-def calls_out(ready: Ready, progress: process.Progress) -> tuple[list[str], list[str]]:
+def calls_out(ready: Ready, progress: subprocesses.Progress) -> tuple[list[str], list[str]]:
     """Connections made and programs started by a runtime, and then by a connection that is made on purpose."""
     seen: list[str] = []
     telling = {"socket.connect", "socket.sendto", "socket.getaddrinfo", "subprocess.Popen", "os.posix_spawn", "os.fork"}
@@ -207,12 +208,14 @@ def calls_out(ready: Ready, progress: process.Progress) -> tuple[list[str], list
 
 @pytest.mark.parametrize("passes", [0, 2])
 def test_onnx_runtimes_profile_leaves_no_file(passes: int, ready: Ready, tmp_path: Path) -> None:
-    during, after = process.call(profile_files, ready, passes, tmp_path).value
+    during, after = subprocesses.call(profile_files, ready, passes, tmp_path).value
     assert len(during) == 1
     assert after == []
 
 
-def profile_files(ready: Ready, passes: int, folder: Path, progress: process.Progress) -> tuple[list[str], list[str]]:
+def profile_files(
+    ready: Ready, passes: int, folder: Path, progress: subprocesses.Progress
+) -> tuple[list[str], list[str]]:
     """Names in the folder for temporary files while ONNX Runtime is loaded, and once it's closed."""
     tempfile.tempdir = str(folder)
     runtime = runtimes.get("ort")()
@@ -308,13 +311,13 @@ def test_compile_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bf16_computes_in_bf16(ready: Ready, answers: Callable[[str], dict[str, Any]]) -> None:
-    logits = process.call(run_bf16, ready).value
+    logits = subprocesses.call(run_bf16, ready).value
     difference = compare(answers("eager")["outputs"][0], logits)
     assert 1e-3 < difference.rms_rel_error < TOLERANCES["bfloat16"].rms_rel_error
     assert difference.within(TOLERANCES["bfloat16"])
 
 
-def run_bf16(ready: Ready, progress: process.Progress) -> inputs.Array:
+def run_bf16(ready: Ready, progress: subprocesses.Progress) -> synthetic_inputs.Array:
     runtime = runtimes.get("eager")()
     runtime.load(ready.subject, Options(2, bf16=True))
     assert runtime.describe()["dtype"] == "bfloat16 autocast"

@@ -10,17 +10,18 @@ import shutil
 from pathlib import Path
 from types import ModuleType
 
-from segonnx import process
-from segonnx.artifacts import folder
 from segonnx.artifacts.packing import bundle, oci, triton, zipped
 from segonnx.artifacts.verify import verify
+from segonnx.core import files, subprocesses
+from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, ResourceError
-from segonnx.process import Progress
 
 FORMATS: dict[str, ModuleType] = {"zip": zipped, "triton": triton, "oci": oci, "bundle": bundle}
 
 
-def pack(artifact: Path, form: str, out: Path, *, overwrite: bool = False, progress: Progress = process.silent) -> Path:
+def pack(
+    artifact: Path, form: str, out: Path, *, overwrite: bool = False, progress: Progress = subprocesses.silent
+) -> Path:
     """Write an artifact in another form; it appears whole or not at all.
 
     Args:
@@ -39,18 +40,18 @@ def pack(artifact: Path, form: str, out: Path, *, overwrite: bool = False, progr
     """
     _require_free(out, overwrite=overwrite)
     content = verify(artifact, replay=False, progress=progress).manifest
-    with folder.staging(out) as work:
+    with files.staging(out) as work:
         _require_disk(sum(entry["bytes"] for entry in content["files"].values()), work)
         made = work / "packed"
         try:
             FORMATS[form].write(artifact, content, made, progress)
         except OSError as error:
             raise ResourceError(f"can't write {out}: {error.strerror}") from error
-        folder.publish(made, out)
+        files.publish(made, out)
     return out
 
 
-def unpack(packed: Path, out: Path, *, overwrite: bool = False, progress: Progress = process.silent) -> Path:
+def unpack(packed: Path, out: Path, *, overwrite: bool = False, progress: Progress = subprocesses.silent) -> Path:
     """The artifact in a zip file or an OCI image layout; nothing is written unless all of it is as it should be.
 
     Args:
@@ -73,7 +74,7 @@ def unpack(packed: Path, out: Path, *, overwrite: bool = False, progress: Progre
     with form.opened(packed) as source:
         progress("reading the manifest")
         content = source.manifest()
-        with folder.staging(out) as work:
+        with files.staging(out) as work:
             _require_disk(sum(entry["bytes"] for entry in content["files"].values()), work)
             artifact = work / "artifact"
             artifact.mkdir()
@@ -82,7 +83,7 @@ def unpack(packed: Path, out: Path, *, overwrite: bool = False, progress: Progre
             except OSError as error:
                 raise ResourceError(f"can't unpack {packed}: {error.strerror}") from error
             verify(artifact, replay=False, progress=progress)
-            folder.publish(artifact, out)
+            files.publish(artifact, out)
     return out
 
 

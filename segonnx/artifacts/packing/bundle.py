@@ -14,7 +14,7 @@ from typing import Any
 from segonnx.artifacts import manifest
 from segonnx.artifacts.manifest import Manifest, gives_labels
 from segonnx.artifacts.verify import MODEL
-from segonnx.process import Progress
+from segonnx.core.subprocesses import Progress
 
 
 def write(artifact: Path, content: Manifest, out: Path, progress: Progress) -> None:

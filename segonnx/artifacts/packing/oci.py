@@ -17,8 +17,8 @@ from typing import Any
 from segonnx.artifacts import manifest
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.packing import contents
+from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, VerifyError
-from segonnx.process import Progress
 
 ARTIFACT_TYPE = "application/vnd.segonnx.artifact.v1"
 LAYER_TYPES = {".onnx": "application/vnd.onnx.model", ".json": "application/json", ".md": "text/markdown"}

@@ -12,7 +12,7 @@ from pathlib import Path
 from segonnx.artifacts import manifest
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import MODEL
-from segonnx.process import Progress
+from segonnx.core.subprocesses import Progress
 
 TYPES = {
     "float32": "TYPE_FP32",

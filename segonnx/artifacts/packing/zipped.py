@@ -16,8 +16,8 @@ from pathlib import Path
 from segonnx.artifacts import manifest
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.packing import contents
+from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, VerifyError
-from segonnx.process import Progress
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip file can tell, in place of when each file was written."""

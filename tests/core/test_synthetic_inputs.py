@@ -3,23 +3,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segonnx import inputs
+from segonnx.core import synthetic_inputs
 
 VOLUME, IMAGE = (1, 1, 32, 48, 64), (2, 3, 64, 64)
 
 
-@pytest.mark.parametrize("name", inputs.NAMES)
+@pytest.mark.parametrize("name", synthetic_inputs.NAMES)
 @pytest.mark.parametrize(("shape", "modality"), [(VOLUME, "CT"), (IMAGE, "RGB")])
 def test_inputs_have_their_shape_and_are_the_same_each_time(name: str, shape: tuple[int, ...], modality: str) -> None:
-    x = inputs.make(name, shape, modality)
+    x = synthetic_inputs.make(name, shape, modality)
     assert x.shape == shape
     assert x.dtype == np.float32
     assert np.isfinite(x).all()
-    assert inputs.sha256(x) == inputs.sha256(inputs.make(name, shape, modality))
+    assert synthetic_inputs.sha256(x) == synthetic_inputs.sha256(synthetic_inputs.make(name, shape, modality))
 
 
 def test_the_phantom_is_normalised_as_nnunet_does() -> None:
-    x = inputs.phantom((1, 1, 64, 128, 128), "CT")
+    x = synthetic_inputs.phantom((1, 1, 64, 128, 128), "CT")
     air = x.min()
     inside = x[x > air]
     assert abs(inside.mean()) < 0.1
@@ -28,9 +28,11 @@ def test_the_phantom_is_normalised_as_nnunet_does() -> None:
 
 
 def test_seeds_give_other_noise() -> None:
-    assert inputs.sha256(inputs.make("noise", IMAGE, "RGB", 0)) != inputs.sha256(inputs.make("noise", IMAGE, "RGB", 1))
+    assert synthetic_inputs.sha256(synthetic_inputs.make("noise", IMAGE, "RGB", 0)) != synthetic_inputs.sha256(
+        synthetic_inputs.make("noise", IMAGE, "RGB", 1)
+    )
 
 
 def test_the_hash_is_of_the_values_in_c_order() -> None:
-    x = inputs.make("noise", IMAGE, "RGB")
-    assert inputs.sha256(np.asfortranarray(x)) == inputs.sha256(x)
+    x = synthetic_inputs.make("noise", IMAGE, "RGB")
+    assert synthetic_inputs.sha256(np.asfortranarray(x)) == synthetic_inputs.sha256(x)

@@ -3,16 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segonnx import numeric
+from segonnx.core import tolerances
+from segonnx.core.tolerances import TOLERANCES, compare, compare_labels, labels_of
 from segonnx.errors import ParityError
-from segonnx.numeric import TOLERANCES, compare, compare_labels, labels_of
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.standard_normal((2, 5, 7, 8, 9)).astype(np.float32)
 
 
 def test_the_figures_are_those_of_their_definitions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numeric, "CHUNK", 1000)  # several chunks
+    monkeypatch.setattr(tolerances, "CHUNK", 1000)  # several chunks
     noise = 0.1 * RNG.standard_normal(LOGITS.shape).astype(np.float32)
     found = LOGITS + noise
     difference = compare(LOGITS, found)
@@ -57,7 +57,7 @@ def test_another_shape_fails() -> None:
 
 
 def test_labels_are_the_first_of_the_largest_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numeric, "CHUNK", 1000)
+    monkeypatch.setattr(tolerances, "CHUNK", 1000)
     logits = np.round(LOGITS)  # many tie
     assert labels_of(logits).dtype == np.uint8
     assert np.array_equal(labels_of(logits), logits.argmax(axis=1))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from segonnx import machine
+from segonnx.core import hardware
 
 HYPER_THREADED = {0: "0,4", 1: "1,5", 2: "2,6", 3: "3,7", 4: "0,4", 5: "1,5", 6: "2,6", 7: "3,7"}
 
@@ -20,9 +20,9 @@ HYPER_THREADED = {0: "0,4", 1: "1,5", 2: "2,6", 3: "3,7", 4: "0,4", 5: "1,5", 6:
     ],
 )
 def test_threads_get_a_core_each_first(cores: dict[int, str], threads: int, cpus: list[int]) -> None:
-    assert machine.spread(cores, threads) == cpus
+    assert hardware.spread(cores, threads) == cpus
 
 
 def test_only_processors_that_may_be_used_are_chosen() -> None:
-    assert len(machine.choose_cpus(1)) == 1
-    assert len(machine.choose_cpus(10_000)) == machine.usable_cores()
+    assert len(hardware.choose_cpus(1)) == 1
+    assert len(hardware.choose_cpus(10_000)) == hardware.usable_cores()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from segonnx.process import Progress
+from segonnx.core.subprocesses import Progress
 
 if TYPE_CHECKING:
     from rich.live import Live

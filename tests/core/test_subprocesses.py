@@ -11,47 +11,47 @@ from typing import Any
 import psutil
 import pytest
 
-from segonnx import process
+from segonnx.core import subprocesses
 from segonnx.errors import InputError, ResourceError, StageError
 from tests.conftest import ROOT
 
 
-def double(x: int, progress: process.Progress) -> int:
+def double(x: int, progress: subprocesses.Progress) -> int:
     progress("doubling")
     return 2 * x
 
 
-def refuse(progress: process.Progress) -> None:
+def refuse(progress: subprocesses.Progress) -> None:
     raise InputError("not like this")
 
 
-def die(progress: process.Progress) -> None:
+def die(progress: subprocesses.Progress) -> None:
     print("last words", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def fill_disk(progress: process.Progress) -> None:
+def fill_disk(progress: subprocesses.Progress) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def stumble(progress: process.Progress) -> None:
+def stumble(progress: subprocesses.Progress) -> None:
     raise ZeroDivisionError("oh")
 
 
-def hold(size: int, progress: process.Progress) -> int:
+def hold(size: int, progress: subprocesses.Progress) -> int:
     return len(b"x" * size)
 
 
 def test_the_result_comes_back_with_the_steps() -> None:
     steps: list[str] = []
-    outcome = process.call(double, 21, progress=steps.append)
+    outcome = subprocesses.call(double, 21, progress=steps.append)
     assert outcome.value == 42
     assert steps == ["doubling"]
 
 
 def test_the_peak_is_that_of_the_process_alone() -> None:
-    assert process.call(double, 1).peak_rss_bytes < 10**8
-    assert process.call(hold, 3 * 10**8).peak_rss_bytes > 3 * 10**8
+    assert subprocesses.call(double, 1).peak_rss_bytes < 10**8
+    assert subprocesses.call(hold, 3 * 10**8).peak_rss_bytes > 3 * 10**8
 
 
 @pytest.mark.parametrize(
@@ -65,30 +65,30 @@ def test_the_peak_is_that_of_the_process_alone() -> None:
 )
 def test_a_failure_comes_back_as_one_line(function: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message) as caught:
-        process.call(function)
+        subprocesses.call(function)
     assert "\n" not in str(caught.value)
 
 
-def sleep(progress: process.Progress) -> None:
+def sleep(progress: subprocesses.Progress) -> None:
     progress("sleeping")
     time.sleep(600)
 
 
 def test_a_step_that_takes_too_long_is_ended() -> None:
     with pytest.raises(StageError, match="sleep took more than 3 s"):
-        process.call(sleep, timeout=3.0)
+        subprocesses.call(sleep, timeout=3.0)
 
 
-def hold_capped(size: int, progress: process.Progress) -> int:
-    process.cap_memory(2 * 10**8)
+def hold_capped(size: int, progress: subprocesses.Progress) -> int:
+    subprocesses.cap_memory(2 * 10**8)
     return hold(size, progress)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a process's own memory")
 def test_memory_is_capped() -> None:
-    assert process.call(hold_capped, 10**7).value == 10**7
+    assert subprocesses.call(hold_capped, 10**7).value == 10**7
     with pytest.raises(ResourceError, match="memory ran out"):
-        process.call(hold_capped, 3 * 10**8)
+        subprocesses.call(hold_capped, 3 * 10**8)
 
 
 def linger(channel: Any) -> None:
@@ -98,7 +98,7 @@ def linger(channel: Any) -> None:
 
 def test_workers_end_with_their_parent() -> None:
     code = (
-        "import time\nfrom segonnx.process import Worker\nfrom tests.test_process import linger\n"
+        "import time\nfrom segonnx.core.subprocesses import Worker\nfrom tests.core.test_subprocesses import linger\n"
         "if __name__ == '__main__':\n    print(Worker(linger).receive('x'), flush=True)\n    time.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
