@@ -19,9 +19,9 @@ from segonnx.errors import InputError, SegonnxError, VerifyError
 if TYPE_CHECKING:
     from segonnx.bench.plan import Model
     from segonnx.bench.result import Row
-    from segonnx.catalog import System
     from segonnx.core.progress import Display
     from segonnx.exporters.pipeline import Exported, Settings
+    from segonnx.sources.catalog import System
 
 BACKENDS = (
     "eager", "eager-channels-last", "compile", "compile-channels-last",
@@ -80,8 +80,8 @@ def list_(as_json: bool, check: bool) -> None:
     segonnx list --json | jq '.[].name'
     segonnx list --check
     """
-    from segonnx import catalog
     from segonnx.report import tables
+    from segonnx.sources import catalog
 
     systems = catalog.systems()
     if as_json:
@@ -115,9 +115,9 @@ def _as_json(system: Any) -> dict[str, Any]:
 
 def _check_catalogue() -> None:
     _require_torch("list --check")
-    from segonnx import catalog
     from segonnx.errors import ParityError
     from segonnx.exporters import parameters
+    from segonnx.sources import catalog
 
     failed = []
     for system in catalog.systems():
@@ -291,10 +291,10 @@ def export(
     segonnx export encoder-lcnet-100 --pretrained
     segonnx export --smp FOLDER --shape 256,256
     """
-    from segonnx import smp_folder
     from segonnx.core import files, hardware
     from segonnx.core.progress import Display
     from segonnx.exporters import labels, pipeline
+    from segonnx.sources import smp
 
     ways = {"--weights": weights, "--pretrained": pretrained or None, "--smp": smp_source, "--nnunet": nnunet_folder}
     given = [way for way, value in ways.items() if value is not None]
@@ -315,7 +315,7 @@ def export(
         raise InputError("--weights is one network's: name one system")
     _require_torch("export")
     if smp_source is not None:
-        system, weights = smp_folder.find(smp_source)
+        system, weights = smp.find(smp_source)
         systems = [system]
     if json_path is not None:
         files.require_writable(json_path)
@@ -380,10 +380,10 @@ def _trained(
     from dataclasses import replace
 
     from segonnx.core.progress import Display
-    from segonnx.exporters import nnunet
+    from segonnx.sources.nnunet import folder
 
     with Display() as display:
-        found = nnunet.trained(
+        found = folder.trained(
             nnunet_folder,
             fold=fold,
             which=checkpoint,
@@ -395,7 +395,7 @@ def _trained(
 
 
 def _systems(names: tuple[str, ...], everything: bool) -> list[Any]:
-    from segonnx import catalog
+    from segonnx.sources import catalog
 
     if everything == bool(names):
         raise InputError("give the names of systems, or --all (`segonnx list` shows them)")
@@ -752,7 +752,7 @@ def bench(
     segonnx bench --artifact artifacts/stunet-s --backend ort --threads 1,2
     segonnx bench stunet-s --shape 32,64,64 --shape 64,128,128 --profile
     """
-    from segonnx import catalog, runtimes
+    from segonnx import runtimes
     from segonnx.bench import plan, pyperf_suites, run, subjects
     from segonnx.bench.rounds import Rule
     from segonnx.core import files, hardware
@@ -760,6 +760,7 @@ def bench(
     from segonnx.report import tables
     from segonnx.runtimes import ort
     from segonnx.runtimes.base import Options
+    from segonnx.sources import catalog
 
     chosen = [system.name for system in catalog.systems() if system.family in family]
     systems = [] if artifacts and not (names or everything or family) else _systems((*names, *chosen), everything)

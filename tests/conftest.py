@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from segonnx import catalog
-from segonnx.catalog import System
+from segonnx.sources import catalog
+from segonnx.sources.catalog import System
 from tests import handmade
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -31,12 +31,12 @@ import onnx
 import SimpleITK
 from onnx import TensorProto, helper
 
-from segonnx import catalog
 from segonnx.artifacts import manifest, packing
 from segonnx.artifacts.verify import MODEL, sha256, verify
 from segonnx.core import files, hardware, subprocesses
 from segonnx.errors import SegonnxError, StageError
 from segonnx.predict import images
+from segonnx.sources import catalog
 from tests import handmade
 from tests.conftest import ROOT, message, tiny_system
 

@@ -107,8 +107,9 @@ def write(
     """Write a trained folder below ``root``; the network of fold i has the random weights of seed i."""
     import torch
 
-    from segonnx import models, plans
+    from segonnx import models
     from segonnx.models import nnunet, seeded
+    from segonnx.sources.nnunet import plans
 
     folder = root / planned["dataset_name"] / f"{trainer}__{planned['plans_name']}__{configuration}"
     folder.mkdir(parents=True)

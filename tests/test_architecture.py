@@ -22,8 +22,8 @@ LAYERS = {
     "predict": {"predict", "artifacts"},
 }
 PLAIN = {
-    "catalog", "core", "errors", "plans", "smp_folder",
-    "totalsegmentator", "__version__",
+    "core", "errors", "sources",
+    "__version__",
 }  # fmt: skip
 WITHOUT_TORCH = ("artifacts", "runtimes", "bench", "report", "predict")
 

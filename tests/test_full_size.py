@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from segonnx import catalog
+from segonnx.sources import catalog
 from tests.conftest import run
 
 pytestmark = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Counts every reference system's network and writes segonnx/reference.json. Run it as `make reference`.
+"""Counts every reference system's network and writes segonnx/sources/reference.json. Run it as `make reference`.
 
 The counts of the commit in which a system was added are the reference that `segonnx list --check` and every export hold
 the built network against; run this only when a system is added.
@@ -10,8 +10,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from segonnx import catalog
 from segonnx.exporters.parameters import count
+from segonnx.sources import catalog
 
 PATH = Path(catalog.__file__).with_name("reference.json")
 

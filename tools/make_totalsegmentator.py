@@ -1,4 +1,4 @@
-"""Write segonnx/totalsegmentator.json: the tasks, classes and licences of TotalSegmentator's trained folders.
+"""Write sources/nnunet/totalsegmentator.json: tasks, classes and licences of TotalSegmentator's trained folders.
 
 Usage: ``python tools/make_totalsegmentator.py FOLDER``, where FOLDER holds the unpacked ``totalsegmentator`` package.
 Its tables alone are run, not the package. Run it where a new release adds folders.
@@ -18,7 +18,7 @@ LICENSED = "other (TotalSegmentator's licence: free for non-commercial use, on r
 UNKNOWN = ("brain_aneurysm",)
 """Tasks that aren't in TotalSegmentator's list of what is open for any usage."""
 
-TARGET = Path(__file__).resolve().parents[1] / "segonnx" / "totalsegmentator.json"
+TARGET = Path(__file__).resolve().parents[1] / "segonnx" / "sources" / "nnunet" / "totalsegmentator.json"
 
 
 def _load(path: Path) -> ModuleType:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segonnx.bench.rounds import Rule
-from segonnx.catalog import System
 from segonnx.core import hardware
 from segonnx.errors import InputError
 from segonnx.runtimes.base import Options
+from segonnx.sources.catalog import System
 
 Autocast = Literal["auto", "bf16", "off"]
 _COPY_WEIGHTS = ("ort", "ort-stock", "openvino", "openvino-stock")

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from segonnx import catalog, runtimes
+from segonnx import runtimes
 from segonnx.artifacts.manifest import gives_labels
 from segonnx.artifacts.verify import verify
 from segonnx.bench.plan import Model, Settings
-from segonnx.catalog import System
 from segonnx.core import synthetic_inputs
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError
+from segonnx.sources import catalog
+from segonnx.sources.catalog import System
 
 STOCK = "artifacts/stock"
 """Where artifacts without rewrites are, if the others are in ``artifacts``."""

@@ -13,12 +13,12 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segonnx.catalog import System
 from segonnx.core import subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import ConversionError, ResourceError
 from segonnx.exporters.assemble import Converted
 from segonnx.exporters.prepare import STATE
+from segonnx.sources.catalog import System
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from segonnx.artifacts.verify import MODEL
-from segonnx.catalog import System
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, ParityError
 from segonnx.exporters.assemble import Converted
 from segonnx.exporters.parity import run, saved_labels, steadied
 from segonnx.exporters.probes import Probe
+from segonnx.sources.catalog import System
 
 
 def require(system: System) -> None:

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segonnx.catalog import System
 from segonnx.core import hardware
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError
 from segonnx.exporters import pipeline
 from segonnx.exporters.accounting import FEW
 from segonnx.exporters.pipeline import Exported, Settings
+from segonnx.sources.catalog import System
 
 if TYPE_CHECKING:
     import torch

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from segonnx import models
-from segonnx.catalog import Reference, System
 from segonnx.errors import ParityError
 from segonnx.models import counting
+from segonnx.sources.catalog import Reference, System
 
 MACS_TOLERANCE = 0.005
 """How far multiply-adds may lie from the published figure, beyond its rounding: 0.5 %."""

@@ -21,7 +21,6 @@ import segonnx
 from segonnx.artifacts import card, manifest, sbom
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import MODEL, describe, sha256, verify
-from segonnx.catalog import System
 from segonnx.core import files, hardware, subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.core.tolerances import TOLERANCES
@@ -36,6 +35,7 @@ from segonnx.exporters.rewrites.choices import Choices
 from segonnx.exporters.rewrites.choices import parse as choices_of
 from segonnx.exporters.rewrites.choices import read as read_tuning
 from segonnx.exporters.tune import tune
+from segonnx.sources.catalog import System
 
 if TYPE_CHECKING:
     from segonnx.exporters.rewrites import Optimize

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segonnx.artifacts.verify import sha256
-from segonnx.catalog import System
 from segonnx.core import synthetic_inputs
 from segonnx.core.subprocesses import Progress
 from segonnx.exporters.probes import Probe, halved
+from segonnx.sources.catalog import System
 
 if TYPE_CHECKING:
     from segonnx.models.base import Network

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from segonnx.catalog import System
 from segonnx.core import synthetic_inputs
+from segonnx.sources.catalog import System
 
 
 @dataclass(frozen=True)

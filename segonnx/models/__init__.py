@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from segonnx.catalog import System
 from segonnx.errors import InputError
 from segonnx.models import nnunet, plain_unet, seeded, smp, stunet, timm_encoder, timm_unet
 from segonnx.models.base import Network
+from segonnx.sources.catalog import System
 
 BUILDERS: dict[str, Callable[..., Network]] = {
     "stunet": stunet.build,

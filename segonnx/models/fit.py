@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from segonnx import catalog, models
-from segonnx.catalog import System
+from segonnx import models
 from segonnx.errors import CheckpointError, InputError
+from segonnx.sources import catalog
+from segonnx.sources.catalog import System
 
 BUILDERS = ("stunet", "plain_unet", "timm_unet", "timm_encoder", "smp")
 """The families whose classes and input channels are read off their checkpoints."""

@@ -1,4 +1,4 @@
-"""The networks of nnU-Net v2, from dynamic-network-architectures, as a plan describes them (see ``segonnx.plans``)."""
+"""nnU-Net v2's networks, from dynamic-network-architectures, as a plan describes them (``sources.nnunet.plans``)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from segonnx.errors import InputError
 from segonnx.models.base import Network
-from segonnx.plans import CLASSES, Architecture
+from segonnx.sources.nnunet.plans import CLASSES, Architecture
 
 DEEP_SUPERVISION = "deep-supervision head; inference uses the last head alone"
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from segonnx import smp_folder
-from segonnx.catalog import System
 from segonnx.errors import InputError
 from segonnx.models.base import Network
+from segonnx.sources import smp
+from segonnx.sources.catalog import System
 
 
 def build(
@@ -80,7 +80,7 @@ def describe(system: System, path: Path) -> System:
     from segmentation_models_pytorch.encoders import get_preprocessing_params
 
     encoder = system.options["encoder"]
-    config = json.loads((path.parent / smp_folder.CONFIG).read_bytes())
+    config = json.loads((path.parent / smp.CONFIG).read_bytes())
     pretrained = config.get("encoder_weights") or "imagenet"
     try:
         found = get_preprocessing_params(encoder, pretrained)

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from segonnx.catalog import System
 from segonnx.errors import CheckpointError
 from segonnx.models.base import Network
+from segonnx.sources.catalog import System
 
 
 def reparameterize(module: nn.Module) -> nn.Module:

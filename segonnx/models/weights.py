@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 from segonnx import models
-from segonnx.catalog import System
 from segonnx.errors import CheckpointError
 from segonnx.models import pickles
 from segonnx.models.base import Network
+from segonnx.sources.catalog import System
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "network_weights", "model_state_dict", "model")
 """Keys under which checkpoints keep their weights, in the order in which they are looked for: timm's averaged weights,

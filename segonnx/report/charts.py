@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from segonnx import catalog
 from segonnx.bench.result import OK, Case, Result, Row
 from segonnx.errors import InputError
 from segonnx.report import tables
+from segonnx.sources import catalog
 
 Spec = dict[str, Any]
 

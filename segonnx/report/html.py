@@ -9,10 +9,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from segonnx import catalog
 from segonnx.bench.result import OK, Case, Result, Row
 from segonnx.errors import InputError
 from segonnx.report import charts, tables
+from segonnx.sources import catalog
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """The page may load nothing, and run the scripts that it was written with alone."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from segonnx import catalog
 from segonnx.bench.comparison import Comparison
 from segonnx.bench.result import OK, Result, Row
 from segonnx.report import tables
+from segonnx.sources import catalog
 
 
 def result(content: Result) -> str:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from segonnx import catalog
 from segonnx.bench import stats
 from segonnx.bench.comparison import Comparison
 from segonnx.bench.result import OK, Result, Row
-from segonnx.catalog import System
 from segonnx.errors import InputError
+from segonnx.sources import catalog
+from segonnx.sources.catalog import System
 
 Ratio = Callable[[dict[str, tuple[float, float]]], float]
 """A ratio, computed from (images per second, efficiency) by model."""

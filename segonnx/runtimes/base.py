@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from segonnx.catalog import System
 from segonnx.core.synthetic_inputs import Array
 from segonnx.runtimes.kinds import kind
+from segonnx.sources.catalog import System
 
 Needs = Literal["network", "artifact", "stock"]
 Outputs = Literal["bound", "fresh"]

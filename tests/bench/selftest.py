@@ -144,7 +144,7 @@ def loaded() -> Iterator[Claim]:
     names = [name for name in ("eager", "ort") if runtimes.get(name).missing() is None]
     cores = hardware.usable_cores()
     with tempfile.TemporaryDirectory() as name:
-        from segonnx import catalog
+        from segonnx.sources import catalog
 
         settings = Settings((*names,), (1, cores), Rule(rounds=stats.MIN_ROUNDS))
         model = subjects.from_system(catalog.find(NAME), Path(name), settings, lambda _: None, subprocesses.silent)

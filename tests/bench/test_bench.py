@@ -20,11 +20,11 @@ from segonnx.bench import result as result_file
 from segonnx.bench.plan import Settings
 from segonnx.bench.result import OK, Result
 from segonnx.bench.rounds import Rule
-from segonnx.catalog import System
 from segonnx.core import hardware, subprocesses, synthetic_inputs
 from segonnx.errors import InputError, VerifyError
 from segonnx.exporters import pipeline
 from segonnx.runtimes.base import Operator
+from segonnx.sources.catalog import System
 from tests.bench import fakes
 from tests.conftest import ROOT, SMALL
 from tests.conftest import run as segonnx

@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 CODE = """
 import time
-from segonnx import progress
+from segonnx.core import progress
 progress.PATIENCE_S = 0.2
 with progress.Display() as display:
     display("thinking")

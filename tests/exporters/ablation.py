@@ -20,7 +20,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from segonnx import catalog
 from segonnx.artifacts.verify import MODEL
 from segonnx.bench import exchange, stats
 from segonnx.bench.exchange import Exchange
@@ -31,6 +30,7 @@ from segonnx.exporters.probes import Probe
 from segonnx.exporters.rewrites.choices import OPTIONAL, STOCK, Choices
 from segonnx.exporters.rewrites.unroll_depth import LANES
 from segonnx.exporters.tune import Session
+from segonnx.sources import catalog
 from tools.update_docs import replace
 
 ROOT = Path(__file__).resolve().parents[2]

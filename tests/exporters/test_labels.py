@@ -19,23 +19,25 @@ import torch
 from torch import nn
 
 import segonnx
-from segonnx import catalog, models, plans, runtimes
+from segonnx import models, runtimes
 from segonnx.artifacts import manifest, packing, testdata
 from segonnx.artifacts.verify import verify
 from segonnx.bench import run as bench
 from segonnx.bench import subjects
 from segonnx.bench.plan import Settings as BenchSettings
 from segonnx.bench.rounds import Rule
-from segonnx.catalog import System
 from segonnx.core.tolerances import labels_of
 from segonnx.errors import InputError, ParityError, VerifyError
-from segonnx.exporters import labels, nnunet, parity, pipeline, probes
+from segonnx.exporters import labels, parity, pipeline, probes
 from segonnx.exporters.assemble import Converted
 from segonnx.exporters.pipeline import Settings
 from segonnx.exporters.rewrites.labels import LabelsPass
 from segonnx.models import nnunet as nnunet_models
 from segonnx.models import seeded
 from segonnx.report import tables
+from segonnx.sources import catalog
+from segonnx.sources.catalog import System
+from segonnx.sources.nnunet import folder, plans
 from tests import handmade
 from tests.bench import fakes
 from tests.conftest import run
@@ -235,7 +237,7 @@ def test_classes_that_overlap_are_refused(tiny: System, tmp_path: Path) -> None:
     described["labels"] = {"background": 0, "whole": [1, 2], "core": 2}
     described["regions_class_order"] = [1, 2]
     plan = plans.plan(handmade.plans(), described, "3d_fullres", tmp_path)
-    regions = replace(tiny, described=nnunet.describe(plan, "nnUNetTrainer", (), ["0"], "final"))
+    regions = replace(tiny, described=folder.describe(plan, "nnUNetTrainer", (), ["0"], "final"))
     with pytest.raises(InputError, match="its regions overlap") as caught:
         pipeline.export(regions, Settings(tmp_path / "out", output="labels"))
     assert caught.value.exit_code == 2

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from segonnx import catalog, models
-from segonnx.catalog import Figure
+from segonnx import models
 from segonnx.errors import ParityError
 from segonnx.exporters import parameters
 from segonnx.models import counting
+from segonnx.sources import catalog
+from segonnx.sources.catalog import Figure
 
 
 def test_the_built_network_passes() -> None:

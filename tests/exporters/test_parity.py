@@ -13,8 +13,6 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from segonnx import catalog
-from segonnx.catalog import System
 from segonnx.errors import ParityError
 from segonnx.exporters import accounting, probes
 from segonnx.exporters.assemble import Converted, assemble
@@ -24,6 +22,8 @@ from segonnx.exporters.prepare import STATE, Weights, prepare
 from segonnx.exporters.probes import Probe
 from segonnx.exporters.provenance import Origin
 from segonnx.exporters.rewrites.choices import Choices
+from segonnx.sources import catalog
+from segonnx.sources.catalog import System
 
 
 @dataclass

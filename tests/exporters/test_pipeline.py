@@ -17,12 +17,12 @@ import onnx
 import pytest
 from safetensors.numpy import save_file
 
-from segonnx import catalog
 from segonnx.artifacts.verify import verify
-from segonnx.catalog import System
 from segonnx.errors import CheckpointError, InputError, ParityError, ResourceError
 from segonnx.exporters import pipeline
 from segonnx.exporters.pipeline import Settings
+from segonnx.sources import catalog
+from segonnx.sources.catalog import System
 from tests.conftest import ROOT, SMALL, run
 
 

@@ -16,13 +16,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from segonnx import catalog, models
+from segonnx import models
 from segonnx.artifacts.verify import verify
-from segonnx.catalog import System
 from segonnx.exporters import pipeline
 from segonnx.exporters.pipeline import Settings
 from segonnx.exporters.prepare import Weights, adapt, network_with_weights
 from segonnx.models import seeded
+from segonnx.sources import catalog
+from segonnx.sources.catalog import System
 from tests.conftest import SMALL, run
 
 TIMM = [system.name for system in catalog.systems() if system.builder == "timm_encoder"]
@@ -246,13 +247,13 @@ def test_every_architecture_of_smp_agrees_with_smp(name: str, options: dict[str,
 
 
 def test_a_repository_of_the_hub_is_read_from_the_cache(tmp_path: Path) -> None:
-    from segonnx import smp_folder
     from segonnx.errors import InputError
+    from segonnx.sources import smp
 
     _smp(tmp_path / "w", "fpn", encoder_name="resnet18")
     files = {name: (tmp_path / "w" / name).read_bytes() for name in ("config.json", "model.safetensors")}
     _hub_entry(tmp_path, "someone/fpn", files)
-    code = "import sys; from segonnx import smp_folder; print(smp_folder.find(sys.argv[1]))"
+    code = "import sys; from segonnx.sources import smp; print(smp.find(sys.argv[1]))"
     env = {**os.environ, **OFFLINE, "HF_HOME": str(tmp_path)}
     found = subprocess.run(
         [sys.executable, "-c", code, "someone/fpn"], env=env, capture_output=True, text=True, check=True
@@ -260,7 +261,7 @@ def test_a_repository_of_the_hub_is_read_from_the_cache(tmp_path: Path) -> None:
     assert "name='fpn'" in found
     assert "someone/fpn of Hugging Face, model.safetensors" in found
     with pytest.raises(InputError, match="is not a folder"):
-        smp_folder.find("./someone/fpn")
+        smp.find("./someone/fpn")
     missing = run("export", "--smp", "someone/nothing", env=env)
     assert missing.returncode == 2
     assert "can't be had from Hugging Face's hub or its cache" in missing.stderr

@@ -13,13 +13,13 @@ import onnx_ir as ir
 import pytest
 
 from segonnx.artifacts.verify import verify
-from segonnx.catalog import System
 from segonnx.errors import InputError
 from segonnx.exporters import pipeline, rewrites, tune
 from segonnx.exporters.pipeline import Settings
 from segonnx.exporters.probes import Probe
 from segonnx.exporters.rewrites import choices, unroll_depth
 from segonnx.exporters.rewrites.choices import OPTIONAL, STOCK, Choices
+from segonnx.sources.catalog import System
 from tests.conftest import run
 
 

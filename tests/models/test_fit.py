@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from segonnx import catalog, models
-from segonnx.catalog import System
+from segonnx import models
 from segonnx.errors import CheckpointError, ParityError
 from segonnx.exporters import parameters
 from segonnx.exporters.prepare import Weights, adapt, network_with_weights
 from segonnx.models import counting
 from segonnx.models.fit import fit
+from segonnx.sources import catalog
+from segonnx.sources.catalog import System
 
 FILE = Path("base_ep4k.model")
 STUNETS = ("stunet-s", "stunet-b", "stunet-l", "stunet-h")

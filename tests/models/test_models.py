@@ -3,11 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from segonnx import catalog, models
-from segonnx.catalog import System
+from segonnx import models
 from segonnx.core import synthetic_inputs
 from segonnx.errors import InputError
 from segonnx.models import counting, seeded
+from segonnx.sources import catalog
+from segonnx.sources.catalog import System
 
 # Layouts of the published STU-Net checkpoints.
 STUNET_NAMES = {

@@ -11,7 +11,7 @@ from torch import nn
 
 from segonnx.errors import InputError
 from segonnx.models import nnunet
-from segonnx.plans import CLASSES, NETWORKS, Architecture
+from segonnx.sources.nnunet.plans import CLASSES, NETWORKS, Architecture
 
 COMMON: dict[str, Any] = {
     "n_stages": 3,

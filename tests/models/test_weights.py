@@ -20,10 +20,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from segonnx import catalog, models
-from segonnx.catalog import System
+from segonnx import models
 from segonnx.errors import CheckpointError
 from segonnx.models import seeded, weights
+from segonnx.sources import catalog
+from segonnx.sources.catalog import System
 
 
 @pytest.fixture

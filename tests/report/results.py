@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from segonnx import catalog
 from segonnx.bench import stats
 from segonnx.bench.result import Ratio, Result, Row
 from segonnx.runtimes.base import Operator
+from segonnx.sources import catalog
 
 FACTORS = {"eager": 1.0, "compile": 0.8, "ort": 0.5, "openvino": 0.5}
 """Time of a runtime, as part of eager's."""

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from segonnx import catalog
 from segonnx.bench.result import Result
 from segonnx.errors import InputError
 from segonnx.report import html
+from segonnx.sources import catalog
 from tests.conftest import run
 from tests.report import results
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from segonnx import catalog
 from segonnx.bench.result import Result, Row
 from segonnx.report import tables
+from segonnx.sources import catalog
 
 
 def _row(name: str, images_per_s: float, backend: str = "ort") -> Row:

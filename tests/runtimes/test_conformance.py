@@ -17,7 +17,6 @@ import pytest
 from segonnx import runtimes
 from segonnx.artifacts.verify import MODEL
 from segonnx.bench.worker import Job, Loaded, serve
-from segonnx.catalog import System
 from segonnx.core import subprocesses, synthetic_inputs
 from segonnx.core.tolerances import TOLERANCES, compare
 from segonnx.errors import InputError
@@ -25,6 +24,7 @@ from segonnx.exporters import pipeline
 from segonnx.exporters.prepare import write_weights
 from segonnx.runtimes import kinds, ort
 from segonnx.runtimes.base import Options, Runtime, Subject
+from segonnx.sources.catalog import System
 
 
 @dataclass

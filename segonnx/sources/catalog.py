@@ -247,7 +247,7 @@ _SYSTEMS = (
 @functools.cache
 def systems() -> tuple[System, ...]:
     """The reference systems, in the order of the source's tables, each with its counted reference."""
-    counted = json.loads(importlib.resources.files("segonnx").joinpath("reference.json").read_text("utf-8"))
+    counted = json.loads(importlib.resources.files("segonnx.sources").joinpath("reference.json").read_text("utf-8"))
     from dataclasses import replace
 
     return tuple(replace(s, reference=Reference(**counted[s.name])) for s in _SYSTEMS)

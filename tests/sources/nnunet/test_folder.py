@@ -17,9 +17,10 @@ import torch
 from segonnx import models
 from segonnx.artifacts.verify import verify
 from segonnx.errors import CheckpointError, InputError
-from segonnx.exporters import nnunet, pipeline
-from segonnx.exporters.nnunet import Trained
+from segonnx.exporters import pipeline
 from segonnx.exporters.pipeline import Settings
+from segonnx.sources.nnunet import folder as trained_folder
+from segonnx.sources.nnunet.folder import Trained
 from tests import handmade, nnunet_folders
 from tests.conftest import ROOT, run
 
@@ -29,9 +30,9 @@ TOTAL_TRAINER = "nnUNetTrainer_4000epochs_NoMirroring"
 
 def _read(folder: Path, fold: str | None = None, configuration: str | None = None) -> list[Trained]:
     """``nnunet.trained`` without the start of a process."""
-    model = nnunet.locate(folder, configuration)
-    checkpoints = nnunet.find_checkpoints(model, fold, "final")
-    return nnunet._read(model, checkpoints, fold, "final", configuration, False, lambda _: None)
+    model = trained_folder.locate(folder, configuration)
+    checkpoints = trained_folder.find_checkpoints(model, fold, "final")
+    return trained_folder._read(model, checkpoints, fold, "final", configuration, False, lambda _: None)
 
 
 def _answer(artifact: Path, x: np.ndarray) -> np.ndarray:
@@ -133,15 +134,15 @@ def test_the_manifest_holds_all_that_inference_needs(folder: Path) -> None:
 
 
 def test_each_fold_is_an_artifact_of_its_own(folder: Path) -> None:
-    every = nnunet.trained(folder)
+    every = trained_folder.trained(folder)
     assert [one.checkpoints[0].parent.name for one in every] == ["fold_0", "fold_1", "fold_all"]
     assert len({one.system.name for one in every}) == 3
 
 
 @pytest.mark.slow
 def test_an_ensemble_is_the_mean_of_its_folds(folder: Path, tmp_path: Path) -> None:
-    every = nnunet.trained(folder)
-    (ensemble,) = nnunet.trained(folder, fold="ensemble")
+    every = trained_folder.trained(folder)
+    (ensemble,) = trained_folder.trained(folder, fold="ensemble")
     assert [path.parent.name for path in ensemble.checkpoints] == ["fold_0", "fold_1"]
     exported = pipeline.export(ensemble.system, Settings(tmp_path, checkpoints=ensemble.checkpoints))
     parameters = exported.manifest["parameters"]
@@ -241,11 +242,11 @@ def test_a_wrong_folder_is_named_with_what_is_there(folder: Path, tmp_path: Path
         results: "holds the results of 1 data sets; name one: Dataset001_Two",
     }.items():
         with pytest.raises(InputError, match=message) as caught:
-            nnunet.locate(place)
+            trained_folder.locate(place)
         assert "\n" not in str(caught.value)
-    assert nnunet.locate(data, "2d").name.endswith("__2d")
+    assert trained_folder.locate(data, "2d").name.endswith("__2d")
     with pytest.raises(InputError, match="no trained folder of '3d_lowres'; it has nnUNet"):
-        nnunet.locate(data, "3d_lowres")
+        trained_folder.locate(data, "3d_lowres")
     with pytest.raises(InputError, match="was trained as 3d_fullres, but lies in a folder of 2d"):
         _read(data / "nnUNetTrainer__nnUNetPlans__2d", "0")
     with pytest.raises(InputError, match="was trained as 3d_fullres, not 2d"):
@@ -253,7 +254,7 @@ def test_a_wrong_folder_is_named_with_what_is_there(folder: Path, tmp_path: Path
 
 
 def test_a_missing_part_is_named(copy: Path) -> None:
-    find = nnunet.find_checkpoints
+    find = trained_folder.find_checkpoints
     with pytest.raises(InputError, match="has no fold_3; it has fold_0, fold_1, fold_all"):
         find(copy, "3", "final")
     with pytest.raises(InputError, match=r"fold_0 lacks checkpoint_best.pth; it has .*; --checkpoint final takes"):

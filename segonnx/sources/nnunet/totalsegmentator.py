@@ -42,6 +42,6 @@ def task(dataset: str, trainer: str) -> Task | None:
 
 @functools.cache
 def _tasks() -> dict[str, dict[str, Any]]:
-    text = importlib.resources.files("segonnx").joinpath("totalsegmentator.json").read_text("utf-8")
+    text = importlib.resources.files("segonnx.sources.nnunet").joinpath("totalsegmentator.json").read_text("utf-8")
     tasks: dict[str, dict[str, Any]] = json.loads(text)
     return tasks

@@ -15,12 +15,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from segonnx import plans, totalsegmentator
-from segonnx.catalog import Reference, System
 from segonnx.core import subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import CheckpointError, InputError
-from segonnx.plans import DATASET, PLANS, Plan
+from segonnx.sources.catalog import Reference, System
+from segonnx.sources.nnunet import plans, totalsegmentator
+from segonnx.sources.nnunet.plans import DATASET, PLANS, Plan
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from segonnx import smp_folder
 from segonnx.errors import InputError
+from segonnx.sources import smp
 
 CONFIG: dict[str, Any] = {
     "_model_class": "Unet", "activation": None, "aux_params": None, "classes": 4, "decoder_attention_type": None,
@@ -25,9 +25,9 @@ def _folder(path: Path, config: object, weights: str = "model.safetensors") -> P
     return path
 
 
-@pytest.mark.parametrize("weights", smp_folder.WEIGHTS)
+@pytest.mark.parametrize("weights", smp.WEIGHTS)
 def test_a_folder_tells_its_network(weights: str, tmp_path: Path) -> None:
-    system, path = smp_folder.find(str(_folder(tmp_path / "liver", {**CONFIG, "in_channels": 1}, weights)))
+    system, path = smp.find(str(_folder(tmp_path / "liver", {**CONFIG, "in_channels": 1}, weights)))
     assert path == tmp_path / "liver" / weights
     assert (system.name, system.family, system.builder) == ("liver", "smp", "smp")
     assert system.input_shape == (1, 1, 512, 512)
@@ -65,25 +65,25 @@ def test_configurations_of_strangers_are_refused_in_one_line(
     changed: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        smp_folder.find(str(_folder(tmp_path, {**CONFIG, **changed})))
+        smp.find(str(_folder(tmp_path, {**CONFIG, **changed})))
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a folder"):
-        smp_folder.find(str(tmp_path / "nowhere"))
+        smp.find(str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
-        smp_folder.find(str(tmp_path))
+        smp.find(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match=r"config\.json is missing"):
-        smp_folder.find(str(tmp_path))
+        smp.find(str(tmp_path))
     for text in ("{", "[" * 100_000, "", "\0"):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(InputError, match="isn't JSON"):
-            smp_folder.find(str(tmp_path))
+            smp.find(str(tmp_path))
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(InputError, match="doesn't hold names and values"):
-        smp_folder.find(str(tmp_path))
-    (tmp_path / "config.json").write_text(" " * (smp_folder.MAX_BYTES + 1))
+        smp.find(str(tmp_path))
+    (tmp_path / "config.json").write_text(" " * (smp.MAX_BYTES + 1))
     with pytest.raises(InputError, match="is larger than"):
-        smp_folder.find(str(tmp_path))
+        smp.find(str(tmp_path))

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from segonnx import plans, totalsegmentator
 from segonnx.errors import InputError
-from segonnx.plans import Plan
+from segonnx.sources.nnunet import plans, totalsegmentator
+from segonnx.sources.nnunet.plans import Plan
 from tests import handmade
 
 HERE = Path("folder")
@@ -211,7 +211,8 @@ def test_plans_are_read_without_torch() -> None:
     import subprocess
 
     code = (
-        "import json, sys\nfrom pathlib import Path\nfrom segonnx import plans\nfrom tests import handmade\n"
+        "import json, sys\nfrom pathlib import Path\n"
+        "from segonnx.sources.nnunet import plans\nfrom tests import handmade\n"
         "plans.plan(handmade.plans(), handmade.dataset(), '3d_fullres', Path())\nprint('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

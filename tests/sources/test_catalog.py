@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from segonnx import catalog
-from segonnx.catalog import Figure
 from segonnx.errors import InputError
+from segonnx.sources import catalog
+from segonnx.sources.catalog import Figure
 from tests.conftest import run
 
 # As counted independently of this code, when the systems were chosen.
@@ -94,7 +94,7 @@ def test_list_check_fails_on_a_wrong_reference() -> None:
     # The same command with one count of the reference changed by one.
     code = (
         "from dataclasses import replace\n"
-        "from segonnx import catalog, cli\n"
+        "from segonnx import cli\nfrom segonnx.sources import catalog\n"
         "systems = [s for s in catalog.systems() if s.name == 'encoder-lcnet-100']\n"
         "reference = replace(systems[0].reference, parameters=systems[0].reference.parameters + 1)\n"
         "catalog.systems = lambda: (replace(systems[0], reference=reference),)\n"
