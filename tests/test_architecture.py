@@ -22,7 +22,7 @@ LAYERS = {
     "predict": {"predict", "artifacts"},
 }
 PLAIN = {
-    "core", "errors", "sources",
+    "core", "errors", "optimize", "sources",
     "__version__",
 }  # fmt: skip
 WITHOUT_TORCH = ("artifacts", "runtimes", "bench", "report", "predict")

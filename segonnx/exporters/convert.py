@@ -23,9 +23,9 @@ from segonnx.sources.catalog import System
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from segonnx.exporters.rewrites import Optimize
-    from segonnx.exporters.rewrites.choices import Choices
     from segonnx.models.base import Network
+    from segonnx.optimize import Optimize
+    from segonnx.optimize.choices import Choices
 
 OPSET = 20
 
@@ -80,8 +80,9 @@ def convert_network(
     import onnxscript.optimizer
     from onnx_ir.passes import common
 
-    from segonnx.exporters import provenance, rewrites
+    from segonnx.exporters import provenance
     from segonnx.models import weights
+    from segonnx.optimize import apply
 
     progress("converting to ONNX")
     model = _program(network, system, shape, dynamic)
@@ -89,7 +90,7 @@ def convert_network(
     tensors = weights.names(network.module)
     traced = provenance.trace(model, tensors)
     onnxscript.optimizer.optimize(model)
-    changed = rewrites.apply(model, optimize, choices)
+    changed = apply(model, optimize, choices)
     common.ShapeInferencePass()(model)
     common.RemoveUnusedNodesPass()(model)
     # Metadata of the exporter tells paths and source lines of this machine.

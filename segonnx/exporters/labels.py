@@ -68,7 +68,7 @@ def put(
     import onnx
     import onnx_ir as ir
 
-    from segonnx.exporters.rewrites.labels import LabelsPass
+    from segonnx.optimize.labels import LabelsPass
 
     progress("putting the labels behind the logits")
     path = artifact / MODEL

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from segonnx.exporters.parity import Output
-    from segonnx.exporters.rewrites import Optimize
+    from segonnx.optimize import Optimize
 
 AXES = {4: "images (N, C, H, W)", 5: "volumes (N, C, D, H, W)"}
 

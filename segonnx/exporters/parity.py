@@ -129,7 +129,7 @@ def steadied(path: Path) -> Iterator[Path]:
     """The model with its InstanceNormalization computed in a way that loses no digits, beside the file."""
     import onnx_ir as ir
 
-    from segonnx.exporters.rewrites.stable_instance_norm import StableInstanceNormPass
+    from segonnx.optimize.stable_instance_norm import StableInstanceNormPass
 
     model = ir.load(path)
     if not StableInstanceNormPass()(model).modified:

@@ -31,15 +31,15 @@ from segonnx.exporters.assemble import Converted, assemble
 from segonnx.exporters.convert import convert, convert_network
 from segonnx.exporters.parity import DTYPE, RUNTIME, STEADY_RUNTIME, Measured, Output, measure
 from segonnx.exporters.prepare import STATE, Prepared, Weights, adapt, prepare, prepare_network
-from segonnx.exporters.rewrites.choices import Choices
-from segonnx.exporters.rewrites.choices import parse as choices_of
-from segonnx.exporters.rewrites.choices import read as read_tuning
-from segonnx.exporters.tune import tune
+from segonnx.optimize.choices import Choices
+from segonnx.optimize.choices import parse as choices_of
+from segonnx.optimize.choices import read as read_tuning
+from segonnx.optimize.search import tune
 from segonnx.sources.catalog import System
 
 if TYPE_CHECKING:
-    from segonnx.exporters.rewrites import Optimize
     from segonnx.models.base import Network
+    from segonnx.optimize import Optimize
 
 T = TypeVar("T")
 
@@ -258,7 +258,7 @@ def memory_needed(system: System, shape: tuple[int, ...]) -> int:
     runtime derives others from them; six times the logits (what the widest layers and the comparison hold); and a
     gigabyte for the libraries.
     """
-    from segonnx.exporters.rewrites.unroll_depth import MAX_BYTES
+    from segonnx.optimize.unroll_depth import MAX_BYTES
 
     parameters = system.reference.training_parameters if system.reference is not None else system.parameters
     logits = 4 * shape[0] * system.num_classes * math.prod(shape[2:])

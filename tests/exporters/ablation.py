@@ -20,16 +20,18 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from segonnx import optimize
 from segonnx.artifacts.verify import MODEL
 from segonnx.bench import exchange, stats
 from segonnx.bench.exchange import Exchange
 from segonnx.core import hardware, subprocesses
 from segonnx.core.synthetic_inputs import Array
-from segonnx.exporters import pipeline, rewrites, tune
+from segonnx.exporters import pipeline
 from segonnx.exporters.probes import Probe
-from segonnx.exporters.rewrites.choices import OPTIONAL, STOCK, Choices
-from segonnx.exporters.rewrites.unroll_depth import LANES
-from segonnx.exporters.tune import Session
+from segonnx.optimize import search
+from segonnx.optimize.choices import OPTIONAL, STOCK, Choices
+from segonnx.optimize.search import Session
+from segonnx.optimize.unroll_depth import LANES
 from segonnx.sources import catalog
 from tools.update_docs import replace
 
@@ -48,7 +50,7 @@ def variants(stock: Path, folder: Path) -> dict[str, Path]:
     """The graphs to compare, by name, beside the weights that they share."""
     for path in stock.parent.glob(f"{MODEL}*"):
         shutil.copy(path, folder)
-    changed, found = rewrites.run(ir.load(folder / MODEL), Choices())
+    changed, found = optimize.run(ir.load(folder / MODEL), Choices())
     passes = [name for name in OPTIONAL if name in changed]
     chosen = {"stock": STOCK, ALL: Choices()}
     if len(passes) > 1:
@@ -58,13 +60,13 @@ def variants(stock: Path, folder: Path) -> dict[str, Path]:
     for form in FORMS if found else ():
         forms = {text: form for text, layer in found.items() if form in layer.forms and layer.form != "stacked"}
         chosen[f"all, convolutions as {form}"] = Choices(forms=forms)
-    for lanes in tune.LANES if found else ():
+    for lanes in search.LANES if found else ():
         if lanes != LANES:
             chosen[f"all, volumes in lanes: {lanes}"] = Choices(lanes=lanes)
     paths = {}
     for number, (name, choices) in enumerate(chosen.items()):
         model = ir.load(folder / MODEL)
-        rewrites.run(model, choices)
+        optimize.run(model, choices)
         paths[name] = folder / f"{number}.onnx"
         ir.save(model, paths[name])
     return paths

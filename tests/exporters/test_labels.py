@@ -31,9 +31,9 @@ from segonnx.errors import InputError, ParityError, VerifyError
 from segonnx.exporters import labels, parity, pipeline, probes
 from segonnx.exporters.assemble import Converted
 from segonnx.exporters.pipeline import Settings
-from segonnx.exporters.rewrites.labels import LabelsPass
 from segonnx.models import nnunet as nnunet_models
 from segonnx.models import seeded
+from segonnx.optimize.labels import LabelsPass
 from segonnx.report import tables
 from segonnx.sources import catalog
 from segonnx.sources.catalog import System

@@ -21,7 +21,7 @@ from segonnx.exporters.parity import measure
 from segonnx.exporters.prepare import STATE, Weights, prepare
 from segonnx.exporters.probes import Probe
 from segonnx.exporters.provenance import Origin
-from segonnx.exporters.rewrites.choices import Choices
+from segonnx.optimize.choices import Choices
 from segonnx.sources import catalog
 from segonnx.sources.catalog import System
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from segonnx.exporters.rewrites.reading import group, is_convolution2d, shape
-from segonnx.exporters.rewrites.slices import Builder
+from segonnx.optimize.reading import group, is_convolution2d, shape
+from segonnx.optimize.slices import Builder
 
 BLOCK = 16
 GROUP = 8

@@ -10,8 +10,8 @@ from typing import Any
 
 from segonnx.artifacts.manifest import misfit
 from segonnx.errors import InputError
-from segonnx.exporters.rewrites.convolutions import FORMS
-from segonnx.exporters.rewrites.unroll_depth import LANES
+from segonnx.optimize.convolutions import FORMS
+from segonnx.optimize.unroll_depth import LANES
 
 OPTIONAL = (
     "CommuteUpsamplingPass",

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from segonnx.exporters.rewrites import winograd_phases
-from segonnx.exporters.rewrites.merge_groups import MergeGroupsPass
-from segonnx.exporters.rewrites.slices import Builder
-from segonnx.exporters.rewrites.split_concat import SplitConcatPass
-from segonnx.exporters.rewrites.winograd_phases import WinogradPhasesPass
-from tests.exporters.graphs import RNG, Graph, check, few, operators, run
+from segonnx.optimize import winograd_phases
+from segonnx.optimize.merge_groups import MergeGroupsPass
+from segonnx.optimize.slices import Builder
+from segonnx.optimize.split_concat import SplitConcatPass
+from segonnx.optimize.winograd_phases import WinogradPhasesPass
+from tests.optimize.graphs import RNG, Graph, check, few, operators, run
 
 LAYERS = ("layer", "residual")
 STEPS = (*LAYERS, "pointwise", "by two", "pick", "transposed", "repeat", "skip", "relu", "leaky", "pool")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from segonnx.exporters.rewrites.slices import Builder
+from segonnx.optimize.slices import Builder
 
 
 class PointwiseHeadPass(ir.passes.InPlacePass):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from segonnx.exporters.rewrites.slices import Builder, Slices
+from segonnx.optimize.slices import Builder, Slices
 
 
 @dataclass(frozen=True)

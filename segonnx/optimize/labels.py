@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from segonnx.exporters.rewrites.slices import Builder
+from segonnx.optimize.slices import Builder
 
 
 class LabelsPass(ir.passes.InPlacePass):

@@ -12,13 +12,14 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
+from segonnx import optimize
 from segonnx.artifacts.verify import verify
 from segonnx.errors import InputError
-from segonnx.exporters import pipeline, rewrites, tune
+from segonnx.exporters import pipeline
 from segonnx.exporters.pipeline import Settings
 from segonnx.exporters.probes import Probe
-from segonnx.exporters.rewrites import choices, unroll_depth
-from segonnx.exporters.rewrites.choices import OPTIONAL, STOCK, Choices
+from segonnx.optimize import choices, search, unroll_depth
+from segonnx.optimize.choices import OPTIONAL, STOCK, Choices
 from segonnx.sources.catalog import System
 from tests.conftest import run
 
@@ -62,13 +63,13 @@ def test_what_was_chosen_is_in_the_manifest(tuned: Path) -> None:
 
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_every_form_of_every_layer_runs_alone(lanes: int, stock: Path) -> None:
-    found = rewrites.run(ir.load(stock), Choices(lanes=lanes))[1]
-    one = tune._Search(stock, Probe("noise", (1, 1, 32, 64, 64)).make("CT"), 2, float("inf"), lambda _: None)
+    found = optimize.run(ir.load(stock), Choices(lanes=lanes))[1]
+    one = search._Search(stock, Probe("noise", (1, 1, 32, 64, 64)).make("CT"), 2, float("inf"), lambda _: None)
     raced = set()
     for text, layer in found.items():
         for form in layer.forms if len(layer.forms) > 1 else ():
             unroll = unroll_depth.UnrollDepthPass({text: form}, lanes)
-            unroll(tune._alone(layer.layer))
+            unroll(search._alone(layer.layer))
             assert unroll.found[text].form == form  # in its own network, too, the layer goes by this text
         if len(layer.forms) > 1 and layer.layer.kernel not in raced:
             raced.add(layer.layer.kernel)
@@ -93,15 +94,15 @@ def test_the_same_graph_is_tuned_once(tiny: System, tuned: Path, cache: Path, tm
     again = pipeline.export(tiny, Settings(tmp_path, tune=True, tune_time=20, seed=1), steps.append)
     assert "taking the tuning of an earlier export" in steps
     assert again.manifest["tuning"] == verify(tuned).manifest["tuning"]
-    assert tune._load(kept) == again.manifest["tuning"]
+    assert search._load(kept) == again.manifest["tuning"]
     kept.write_text(kept.read_text()[:100])
-    assert tune._load(kept) is None
+    assert search._load(kept) is None
 
 
-def paces(seconds: Callable[[Choices], float]) -> Callable[[tune._Search, Choices], Any]:
+def paces(seconds: Callable[[Choices], float]) -> Callable[[search._Search, Choices], Any]:
     """Makes sessions whose passes take what a table says of their choices."""
 
-    def session(one: tune._Search, chosen: Choices) -> Any:
+    def session(one: search._Search, chosen: Choices) -> Any:
         one._rewrite(chosen)
         taken = seconds(chosen)
         return type("Session", (), {"sample": lambda _: taken})()
@@ -109,16 +110,16 @@ def paces(seconds: Callable[[Choices], float]) -> Callable[[tune._Search, Choice
     return session
 
 
-def search(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Choices], float]) -> Any:
+def find(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Choices], float]) -> Any:
     """A search over the tiny network in which alone, each layer is fastest by its last form."""
     for path in stock.parent.glob("model.onnx*"):
         shutil.copy(path, tmp_path)
-    monkeypatch.setattr(tune._Search, "_session", paces(seconds))
+    monkeypatch.setattr(search._Search, "_session", paces(seconds))
     monkeypatch.setattr(
-        tune._Search, "_race_forms", lambda _, one, __: {form: 1 / (1 + i) for i, form in enumerate(one.forms)}
+        search._Search, "_race_forms", lambda _, one, __: {form: 1 / (1 + i) for i, form in enumerate(one.forms)}
     )
     x = Probe("noise", (1, 1, 32, 64, 64)).make("CT")
-    return tune._Search(tmp_path / "model.onnx", x, 1, float("inf"), lambda _: None)
+    return search._Search(tmp_path / "model.onnx", x, 1, float("inf"), lambda _: None)
 
 
 def test_the_whole_graph_decides(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +130,7 @@ def test_the_whole_graph_decides(stock: Path, tmp_path: Path, monkeypatch: pytes
         # In its place winograd4_matmul gains, each time; stacked, which wins alone too, loses.
         return 2.0 - 0.01 * forms.count("winograd4_matmul") + 0.1 * forms.count("stacked")
 
-    one = search(stock, tmp_path, monkeypatch, seconds)
+    one = find(stock, tmp_path, monkeypatch, seconds)
     found = one.choose(Choices())
     assert set(found.forms.values()) == {"winograd4_matmul"}
     tuning = one.settle(Choices(), found)
@@ -137,7 +138,7 @@ def test_the_whole_graph_decides(stock: Path, tmp_path: Path, monkeypatch: pytes
     assert choices.parse(tuning, "it") == found
     # Every layer that has the form.
     model = ir.load(stock)
-    layers = rewrites.run(model, Choices())[1]
+    layers = optimize.run(model, Choices())[1]
     last = "winograd4_matmul"
     can = {text for text, layer in layers.items() if layer.forms[-1] == last and layer.form != last}
     assert can
@@ -148,7 +149,7 @@ def test_the_whole_graph_decides(stock: Path, tmp_path: Path, monkeypatch: pytes
 def test_the_fastest_number_of_lanes_is_chosen(
     lanes: int, stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = search(stock, tmp_path, monkeypatch, lambda chosen: 9.0 if chosen.without else 1 + abs(chosen.lanes - lanes))
+    one = find(stock, tmp_path, monkeypatch, lambda chosen: 9.0 if chosen.without else 1 + abs(chosen.lanes - lanes))
     found = one.choose(Choices())
     assert found == Choices(lanes=lanes)
     assert choices.parse(one.settle(Choices(), found), "it") == found
@@ -161,7 +162,7 @@ def test_a_rewrite_that_loses_is_left_out(
     def seconds(chosen: Choices) -> float:
         return (1.0 if name in chosen.without else 2.0) - 0.01 * len(chosen.forms)
 
-    one = search(stock, tmp_path, monkeypatch, seconds)
+    one = find(stock, tmp_path, monkeypatch, seconds)
     changed, _ = one._rewrite(Choices())
     found = one.choose(Choices())
     assert found.without == ((name,) if name in changed else ())
@@ -171,7 +172,7 @@ def test_a_rewrite_that_loses_is_left_out(
 
 
 def test_the_stock_graph_stays_where_it_is_faster(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = search(stock, tmp_path, monkeypatch, lambda chosen: 1.0 if chosen == STOCK else 2.0)
+    one = find(stock, tmp_path, monkeypatch, lambda chosen: 1.0 if chosen == STOCK else 2.0)
     tuning = one.settle(Choices(), one.choose(Choices()))
     assert tuning["kept"] == "stock"
     assert choices.parse(tuning, "it") == STOCK
@@ -179,7 +180,7 @@ def test_the_stock_graph_stays_where_it_is_faster(stock: Path, tmp_path: Path, m
 
 
 def test_the_search_ends_with_its_time(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = search(stock, tmp_path, monkeypatch, lambda _: 1.0)
+    one = find(stock, tmp_path, monkeypatch, lambda _: 1.0)
     one._deadline = 0.0
     tuning = one.settle(Choices(), one.choose(Choices()))
     assert tuning["search"] == {"complete": False, "races": 0, "layers": []}
@@ -196,8 +197,8 @@ def test_the_growth_of_weights_is_bounded(stock: Path, growth: float) -> None:
             now += times * (27 * count if one.layer.kernel == (3, 3, 3) else count)
         return now / before
 
-    free = rewrites.run(ir.load(stock), Choices())[1]
-    found = rewrites.run(ir.load(stock), Choices(max_weight_growth=growth))[1]
+    free = optimize.run(ir.load(stock), Choices())[1]
+    found = optimize.run(ir.load(stock), Choices(max_weight_growth=growth))[1]
     assert grown(free) > 1.2  # the lower bounds bind
     assert grown(found) <= growth
     if growth == 1.5:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from segonnx.exporters.rewrites.reading import group, is_convolution2d
-from segonnx.exporters.rewrites.slices import Builder
+from segonnx.optimize.reading import group, is_convolution2d
+from segonnx.optimize.slices import Builder
 
 BLOCK = 16
 """Channels of a block; parts that don't fill theirs would be convolved with zeros."""

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from segonnx.exporters.rewrites import convolutions
-from segonnx.exporters.rewrites.convolutions import Convolution
-from segonnx.exporters.rewrites.reading import group, integers, repeats, shape, text
-from segonnx.exporters.rewrites.slices import Builder, Slices, border, cut, join, relane
+from segonnx.optimize import convolutions
+from segonnx.optimize.convolutions import Convolution
+from segonnx.optimize.reading import group, integers, repeats, shape, text
+from segonnx.optimize.slices import Builder, Slices, border, cut, join, relane
 
 UNARY = frozenset({"LeakyRelu", "Relu", "Elu", "Sigmoid", "Tanh", "HardSwish", "Gelu", "Mish", "Selu", "Softplus"})
 BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Max", "Min"})

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from segonnx.exporters.rewrites import unroll_depth
-from segonnx.exporters.rewrites.commute_upsampling import CommuteUpsamplingPass
-from segonnx.exporters.rewrites.pointwise_head import PointwiseHeadPass
-from segonnx.exporters.rewrites.unroll_depth import UnrollDepthPass
-from tests.exporters.graphs import RNG, Graph, check, few, operators, run
+from segonnx.optimize import unroll_depth
+from segonnx.optimize.commute_upsampling import CommuteUpsamplingPass
+from segonnx.optimize.pointwise_head import PointwiseHeadPass
+from segonnx.optimize.unroll_depth import UnrollDepthPass
+from tests.optimize.graphs import RNG, Graph, check, few, operators, run
 
 
 class Always(dict[str, str]):

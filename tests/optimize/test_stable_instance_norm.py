@@ -9,8 +9,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from segonnx.exporters import rewrites
-from segonnx.exporters.rewrites.stable_instance_norm import StableInstanceNormPass
+from segonnx import optimize
+from segonnx.optimize.stable_instance_norm import StableInstanceNormPass
 
 RNG = np.random.default_rng(0)
 
@@ -61,7 +61,7 @@ def _run(model: ir.Model, x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("epsilon", [1e-5, 1e-2])
 def test_the_rewrite_is_exact(declared: list[int | str], shape: tuple[int, ...], epsilon: float) -> None:
     model = _model(declared, shape[1], epsilon=epsilon)
-    assert rewrites.apply(model) == ("StableInstanceNormPass",)
+    assert optimize.apply(model) == ("StableInstanceNormPass",)
     assert "InstanceNormalization" not in Counter(node.op_type for node in model.graph)
     x = RNG.normal(3, 0.5, shape).astype(np.float32)
     exact = _exact(model, x, epsilon)
@@ -74,7 +74,7 @@ def test_it_keeps_the_digits_that_the_operator_loses() -> None:
     stock, stable = _model([*shape], 4), _model([*shape], 4)
     for name in ("scale", "bias"):
         stable.graph.initializers[name].const_value = stock.graph.initializers[name].const_value
-    rewrites.apply(stable)
+    optimize.apply(stable)
     x = RNG.normal(10, 0.1, shape).astype(np.float32)
     exact = _exact(stock, x)
     errors = [np.abs(_run(model, x) - exact).max() for model in (stock, stable)]
@@ -84,7 +84,7 @@ def test_it_keeps_the_digits_that_the_operator_loses() -> None:
 
 def test_a_constant_channel_gives_the_bias() -> None:
     model = _model([1, 4, 32, 32, 32], 4)
-    rewrites.apply(model)
+    optimize.apply(model)
     y = _run(model, np.full((1, 4, 32, 32, 32), 7.3, np.float32))
     bias = model.graph.initializers["bias"].const_value.numpy()
     assert np.abs(y - bias.reshape(1, 4, 1, 1, 1)).max() < 1e-3
@@ -92,12 +92,12 @@ def test_a_constant_channel_gives_the_bias() -> None:
 
 def test_small_channels_keep_the_operator() -> None:
     model = _model([1, 4, 8, 8, 16], 4)
-    assert rewrites.apply(model) == ()
+    assert optimize.apply(model) == ()
 
 
 def test_the_value_keeps_its_name_and_shape() -> None:
     model = _model([1, 4, 32, 32, 32], 4)
-    rewrites.apply(model)
+    optimize.apply(model)
     assert [value.name for value in model.graph.outputs] == ["y"]
     assert model.graph.outputs[0].shape == ir.Shape([1, 4, 32, 32, 32])
 

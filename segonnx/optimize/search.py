@@ -27,8 +27,8 @@ from segonnx.exporters.probes import Probe
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from segonnx.exporters.rewrites.choices import Choices
-    from segonnx.exporters.rewrites.unroll_depth import Found, Layer
+    from segonnx.optimize.choices import Choices
+    from segonnx.optimize.unroll_depth import Found, Layer
 
 ROUNDS = 7
 WINS = 6
@@ -70,7 +70,7 @@ def tune(
         defaults and of what the search found. The fastest of the three is chosen. The same graph on the same machine is
         looked up among earlier choices.
     """
-    from segonnx.exporters.rewrites.choices import Choices
+    from segonnx.optimize.choices import Choices
 
     cached = _cache(stock, probe, max_weight_growth, threads, seconds)
     if (known := _load(cached)) is not None:
@@ -100,7 +100,7 @@ class _Search:
 
     def choose(self, default: Choices) -> Choices:
         """The fastest choices that the time allows to find."""
-        from segonnx.exporters.rewrites.choices import OPTIONAL
+        from segonnx.optimize.choices import OPTIONAL
 
         current, session = default, self._session(default)
         changed, _ = self._rewrite(default)
@@ -126,7 +126,7 @@ class _Search:
 
     def settle(self, default: Choices, found: Choices) -> Tuning:
         """The last race: the stock graph, the defaults and what was found; the record of the fastest."""
-        from segonnx.exporters.rewrites.choices import STOCK
+        from segonnx.optimize.choices import STOCK
 
         runners = {"stock": STOCK, "default": default} | ({"tuned": found} if found != default else {})
         sessions = {}
@@ -189,7 +189,7 @@ class _Search:
         """Median seconds of each form of a layer, alone."""
         import onnx_ir as ir
 
-        from segonnx.exporters.rewrites.unroll_depth import UnrollDepthPass
+        from segonnx.optimize.unroll_depth import UnrollDepthPass
 
         x = np.random.default_rng(0).standard_normal((1, 1, *one.layer.size), np.float32)
         sessions = {}
@@ -203,10 +203,10 @@ class _Search:
     def _rewrite(self, choices: Choices) -> tuple[tuple[str, ...], dict[str, Found]]:
         import onnx_ir as ir
 
-        from segonnx.exporters import rewrites
+        from segonnx import optimize
 
         model = ir.load(self._stock)
-        changed, found = rewrites.run(model, choices)
+        changed, found = optimize.run(model, choices)
         ir.save(model, self._candidate)
         return changed, found
 
@@ -336,7 +336,7 @@ def _cache(stock: Path, probe: Probe, max_weight_growth: float | None, threads: 
 
 def _load(path: Path) -> Tuning | None:
     """What the cache holds; None where it holds nothing that can be used."""
-    from segonnx.exporters.rewrites import choices
+    from segonnx.optimize import choices
 
     try:
         return choices.read(path)

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from segonnx.exporters.rewrites.reading import group, integers, repeats, shape, text
-from segonnx.exporters.rewrites.slices import Builder
+from segonnx.optimize.reading import group, integers, repeats, shape, text
+from segonnx.optimize.slices import Builder
 
 MIN_INPUTS = 64
 MIN_OUTPUTS = 128

@@ -18,7 +18,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from segonnx.exporters.rewrites.slices import Builder
+from segonnx.optimize.slices import Builder
 
 SMALL = 1024
 """Channels of at most this many voxels keep the operator: their sums are short enough."""

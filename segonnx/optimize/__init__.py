@@ -8,15 +8,15 @@ from typing import Literal
 import onnx_ir as ir
 
 from segonnx.errors import InputError
-from segonnx.exporters.rewrites import unroll_depth, winograd_phases
-from segonnx.exporters.rewrites.choices import Choices
-from segonnx.exporters.rewrites.commute_upsampling import CommuteUpsamplingPass
-from segonnx.exporters.rewrites.merge_groups import MergeGroupsPass
-from segonnx.exporters.rewrites.pointwise_head import PointwiseHeadPass
-from segonnx.exporters.rewrites.split_concat import SplitConcatPass
-from segonnx.exporters.rewrites.stable_instance_norm import StableInstanceNormPass
-from segonnx.exporters.rewrites.unroll_depth import Found, UnrollDepthPass
-from segonnx.exporters.rewrites.winograd_phases import WinogradPhasesPass
+from segonnx.optimize import unroll_depth, winograd_phases
+from segonnx.optimize.choices import Choices
+from segonnx.optimize.commute_upsampling import CommuteUpsamplingPass
+from segonnx.optimize.merge_groups import MergeGroupsPass
+from segonnx.optimize.pointwise_head import PointwiseHeadPass
+from segonnx.optimize.split_concat import SplitConcatPass
+from segonnx.optimize.stable_instance_norm import StableInstanceNormPass
+from segonnx.optimize.unroll_depth import Found, UnrollDepthPass
+from segonnx.optimize.winograd_phases import WinogradPhasesPass
 
 Optimize = Literal["cpu", "none"]
 """What ``segonnx export --optimize`` takes: a graph for ONNX Runtime's CPU provider, or the graph as torch wrote it."""
