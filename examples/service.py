@@ -29,7 +29,7 @@ from fastapi.responses import JSONResponse, Response
 
 from segonnx.errors import InputError, ResourceError, SegonnxError
 from segonnx.predict import images
-from segonnx.predict.artifact import Artifact
+from segonnx.predict.predictor import Artifact
 
 RUNNING = int(os.environ.get("SEGONNX_RUNNING", "1"))
 MAX_BYTES = int(os.environ.get("SEGONNX_MAX_BYTES", "268435456"))

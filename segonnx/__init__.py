@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from segonnx.core.subprocesses import Progress
     from segonnx.exporters.pipeline import Exported
-    from segonnx.predict.artifact import Artifact
+    from segonnx.predict.predictor import Artifact
 
 __version__ = "0.1.0"
 __all__ = ["Artifact", "__version__", "export"]
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
     """``segonnx.Artifact``, imported once somebody asks for it."""
     if name != "Artifact":
         raise AttributeError(f"module 'segonnx' has no attribute {name!r}")
-    from segonnx.predict.artifact import Artifact
+    from segonnx.predict.predictor import Artifact
 
     return Artifact
 

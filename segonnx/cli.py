@@ -561,7 +561,7 @@ def predict(
     from segonnx.core.progress import Display
     from segonnx.predict import files as predict_files
     from segonnx.predict import images
-    from segonnx.predict.artifact import Artifact
+    from segonnx.predict.predictor import Artifact
 
     images.require()
     if json_path is not None:

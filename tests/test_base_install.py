@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from segonnx.predict.artifact import Artifact
+from segonnx.predict.predictor import Artifact
 from tests.conftest import ROOT, SMALL, run
 from tests.predict.conftest import SPACING, save, volume
 

@@ -23,7 +23,7 @@ EXTRAS = ("", "[predict]")
 IMPORTS = 5
 PROGRAMS = {
     "`import segonnx`": ("-c", "import segonnx"),
-    "`import segonnx.predict.artifact`": ("-c", "import segonnx.predict.artifact"),
+    "`import segonnx.predict.predictor`": ("-c", "import segonnx.predict.predictor"),
     "`segonnx --version`": ("-m", "segonnx", "--version"),
 }
 

@@ -17,9 +17,9 @@ from segonnx.core import subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, ResourceError
 from segonnx.predict import images
-from segonnx.predict.artifact import Artifact
-from segonnx.predict.grid import Array
 from segonnx.predict.pipeline import Times
+from segonnx.predict.predictor import Artifact
+from segonnx.predict.resampling import Array
 
 
 @dataclass(frozen=True)

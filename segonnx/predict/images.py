@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from segonnx.errors import InputError, ResourceError
-from segonnx.predict.grid import Array
+from segonnx.predict.resampling import Array
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 FLAT = 999

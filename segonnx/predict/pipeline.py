@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from segonnx.errors import InputError
-from segonnx.predict import grid, windows
-from segonnx.predict.grid import Array, Line
-from segonnx.predict.recipe import PICTURE, Channel, Recipe
-from segonnx.predict.windows import Network
+from segonnx.predict import resampling, sliding_window
+from segonnx.predict.config import PICTURE, Channel, Recipe
+from segonnx.predict.resampling import Array, Line
+from segonnx.predict.sliding_window import Network
 
 EPSILON = 1e-8
 
@@ -80,27 +80,27 @@ def predict(
         image = image.astype(np.float32).transpose(0, *(axis + 1 for axis in recipe.forward))
         own = [float(spacing[axis]) for axis in recipe.forward]
         wanted = [*own[: 3 - len(recipe.spacing)], *recipe.spacing]
-        mask, box = grid.nonzero(image)
+        mask, box = resampling.nonzero(image)
         if not recipe.crop:
             box = tuple(slice(0, size) for size in mask.shape)
         whole = mask.shape
         image = np.ascontiguousarray(image[(slice(None), *box)])
         mask = mask[box]
         if previous is not None or any(channel.use_mask for channel in recipe.channels):
-            mask = grid.filled(mask)
+            mask = resampling.filled(mask)
         for values, channel in zip(image, recipe.channels, strict=True):
             _normalise(values, mask, channel)
     with times.of("resample"):
         cropped = image.shape[1:]
-        shape = grid.resampled_shape(cropped, own, wanted) if recipe.image.resamples else cropped
+        shape = resampling.resampled_shape(cropped, own, wanted) if recipe.image.resamples else cropped
         if min(shape) < 1:
             raise InputError(f"the image covers less than a voxel of {'x'.join(f'{size:g}' for size in wanted)} mm")
-        axis = grid.low_resolution_axis(recipe.image, own, wanted)
-        image = grid.resample(image, shape, recipe.image, axis)
+        axis = resampling.low_resolution_axis(recipe.image, own, wanted)
+        image = resampling.resample(image, shape, recipe.image, axis)
         if previous is not None:
             image = np.concatenate([image, _one_hot(previous, box, mask, shape, own, wanted, recipe)])
     classes = len(recipe.values)
-    logits = windows.slices(
+    logits = sliding_window.slices(
         image, network, classes, recipe.window, recipe.step if step is None else step, recipe.sigma,
         recipe.mirror_axes if mirror else (), progress,
     )  # fmt: skip
@@ -143,7 +143,7 @@ def _check_previous(previous: Array | None, image: Array, recipe: Recipe) -> Non
 
 def _one_hot(
     previous: Array,
-    box: grid.Box,
+    box: resampling.Box,
     mask: Array,
     shape: Sequence[int],
     own: Sequence[float],
@@ -153,8 +153,8 @@ def _one_hot(
     """A first stage's labels as channels (labels, z, y, x), on the network's grid."""
     labels = previous.transpose(recipe.forward)[box].astype(np.int16)
     labels[(labels == 0) & ~mask] = -1  # a label of its own: it may lose where all of the background would win
-    axis = grid.low_resolution_axis(recipe.labels, own, wanted)
-    labels = grid.resample_labels(labels, shape, recipe.labels, axis)
+    axis = resampling.low_resolution_axis(recipe.labels, own, wanted)
+    labels = resampling.resample_labels(labels, shape, recipe.labels, axis)
     return np.stack([(labels == value).astype(np.float32) for value in recipe.previous])
 
 
@@ -190,7 +190,7 @@ def _lines(
     recipe: Recipe, old: Sequence[int], new: Sequence[int], current: Sequence[float], wanted: Sequence[float]
 ) -> list[Line]:
     """How each axis of the logits becomes the cropped image's."""
-    axis = grid.low_resolution_axis(recipe.logits, current, wanted)
+    axis = resampling.low_resolution_axis(recipe.logits, current, wanted)
     if recipe.logits.order != 1 or (axis is not None and recipe.logits.order_z not in (0, 1)):
         raise InputError(
             f"the manifest resamples logits with splines of order {recipe.logits.order} and {recipe.logits.order_z}; "

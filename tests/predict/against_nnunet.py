@@ -28,7 +28,7 @@ import numpy as np
 
 from segonnx.core import hardware
 from segonnx.predict import files
-from segonnx.predict.artifact import Artifact
+from segonnx.predict.predictor import Artifact
 from tests import nnunet_folders
 
 ROUNDS = 5

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from segonnx.predict.artifact import Artifact
-from segonnx.predict.grid import Array
+from segonnx.predict.predictor import Artifact
+from segonnx.predict.resampling import Array
 
 SHAPE, SPACING = (20, 26, 40), (1.5, 3.2, 1.4)
 

@@ -16,9 +16,9 @@ import pytest
 import SimpleITK
 
 from segonnx.errors import InputError
-from segonnx.predict import pipeline, recipe
-from segonnx.predict.artifact import Artifact
-from segonnx.predict.grid import Array
+from segonnx.predict import config, pipeline
+from segonnx.predict.predictor import Artifact
+from segonnx.predict.resampling import Array
 from tests import handmade, nnunet_folders
 from tests.conftest import ROOT, SMALL, message, run
 from tests.predict.conftest import SHAPE, SPACING, save, volume
@@ -260,7 +260,7 @@ def test_regions_are_written_over_one_another(loaded: Artifact) -> None:
     chosen = replace(
         loaded.recipe, regions=True, values=(2, 1), forward=(0, 1, 2), backward=(0, 1, 2), window=(4, 4, 4),
         spacing=(1.0, 1.0, 1.0),
-        channels=(recipe.Channel("NoNormalization", use_mask=False, intensities={}),),
+        channels=(config.Channel("NoNormalization", use_mask=False, intensities={}),),
     )  # fmt: skip
     image = np.zeros((1, 6, 6, 6), np.float32)
     image[:, :, :, 2:] = 1

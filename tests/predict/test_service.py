@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from segonnx.predict.artifact import Artifact
+from segonnx.predict.predictor import Artifact
 from tests.conftest import ROOT, SMALL
 from tests.predict.conftest import SHAPE, SPACING, save, volume
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg
 from skimage.transform import resize
 
-from segonnx.predict import grid
-from segonnx.predict.grid import Line
-from segonnx.predict.recipe import Resampling
+from segonnx.predict import resampling
+from segonnx.predict.config import Resampling
+from segonnx.predict.resampling import Line
 
 LINEAR = Resampling(resamples=True, order=1, order_z=0, separate_z=None)
 SIZES = st.integers(1, 9)
@@ -32,7 +32,7 @@ def test_lines_along_every_axis_are_skimages_linear_resize(
 @given(old=st.tuples(SIZES, SIZES, SIZES), new=st.tuples(SIZES, SIZES, SIZES), order=st.integers(0, 3))
 def test_images_are_resampled_as_by_skimage(old: tuple[int, int, int], new: tuple[int, int, int], order: int) -> None:
     image = np.random.default_rng(0).standard_normal((2, *old)).astype(np.float32)
-    found = grid.resample(image, new, Resampling(resamples=True, order=order, order_z=0, separate_z=None), None)
+    found = resampling.resample(image, new, Resampling(resamples=True, order=order, order_z=0, separate_z=None), None)
     for one, target in zip(image, found, strict=True):
         expected = resize(one.astype(np.float64), new, order, mode="edge", anti_aliasing=False)
         np.testing.assert_array_equal(target, expected.astype(np.float32))
@@ -52,7 +52,7 @@ def test_label_maps_are_resampled_as_by_nnunet(
         expected = resample_data_or_seg(
             labels[None], new, is_seg=True, axis=axis, order=order, do_separate_z=axis is not None, order_z=order_z
         )
-        np.testing.assert_array_equal(grid.resample_labels(labels, new, how, axis), expected[0])
+        np.testing.assert_array_equal(resampling.resample_labels(labels, new, how, axis), expected[0])
 
 
 @pytest.mark.parametrize(("old", "new"), [(5, 12), (12, 5), (7, 7), (1, 4), (4, 1)])
@@ -77,7 +77,7 @@ def test_nearest_lines_take_whole_voxels(old: int, new: int) -> None:
 def test_an_axis_of_low_resolution_is_found(
     current: tuple[float, ...], wanted: tuple[float, ...], separate: bool | None, axis: int | None
 ) -> None:
-    assert grid.low_resolution_axis(Resampling(True, 3, 0, separate), current, wanted) == axis
+    assert resampling.low_resolution_axis(Resampling(True, 3, 0, separate), current, wanted) == axis
 
 
 def test_what_is_not_zero_is_boxed_with_its_holes() -> None:
@@ -85,18 +85,18 @@ def test_what_is_not_zero_is_boxed_with_its_holes() -> None:
     image[0, 1:4, 1:4, 2:5] = 1
     image[0, 2, 2, 3] = 0
     image[1, 3, 4, 5] = 2
-    mask, box = grid.nonzero(image)
+    mask, box = resampling.nonzero(image)
     assert box == (slice(1, 4), slice(1, 5), slice(2, 6))
     assert not mask[2, 2, 3]
-    filled = grid.filled(mask)
+    filled = resampling.filled(mask)
     assert filled[2, 2, 3]
     assert filled.sum() == 27 + 1
-    mask, box = grid.nonzero(np.zeros((1, 2, 3, 4)))
+    mask, box = resampling.nonzero(np.zeros((1, 2, 3, 4)))
     assert box == (slice(0, 2), slice(0, 3), slice(0, 4))
 
 
 def test_the_same_grid_is_left_alone() -> None:
     image = np.random.default_rng(0).standard_normal((1, 3, 4, 5)).astype(np.float32)
-    assert grid.resample(image, (3, 4, 5), LINEAR, None) is image
+    assert resampling.resample(image, (3, 4, 5), LINEAR, None) is image
     kept = Resampling(resamples=False, order=3, order_z=0, separate_z=None)
-    assert grid.resample(image, (9, 9, 9), kept, None) is image
+    assert resampling.resample(image, (9, 9, 9), kept, None) is image

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from segonnx.predict.recipe import Resampling
+from segonnx.predict.config import Resampling
 
 Array = npt.NDArray[Any]
 Box = tuple[slice, ...]

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from segonnx.predict import windows
-from segonnx.predict.grid import Array
+from segonnx.predict import sliding_window
+from segonnx.predict.resampling import Array
 
 
 def channels(x: Array) -> Array:
@@ -20,14 +20,14 @@ def local(x: Array) -> Array:
     return np.stack([x[0, 0] + place, x[0, 0] * place])[None].astype(np.float32)
 
 
-def whole(image: Array, network: windows.Network, window: tuple[int, ...], step: float) -> Array:
+def whole(image: Array, network: sliding_window.Network, window: tuple[int, ...], step: float) -> Array:
     """What the windows mean together, with everything held at once."""
-    gaussian = windows.weights(window, 1 / 8)
+    gaussian = sliding_window.weights(window, 1 / 8)
     below = [max(0, need - size) // 2 for need, size in zip(window, image.shape[1:], strict=True)]
     above = [max(0, need - size) - low for need, size, low in zip(window, image.shape[1:], below, strict=True)]
     padded = np.pad(image, [(0, 0), *zip(below, above, strict=True)])
     total, weight = np.zeros((2, *padded.shape[1:])), np.zeros(padded.shape[1:])
-    every = (windows.starts(size, need, step) for size, need in zip(padded.shape[1:], window, strict=True))
+    every = (sliding_window.starts(size, need, step) for size, need in zip(padded.shape[1:], window, strict=True))
     for start in itertools.product(*every):
         box = tuple(slice(a, a + size) for a, size in zip(start, window, strict=True))
         total[(slice(None), *box)] += network(padded[(slice(None), *box)][None])[0] * gaussian
@@ -42,7 +42,8 @@ def test_slices_are_what_all_windows_mean_together(shape: tuple[int, ...], step:
     image = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
     told: list[tuple[int, int]] = []
     found = np.stack(
-        list(windows.slices(image, local, 2, (8, 8, 8), step, 1 / 8, (), lambda *done: told.append(done))), axis=1
+        list(sliding_window.slices(image, local, 2, (8, 8, 8), step, 1 / 8, (), lambda *done: told.append(done))),
+        axis=1,
     )
     np.testing.assert_allclose(found, whole(image, local, (8, 8, 8), step), rtol=1e-4, atol=1e-4)
     assert told[-1][0] == told[-1][1] == len(told)
@@ -50,7 +51,7 @@ def test_slices_are_what_all_windows_mean_together(shape: tuple[int, ...], step:
 
 def test_windows_of_pictures_go_through_every_slice() -> None:
     image = np.random.default_rng(0).standard_normal((1, 5, 20, 11)).astype(np.float32)
-    found = np.stack(list(windows.slices(image, channels, 2, (8, 8), 0.5, 1 / 8, (), lambda *_: None)), axis=1)
+    found = np.stack(list(sliding_window.slices(image, channels, 2, (8, 8), 0.5, 1 / 8, (), lambda *_: None)), axis=1)
     np.testing.assert_allclose(found[0], image[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found[1], 2 * image[0], rtol=1e-5, atol=1e-6)
 
@@ -63,7 +64,9 @@ def test_mirrored_windows_are_mirrored_back() -> None:
         seen.append(x)
         return channels(x)
 
-    found = np.stack(list(windows.slices(image, network, 2, (12, 12, 12), 0.5, 1 / 8, (0, 2), lambda *_: None)), axis=1)
+    found = np.stack(
+        list(sliding_window.slices(image, network, 2, (12, 12, 12), 0.5, 1 / 8, (0, 2), lambda *_: None)), axis=1
+    )
     np.testing.assert_allclose(found[0], image[0], rtol=1e-5, atol=1e-6)
     assert len(seen) == 4
     np.testing.assert_array_equal(seen[3][0], image[:, ::-1, :, ::-1])
@@ -74,10 +77,10 @@ def test_mirrored_windows_are_mirrored_back() -> None:
     [(110, 64, 0.5, [0, 23, 46]), (64, 64, 0.5, [0]), (65, 64, 0.5, [0, 1]), (128, 64, 1.0, [0, 64])],
 )
 def test_windows_begin_evenly(size: int, window: int, step: float, expected: list[int]) -> None:
-    assert windows.starts(size, window, step) == expected
+    assert sliding_window.starts(size, window, step) == expected
 
 
 def test_no_weight_is_zero() -> None:
-    weights = windows.weights((64, 96, 160), 1 / 8)
+    weights = sliding_window.weights((64, 96, 160), 1 / 8)
     assert weights.min() > 0
     assert weights.max() == 10

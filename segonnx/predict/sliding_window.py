@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from segonnx.predict.grid import Array
+from segonnx.predict.resampling import Array
 
 Network = Callable[[Array], Array]
 """From a window (1, C, spatial...) to its logits (1, classes, spatial...), both float32."""

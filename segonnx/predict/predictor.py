@@ -12,9 +12,9 @@ import numpy as np
 from segonnx.artifacts.verify import MODEL, verify
 from segonnx.core import hardware
 from segonnx.errors import InputError, VerifyError
-from segonnx.predict import pipeline, recipe
-from segonnx.predict.grid import Array
+from segonnx.predict import config, pipeline
 from segonnx.predict.pipeline import Times
+from segonnx.predict.resampling import Array
 
 if TYPE_CHECKING:
     import os
@@ -43,7 +43,7 @@ class Artifact:
         if concurrent < 1:
             raise InputError(f"concurrent= takes a number above 0; found {concurrent}")
         self.manifest = verify(folder, replay=False).manifest
-        self.recipe = recipe.read(self.manifest, folder)
+        self.recipe = config.read(self.manifest, folder)
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads or hardware.usable_cores()
         settings.log_severity_level = 3
