@@ -753,7 +753,7 @@ def bench(
     segonnx bench stunet-s --shape 32,64,64 --shape 64,128,128 --profile
     """
     from segonnx import runtimes
-    from segonnx.bench import plan, pyperf_suites, run, subjects
+    from segonnx.bench import plan, pyperf_suites, run, targets
     from segonnx.bench.rounds import Rule
     from segonnx.core import files, hardware
     from segonnx.core.progress import Display
@@ -784,17 +784,17 @@ def bench(
     if pyperf_path is not None:
         pyperf_suites.require(pyperf_path)
     with Display() as display:
-        models: list[Model] = [subjects.from_artifact(artifact, display) for artifact in artifacts]
+        models: list[Model] = [targets.from_artifact(artifact, display) for artifact in artifacts]
         models += [
-            subjects.from_system(
+            targets.from_system(
                 system, out, settings, lambda exported: display.echo(_exported_line(exported)), display, shape, size
             )
             for system in systems
             for shape in shapes or (None,)
             for size in batch
         ]
-        subjects.require_alike(models, settings)
-        x = subjects.read_input(input_path, models) if input_path is not None else None
+        targets.require_alike(models, settings)
+        x = targets.read_input(input_path, models) if input_path is not None else None
         result = run.bench(models, settings, x, lambda rows: _tell(rows, display), display)
     click.echo(f"\n{result.autocast}")
     for key in catalog.FAMILIES:

@@ -18,12 +18,12 @@ import numpy as np
 from segonnx import runtimes
 from segonnx.artifacts import testdata
 from segonnx.artifacts.verify import MODEL
-from segonnx.bench import ceilings, exchange, plan, rounds, stats, subjects
-from segonnx.bench.exchange import Exchange
+from segonnx.bench import core_latency, plan, roofline, rounds, stats, targets
+from segonnx.bench.core_latency import Exchange
 from segonnx.bench.plan import Model, Settings
 from segonnx.bench.result import OK, Ratio, Result, Row
 from segonnx.bench.rounds import Rule
-from segonnx.bench.watch import Watch
+from segonnx.bench.thread_monitor import Watch
 from segonnx.bench.worker import Job, Loaded, Passes, serve
 from segonnx.core import hardware, subprocesses, synthetic_inputs
 from segonnx.core.subprocesses import Progress, Worker
@@ -76,7 +76,7 @@ def bench(
         result.warnings.append(f"the frequency governor is {result.machine['governor']!r}: clock rates may vary")
     try:
         for threads in settings.threads if settings.ceilings else ():
-            result.ceilings.append(ceilings.measure(threads, hardware.choose_cpus(threads), progress))
+            result.ceilings.append(roofline.measure(threads, hardware.choose_cpus(threads), progress))
         for model, threads in itertools.product(models, settings.threads):
             case = _Case(model, threads, settings, bf16, known, began, progress)
             try:
@@ -197,7 +197,7 @@ class _Case:
                 for row in users if not same else ():
                     row.warnings.append("random weights, made again here, differ in rounding from the artifact's")
         files: dict[str, Path | None] = {}
-        stock = f" --optimize none --out {subjects.STOCK}"
+        stock = f" --optimize none --out {targets.STOCK}"
         for need, folder, how in (("artifact", self.model.artifact, ""), ("stock", self.model.stock, stock)):
             files[need] = None if folder is None else folder / MODEL
             if folder is None:
@@ -473,7 +473,7 @@ class _Case:
                 row.warnings.append("its passes still changed by more than 5 % when the warm-up ended")
             if len(row.exchange_ns) != len(row.rounds):
                 row.exchange_ns = []
-            if (found := exchange.levels(row.exchange_ns)) is not None:
+            if (found := core_latency.levels(row.exchange_ns)) is not None:
                 row.warnings.append(
                     "its processors were moved between caches: one saw what another wrote "
                     f"after {found[0]:.0f} ns at times, and after {found[1]:.0f} ns at others"

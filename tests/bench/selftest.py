@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from segonnx import runtimes
-from segonnx.bench import run, stats, subjects
+from segonnx.bench import run, stats, targets
 from segonnx.bench.plan import Model, Settings
 from segonnx.bench.result import Result
 from segonnx.bench.rounds import Rule
@@ -147,7 +147,7 @@ def loaded() -> Iterator[Claim]:
         from segonnx.sources import catalog
 
         settings = Settings((*names,), (1, cores), Rule(rounds=stats.MIN_ROUNDS))
-        model = subjects.from_system(catalog.find(NAME), Path(name), settings, lambda _: None, subprocesses.silent)
+        model = targets.from_system(catalog.find(NAME), Path(name), settings, lambda _: None, subprocesses.silent)
         quiet, busy, preferred = [], [], []
         # In turns, so that the machine's own wandering falls on all of them alike.
         for _ in range(LOADED_TURNS):

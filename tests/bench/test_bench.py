@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from segonnx.bench import plan, run, stats, subjects
+from segonnx.bench import plan, run, stats, targets
 from segonnx.bench import result as result_file
 from segonnx.bench.plan import Settings
 from segonnx.bench.result import OK, Result
@@ -102,7 +102,7 @@ def test_the_table_has_the_sources_columns_and_figures(result: dict[str, Any]) -
 
 
 def test_an_artifact_is_held_against_its_recorded_logits(exports: Path) -> None:
-    model = subjects.from_artifact(exports / SMALL, lambda _: None)
+    model = targets.from_artifact(exports / SMALL, lambda _: None)
     done = run.bench([model], Settings(("ort",), (1,), Rule(rounds=1)), None, lambda _: None)
     assert done.rows[0].compared_with == "recorded"
     assert done.rows[0].label_agreement == 1
@@ -110,14 +110,14 @@ def test_an_artifact_is_held_against_its_recorded_logits(exports: Path) -> None:
 
 
 def test_weights_that_were_made_on_another_machine_are_warned_of(exports: Path) -> None:
-    model = replace(subjects.from_artifact(exports / SMALL, lambda _: None), weights_sha256="0" * 64)
+    model = replace(targets.from_artifact(exports / SMALL, lambda _: None), weights_sha256="0" * 64)
     done = run.bench([model], Settings(("eager", "ort"), (1,), Rule(rounds=1)), None, lambda _: None)
     assert [row.status for row in done.rows] == [OK, OK]
     assert ["differ in rounding" in " ".join(row.warnings) for row in done.rows] == [True, False]
 
 
 def test_weights_from_a_file_cannot_be_made_again(exports: Path) -> None:
-    model = replace(subjects.from_artifact(exports / SMALL, lambda _: None), seed=None)
+    model = replace(targets.from_artifact(exports / SMALL, lambda _: None), seed=None)
     done = run.bench([model], Settings(("eager", "ort"), (1,), Rule(rounds=1)), None, lambda _: None)
     assert "weights came from a file" in done.rows[0].status
     assert done.rows[1].status == OK
@@ -147,9 +147,9 @@ def test_a_given_input_is_used(exports: Path, tmp_path: Path) -> None:
 def test_a_wrong_input_is_refused(content: Any, message: str, exports: Path, tmp_path: Path) -> None:
     if content is not None:
         np.save(tmp_path / "x.npy", content)
-    model = subjects.from_artifact(exports / SMALL, lambda _: None)
+    model = targets.from_artifact(exports / SMALL, lambda _: None)
     with pytest.raises(InputError, match=message):
-        subjects.read_input(tmp_path / "x.npy", [model])
+        targets.read_input(tmp_path / "x.npy", [model])
 
 
 def test_a_damaged_artifact_is_not_timed(artifact: Path) -> None:
@@ -157,17 +157,17 @@ def test_a_damaged_artifact_is_not_timed(artifact: Path) -> None:
         file.seek(-1, os.SEEK_END)
         file.write(b"x")
     with pytest.raises(VerifyError):
-        subjects.from_artifact(artifact, lambda _: None)
+        targets.from_artifact(artifact, lambda _: None)
 
 
 def test_a_system_without_artifact_is_exported_first(tiny: System, tmp_path: Path) -> None:
     made: list[pipeline.Exported] = []
     settings = Settings(("ort-stock", "ort"), (2,), Rule(rounds=1))
-    model = subjects.from_system(tiny, tmp_path, settings, made.append, lambda _: None)
+    model = targets.from_system(tiny, tmp_path, settings, made.append, lambda _: None)
     assert [one.folder for one in made] == [tmp_path / "stock" / tiny.name, tmp_path / tiny.name]
     assert [bool(one.manifest["rewrites"]) for one in made] == [False, True]
     assert (model.stock, model.artifact) == tuple(one.folder for one in made)
-    assert subjects.from_system(tiny, tmp_path, settings, made.append, lambda _: None) == model
+    assert targets.from_system(tiny, tmp_path, settings, made.append, lambda _: None) == model
     assert len(made) == 2
     stock, ours = run.bench([replace(model, stock=None)], settings, None, lambda _: None).rows
     assert stock.status == f"no artifact: segonnx export {tiny.name} --optimize none --out artifacts/stock"
@@ -193,7 +193,7 @@ def test_openvino_on_a_graph_for_onnx_runtime_is_warned_of(tmp_path: Path) -> No
     ],
 )
 def test_which_artifacts_derive_weights(rewrites: list[str], expected: bool) -> None:
-    assert subjects.derives(rewrites) is expected
+    assert targets.derives(rewrites) is expected
 
 
 def test_memory_is_planned_for_the_weights_that_a_runtime_derives(tmp_path: Path) -> None:
@@ -433,7 +433,7 @@ def _wait_for(look: Callable[[], Any]) -> Any:
 
 
 def test_logits_that_differ_are_no_result(exports: Path) -> None:
-    model = subjects.from_artifact(exports / SMALL, lambda _: None)
+    model = targets.from_artifact(exports / SMALL, lambda _: None)
     settings = Settings(("wrong", "steady"), (1,), Rule(rounds=1))
     wrong, other = run.bench([model], settings, None, lambda _: None, known=fakes.KNOWN).rows
     assert wrong.status.startswith("its logits differ: max")

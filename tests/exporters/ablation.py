@@ -22,8 +22,8 @@ import onnx_ir as ir
 
 from segonnx import optimize
 from segonnx.artifacts.verify import MODEL
-from segonnx.bench import exchange, stats
-from segonnx.bench.exchange import Exchange
+from segonnx.bench import core_latency, stats
+from segonnx.bench.core_latency import Exchange
 from segonnx.core import hardware, subprocesses
 from segonnx.core.synthetic_inputs import Array
 from segonnx.exporters import pipeline
@@ -127,7 +127,9 @@ def measure(name: str, flag: Exchange) -> str:
 
 def table(name: str, raced: dict[str, list[Turn]], memory: dict[str, int]) -> str:
     """The table; turns in which the processors were moved count on neither side."""
-    levels = exchange.levels([time for turns in raced.values() for turn in turns for time in (turn.before, turn.after)])
+    levels = core_latency.levels(
+        [time for turns in raced.values() for turn in turns for time in (turn.before, turn.after)]
+    )
     middle = math.inf if levels is None else math.sqrt(math.prod(levels))
     sides = {"as it was": True} if levels is None else {"one cache": True, "two caches": False}
     head = "".join(f" ms, {side} | times that with all rewrites |" for side in sides)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace as with_
 from pathlib import Path
 
-from segonnx.bench import exchange, result, stats
+from segonnx.bench import core_latency, result, stats
 from segonnx.bench.result import OK, Ratio, Result, Row
 from tools.update_docs import replace
 
@@ -51,7 +51,7 @@ def sides(found: Result) -> dict[str, Result]:
 
     A round is of a side for two runtimes if both their turns were.
     """
-    levels = exchange.levels([one for row in found.rows for one in row.exchange_ns])
+    levels = core_latency.levels([one for row in found.rows for one in row.exchange_ns])
     if levels is None:
         return {"": found}
     middle = math.sqrt(math.prod(levels))

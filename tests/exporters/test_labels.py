@@ -23,7 +23,7 @@ from segonnx import models, runtimes
 from segonnx.artifacts import manifest, packing, testdata
 from segonnx.artifacts.verify import verify
 from segonnx.bench import run as bench
-from segonnx.bench import subjects
+from segonnx.bench import targets
 from segonnx.bench.plan import Settings as BenchSettings
 from segonnx.bench.rounds import Rule
 from segonnx.core.tolerances import labels_of
@@ -205,7 +205,7 @@ def test_other_programs_are_told_the_type_and_the_shape(unet: Path, tmp_path: Pa
 
 
 def test_a_bench_compares_labels(unet: Path) -> None:
-    model = subjects.from_artifact(unet, lambda _: None)
+    model = targets.from_artifact(unet, lambda _: None)
     backends = ("ort", "openvino", "mirrored")
     known = {name: runtimes.get(name) for name in backends[:2]} | fakes.KNOWN
     *rows, wrong = bench.bench(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from segonnx.bench import exchange, result, run
-from segonnx.bench.exchange import Exchange, levels
+from segonnx.bench import core_latency, result, run
+from segonnx.bench.core_latency import Exchange, levels
 from segonnx.bench.plan import Settings
 from segonnx.bench.rounds import Rule
 from tests.bench import fakes
@@ -32,7 +32,7 @@ def test_the_flag_comes_back_as_often_as_it_is_asked() -> None:
 
 @several
 def test_a_flag_that_nobody_answers_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "PATIENCE", 1000)
+    monkeypatch.setattr(core_latency, "PATIENCE", 1000)
     with Exchange(sorted(os.sched_getaffinity(0))) as one:
         one._peer.kill()
         one._peer.join()
@@ -84,7 +84,7 @@ def test_a_bench_does_without_shared_memory(tmp_path: Path, monkeypatch: pytest.
     def missing(**_: object) -> None:
         raise FileNotFoundError("/dev/shm")
 
-    monkeypatch.setattr(exchange.shared_memory, "SharedMemory", missing)
+    monkeypatch.setattr(core_latency.shared_memory, "SharedMemory", missing)
     monkeypatch.setattr(run._Case, "_recorded", lambda *_: None)
     settings = Settings(("steady",), (2,), Rule(rounds=2))
     (row,) = run.bench([fakes.model(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN).rows

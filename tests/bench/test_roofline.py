@@ -4,20 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from segonnx.bench import ceilings
+from segonnx.bench import roofline
 from segonnx.core import hardware
 
 
 @pytest.mark.serial
 def test_ceilings_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = ceilings.measure(1, hardware.choose_cpus(1))
+    found = roofline.measure(1, hardware.choose_cpus(1))
     assert found.keys() == {"threads", "sgemm_gflops", "sgemm_library", "bandwidth_gb_s"}
     assert found["threads"] == 1
     assert found["sgemm_library"].split()[0] in {"NumPy", "PyTorch"}
     assert 0.1 < found["bandwidth_gb_s"] < 1e4
     assert 0.1 < found["sgemm_gflops"] < 1e5
-    monkeypatch.setattr(ceilings.importlib.util, "find_spec", lambda _: None)
-    assert ceilings.measure(1, hardware.choose_cpus(1))["sgemm_library"].startswith("NumPy")
+    monkeypatch.setattr(roofline.importlib.util, "find_spec", lambda _: None)
+    assert roofline.measure(1, hardware.choose_cpus(1))["sgemm_library"].startswith("NumPy")
 
 
 def describe_cache(system: Path, cpu: int, level: int, size: str, shared: str) -> None:
@@ -32,13 +32,13 @@ def test_last_caches_count_once_each(tmp_path: Path) -> None:
     for cpu, shared in ((0, "0-1"), (1, "0-1"), (2, "2-3"), (3, "2-3")):
         describe_cache(tmp_path, cpu, 2, "1024K", str(cpu))
         describe_cache(tmp_path, cpu, 3, "32768K", shared)
-    assert ceilings.last_caches([0, 1], tmp_path) == 2**25
-    assert ceilings.last_caches([0, 2], tmp_path) == 2**26
-    assert ceilings.last_caches([0, 1, 2, 3], tmp_path) == 2**26
-    assert ceilings.last_caches([7], tmp_path) == 0
+    assert roofline.last_caches([0, 1], tmp_path) == 2**25
+    assert roofline.last_caches([0, 2], tmp_path) == 2**26
+    assert roofline.last_caches([0, 1, 2, 3], tmp_path) == 2**26
+    assert roofline.last_caches([7], tmp_path) == 0
 
 
 def test_this_systems_caches_are_found() -> None:
     if not Path("/sys/devices/system/cpu/cpu0/cache/index0/size").exists():
         pytest.skip("this system doesn't describe its caches")
-    assert ceilings.last_caches(hardware.choose_cpus(1)) > 2**17
+    assert roofline.last_caches(hardware.choose_cpus(1)) > 2**17

@@ -13,7 +13,7 @@ import pytest
 from segonnx.bench import run
 from segonnx.bench.plan import Settings
 from segonnx.bench.rounds import Rule
-from segonnx.bench.watch import Watch
+from segonnx.bench.thread_monitor import Watch
 from segonnx.core import hardware
 from tests.bench import fakes
 
@@ -24,7 +24,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.user, self.steal = 0.0, 0.0, 0.0
         self.threads = {1: 0.0}
-        monkeypatch.setattr("segonnx.bench.watch.time.perf_counter", lambda: self.now)
+        monkeypatch.setattr("segonnx.bench.thread_monitor.time.perf_counter", lambda: self.now)
         monkeypatch.setattr(
             psutil, "cpu_times", lambda **_: [SimpleNamespace(user=self.user, system=0.0, steal=self.steal)]
         )
