@@ -108,7 +108,7 @@ def write(
     import torch
 
     from segonnx import models
-    from segonnx.models import nnunet, seeded
+    from segonnx.models import nnunet, random_weights
     from segonnx.sources.nnunet import plans
 
     folder = root / planned["dataset_name"] / f"{trainer}__{planned['plans_name']}__{configuration}"
@@ -127,8 +127,8 @@ def write(
         np.random.default_rng(0).standard_normal((2, plan.input_channels, *plan.patch_size), dtype=np.float32)
     )
     for seed, fold in enumerate(folds):
-        seeded.randomize(network.module, seed)
-        seeded.calibrate(network.module, x)
+        random_weights.randomize(network.module, seed)
+        random_weights.calibrate(network.module, x)
         (folder / f"fold_{fold}").mkdir()
         content = {
             "network_weights": network.module.state_dict(),

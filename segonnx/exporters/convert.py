@@ -41,10 +41,10 @@ def convert(
     progress: Progress,
 ) -> Converted:
     """Convert the network whose weights ``prepare`` left in ``folder``: see ``convert_network``."""
-    from segonnx.models import weights
+    from segonnx.models import checkpoints
 
     progress("loading the network")
-    network = weights.restore(system, folder / STATE)
+    network = checkpoints.restore(system, folder / STATE)
     return convert_network(network, system, shape, dynamic, optimize, choices, path, progress)
 
 
@@ -81,13 +81,13 @@ def convert_network(
     from onnx_ir.passes import common
 
     from segonnx.exporters import provenance
-    from segonnx.models import weights
+    from segonnx.models import checkpoints
     from segonnx.optimize import apply
 
     progress("converting to ONNX")
     model = _program(network, system, shape, dynamic)
     progress("optimising the graph")
-    tensors = weights.names(network.module)
+    tensors = checkpoints.names(network.module)
     traced = provenance.trace(model, tensors)
     onnxscript.optimizer.optimize(model)
     changed = apply(model, optimize, choices)

@@ -14,7 +14,7 @@ from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, ParityError
 from segonnx.exporters.assemble import Converted
 from segonnx.exporters.parity import run, saved_labels, steadied
-from segonnx.exporters.probes import Probe
+from segonnx.exporters.parity_inputs import Probe
 from segonnx.sources.catalog import System
 
 

@@ -17,7 +17,7 @@ from segonnx.core import synthetic_inputs
 from segonnx.core.subprocesses import Progress
 from segonnx.core.tolerances import TOLERANCES, Difference, compare, labels_of, spread_of
 from segonnx.errors import ParityError
-from segonnx.exporters.probes import Probe
+from segonnx.exporters.parity_inputs import Probe
 
 Output = Literal["logits", "labels"]
 """What ``segonnx export --output`` takes."""

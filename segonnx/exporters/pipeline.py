@@ -25,7 +25,7 @@ from segonnx.core import files, hardware, subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.core.tolerances import TOLERANCES
 from segonnx.errors import CheckpointError, InputError, ResourceError, VerifyError
-from segonnx.exporters import labels, probes
+from segonnx.exporters import labels, parity_inputs
 from segonnx.exporters.accounting import Account
 from segonnx.exporters.assemble import Converted, assemble
 from segonnx.exporters.convert import convert, convert_network
@@ -174,7 +174,7 @@ def export(
         raise InputError(f"{target} exists: overwrite=True replaces it")
     if (kept := _existing(target, arguments, settings, progress)) is not None:
         return Exported(target, kept, True, {}, time.perf_counter() - started)
-    planned = probes.plan(system, shape, dynamic=settings.dynamic)
+    planned = parity_inputs.plan(system, shape, dynamic=settings.dynamic)
     _require_memory(system, shape, times=2 if settings.tune else 1)
     with files.staging(target) as work:
         _require_disk(system, shape, work)

@@ -11,7 +11,7 @@ import numpy as np
 from segonnx.artifacts.verify import sha256
 from segonnx.core import synthetic_inputs
 from segonnx.core.subprocesses import Progress
-from segonnx.exporters.probes import Probe, halved
+from segonnx.exporters.parity_inputs import Probe, halved
 from segonnx.sources.catalog import System
 
 if TYPE_CHECKING:
@@ -64,19 +64,19 @@ def adapt(system: System, weights: Weights, progress: Progress) -> System:
         CheckpointError: the weights can't be read or had, or are of another system.
     """
     from segonnx import models
-    from segonnx.models import fit, smp
-    from segonnx.models import weights as files
+    from segonnx.models import checkpoints as files
+    from segonnx.models import infer_sizes, smp
 
     if weights.pretrained:
         progress("looking up the published weights")
         return models.pretrained(system)
-    if len(weights.checkpoints) != 1 or system.builder not in fit.BUILDERS:
+    if len(weights.checkpoints) != 1 or system.builder not in infer_sizes.BUILDERS:
         return system
     path = weights.checkpoints[0]
     progress(f"reading {path.name}")
     if "arguments" in system.options:  # of a folder of smp, which tells the sizes
         return smp.describe(system, path)
-    return fit.fit(system, files.read(path, weights.trust), path)
+    return infer_sizes.fit(system, files.read(path, weights.trust), path)
 
 
 def network_with_weights(system: System, weights: Weights, progress: Progress) -> Network:
@@ -90,8 +90,8 @@ def network_with_weights(system: System, weights: Weights, progress: Progress) -
 
     from segonnx import models
     from segonnx.exporters import parameters
-    from segonnx.models import counting, seeded
-    from segonnx.models import weights as files
+    from segonnx.models import checkpoints as files
+    from segonnx.models import counting, random_weights
 
     progress("building the network")
     if weights.pretrained:
@@ -101,9 +101,9 @@ def network_with_weights(system: System, weights: Weights, progress: Progress) -
     training_parameters = counting.parameters(network.module)
     if weights.random:
         progress("setting random weights")
-        seeded.randomize(network.module, weights.seed)
+        random_weights.randomize(network.module, weights.seed)
         progress("calibrating the random weights")
-        seeded.calibrate(network.module, torch.from_numpy(_calibration_inputs(system)))
+        random_weights.calibrate(network.module, torch.from_numpy(_calibration_inputs(system)))
     if network.members:
         for part, path in zip(network.members, weights.checkpoints, strict=True):
             progress(f"loading {path.name}")
@@ -159,10 +159,10 @@ def write_down(
     """Write the network's weights to ``weights.safetensors`` and its logits on probe i to ``logits_i.npy``."""
     import torch
 
-    from segonnx.models import counting, weights
+    from segonnx.models import checkpoints, counting
 
     progress("writing the weights")
-    weights.save(network.module, folder / STATE)
+    checkpoints.save(network.module, folder / STATE)
     for i, probe in enumerate(probes):
         progress(f"running PyTorch on {probe.name}")
         with torch.inference_mode():
@@ -179,11 +179,11 @@ def write_weights(system: System, seed: int, path: Path, progress: Progress) -> 
     Raises:
         ParityError: the built network isn't the published one.
     """
-    from segonnx.models import weights
+    from segonnx.models import checkpoints
 
     network = network_with_weights(system, Weights(seed=seed), progress)
     progress("writing the weights")
-    weights.save(network.module, path)
+    checkpoints.save(network.module, path)
     return sha256(path)
 
 

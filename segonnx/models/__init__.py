@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from segonnx.errors import InputError
-from segonnx.models import nnunet, plain_unet, seeded, smp, stunet, timm_encoder, timm_unet
+from segonnx.models import nnunet, plain_unet, random_weights, smp, stunet, timm_encoder, timm_unet
 from segonnx.models.base import Network
 from segonnx.sources.catalog import System
 
@@ -81,7 +81,7 @@ def build_empty(system: System) -> Network:
     """
     network = build_without_weights(system)
     module = network.module
-    known = (*seeded.LAYERS, *seeded.NORMS)
+    known = (*random_weights.LAYERS, *random_weights.NORMS)
     for child in module.modules():
         own = (*child.parameters(recurse=False), *child.buffers(recurse=False))
         if own and not isinstance(child, known):

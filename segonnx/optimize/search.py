@@ -22,7 +22,7 @@ from segonnx.core import files, hardware
 from segonnx.core.subprocesses import Progress
 from segonnx.core.synthetic_inputs import Array
 from segonnx.errors import InputError, ResourceError
-from segonnx.exporters.probes import Probe
+from segonnx.exporters.parity_inputs import Probe
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from segonnx.core.synthetic_inputs import Array
-from segonnx.runtimes.kinds import kind
+from segonnx.runtimes.operator_kinds import kind
 from segonnx.sources.catalog import System
 
 Needs = Literal["network", "artifact", "stock"]

@@ -40,13 +40,13 @@ class EagerRuntime(Runtime):
             os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch loads OpenMP
         import torch
 
-        from segonnx.models import weights
+        from segonnx.models import checkpoints
 
         assert subject.system is not None and subject.weights is not None
         torch.set_num_threads(options.threads)
         torch.set_num_interop_threads(1)
         self._options = options
-        self._module = weights.restore(subject.system, subject.weights).module
+        self._module = checkpoints.restore(subject.system, subject.weights).module
         if self.channels_last:
             self._module.to(memory_format=self._format(len(subject.system.input_shape)))
 

@@ -27,7 +27,7 @@ from segonnx.bench.core_latency import Exchange
 from segonnx.core import hardware, subprocesses
 from segonnx.core.synthetic_inputs import Array
 from segonnx.exporters import pipeline
-from segonnx.exporters.probes import Probe
+from segonnx.exporters.parity_inputs import Probe
 from segonnx.optimize import search
 from segonnx.optimize.choices import OPTIONAL, STOCK, Choices
 from segonnx.optimize.search import Session

@@ -28,11 +28,11 @@ from segonnx.bench.plan import Settings as BenchSettings
 from segonnx.bench.rounds import Rule
 from segonnx.core.tolerances import labels_of
 from segonnx.errors import InputError, ParityError, VerifyError
-from segonnx.exporters import labels, parity, pipeline, probes
+from segonnx.exporters import labels, parity, parity_inputs, pipeline
 from segonnx.exporters.assemble import Converted
 from segonnx.exporters.pipeline import Settings
 from segonnx.models import nnunet as nnunet_models
-from segonnx.models import seeded
+from segonnx.models import random_weights
 from segonnx.optimize.labels import LabelsPass
 from segonnx.report import tables
 from segonnx.sources import catalog
@@ -51,9 +51,9 @@ CLASSES = 117
 def unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A reference system in 2D, by the function for modules."""
     network = models.build_empty(catalog.find(NAME)).finalized()
-    seeded.randomize(network.module, 0)
+    random_weights.randomize(network.module, 0)
     torch.manual_seed(0)
-    seeded.calibrate(network.module, torch.randn(2, 3, 64, 96))
+    random_weights.calibrate(network.module, torch.randn(2, 3, 64, 96))
     path = tmp_path_factory.mktemp("unet") / "unet"
     return segonnx.export(
         network.module, torch.zeros(1, 3, 64, 96), path, result="labels", unused=network.unused
@@ -68,9 +68,11 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = models.BUILDERS["nnunet"](
         architecture=architecture.name, arguments=architecture.arguments, in_channels=1, num_classes=5
     ).finalized()
-    seeded.randomize(network.module, 0)
+    random_weights.randomize(network.module, 0)
     x = torch.zeros(1, 1, *plan.patch_size)
-    seeded.calibrate(network.module, torch.from_numpy(np.random.default_rng(0).standard_normal(x.shape, np.float32)))
+    random_weights.calibrate(
+        network.module, torch.from_numpy(np.random.default_rng(0).standard_normal(x.shape, np.float32))
+    )
     path = tmp_path_factory.mktemp("volume") / "volume"
     return segonnx.export(network.module, x, path, result="labels", unused=network.unused).folder
 
@@ -313,7 +315,7 @@ def put(unet: Path, tmp_path: Path) -> Callable[[], Converted]:
     artifact.mkdir()
     path = artifact / "model.onnx"
     onnx.save(model, path, save_as_external_data=True, location="model.onnx.data")
-    probe = probes.Probe("phantom", (1, 3, 64, 96))
+    probe = parity_inputs.Probe("phantom", (1, 3, 64, 96))
     np.save(parity.saved_labels(tmp_path, 0), labels_of(parity.run(path, probe.make("RGB"), 1)))
     converted = Converted(20, 10, {"Cast": 0}, {}, ("SomePass",), (), {}, output="logits")
     return lambda: labels.put(artifact, converted, "labels", (probe,), "RGB", tmp_path, False, 1, lambda _: None)

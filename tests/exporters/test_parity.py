@@ -14,12 +14,12 @@ import pytest
 from onnx import numpy_helper
 
 from segonnx.errors import ParityError
-from segonnx.exporters import accounting, probes
+from segonnx.exporters import accounting, parity_inputs
 from segonnx.exporters.assemble import Converted, assemble
 from segonnx.exporters.convert import convert
 from segonnx.exporters.parity import measure
+from segonnx.exporters.parity_inputs import Probe
 from segonnx.exporters.prepare import STATE, Weights, prepare
-from segonnx.exporters.probes import Probe
 from segonnx.exporters.provenance import Origin
 from segonnx.optimize.choices import Choices
 from segonnx.sources import catalog
@@ -56,7 +56,7 @@ class Case:
 def _make(system: System, folder: Path, optimize: Literal["cpu", "none"] = "cpu") -> Case:
     artifact = folder / "artifact"
     artifact.mkdir()
-    planned = probes.plan(system, system.input_shape, dynamic=False)
+    planned = parity_inputs.plan(system, system.input_shape, dynamic=False)
     prepare(system, Weights(), system.input_shape, planned, folder, 2, lambda _: None)
     path = folder / "model.onnx"
     converted = convert(system, system.input_shape, False, optimize, Choices(), folder, path, lambda _: None)
@@ -235,7 +235,7 @@ def test_an_invalid_graph_is_refused(case: Case) -> None:
 
 def test_probes_have_the_size_of_the_file() -> None:
     system = catalog.find("stunet-h")
-    planned = probes.plan(system, system.input_shape, dynamic=False)
+    planned = parity_inputs.plan(system, system.input_shape, dynamic=False)
     assert [probe.shape for probe in planned] == [system.input_shape] * 3
     assert [probe.kind for probe in planned] == ["noise", "phantom", "constant"]
 

@@ -163,10 +163,10 @@ def test_a_checkpoint_is_exported_with_its_own_numbers(tiny: System, tmp_path: P
     import torch
 
     from segonnx import models
-    from segonnx.models import seeded
+    from segonnx.models import random_weights
 
     module = models.build_empty(tiny).module.eval()
-    seeded.randomize(module, 3)
+    random_weights.randomize(module, 3)
     torch.save({"state_dict": module.state_dict()}, tmp_path / "tiny.model")
     exported = pipeline.export(tiny, Settings(tmp_path / "out", checkpoints=(tmp_path / "tiny.model",)))
     assert exported.manifest["weights"]["source"] == "file tiny.model"

@@ -21,7 +21,7 @@ from segonnx.artifacts.verify import verify
 from segonnx.exporters import pipeline
 from segonnx.exporters.pipeline import Settings
 from segonnx.exporters.prepare import Weights, adapt, network_with_weights
-from segonnx.models import seeded
+from segonnx.models import random_weights
 from segonnx.sources import catalog
 from segonnx.sources.catalog import System
 from tests.conftest import SMALL, run
@@ -33,8 +33,8 @@ OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 def _scaled(module: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
     """Weights as a training leaves them: no two alike, logits of a sensible size."""
-    seeded.randomize(module, 5)
-    seeded.calibrate(module, x)
+    random_weights.randomize(module, 5)
+    random_weights.calibrate(module, x)
     for norm in module.modules():  # a channel that few pixels hardly moved would blow rounding up
         if isinstance(norm, torch.nn.BatchNorm2d) and norm.running_var is not None:
             norm.running_var.clamp_(min=0.25)

@@ -6,7 +6,7 @@ import torch
 from segonnx import models
 from segonnx.core import synthetic_inputs
 from segonnx.errors import InputError
-from segonnx.models import counting, seeded
+from segonnx.models import counting, random_weights
 from segonnx.sources import catalog
 from segonnx.sources.catalog import System
 
@@ -43,9 +43,9 @@ def test_stunet_inference_uses_the_last_head(tiny: System) -> None:
 def test_reparameterised_mobileone_computes_the_same() -> None:
     system = catalog.find("encoder-mobileone-s0")
     network = models.build_empty(system)
-    seeded.randomize(network.module, 0)
+    random_weights.randomize(network.module, 0)
     x = torch.from_numpy(synthetic_inputs.make("noise", (2, 3, 64, 64), "RGB"))
-    seeded.calibrate(network.module, x)
+    random_weights.calibrate(network.module, x)
     before = counting.parameters(network.module)
     with torch.inference_mode():
         expected = network.module(x)
@@ -86,7 +86,7 @@ def test_seeded_networks_have_outputs_of_unit_variance(name: str, tiny: System) 
 def test_seeded_weights_depend_on_the_seed_alone(tiny: System) -> None:
     def state(seed: int) -> dict[str, torch.Tensor]:
         module = models.build_empty(tiny).module
-        seeded.randomize(module, seed)
+        random_weights.randomize(module, seed)
         return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
     first, again, other = state(0), state(0), state(1)

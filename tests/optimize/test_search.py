@@ -16,8 +16,8 @@ from segonnx import optimize
 from segonnx.artifacts.verify import verify
 from segonnx.errors import InputError
 from segonnx.exporters import pipeline
+from segonnx.exporters.parity_inputs import Probe
 from segonnx.exporters.pipeline import Settings
-from segonnx.exporters.probes import Probe
 from segonnx.optimize import choices, search, unroll_depth
 from segonnx.optimize.choices import OPTIONAL, STOCK, Choices
 from segonnx.sources.catalog import System

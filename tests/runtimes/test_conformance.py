@@ -22,7 +22,7 @@ from segonnx.core.tolerances import TOLERANCES, compare
 from segonnx.errors import InputError
 from segonnx.exporters import pipeline
 from segonnx.exporters.prepare import write_weights
-from segonnx.runtimes import kinds, ort
+from segonnx.runtimes import operator_kinds, ort
 from segonnx.runtimes.base import Options, Runtime, Subject
 from segonnx.sources.catalog import System
 
@@ -121,11 +121,11 @@ def test_outputs_are_reused_or_not_as_asked(name: str, answers: Callable[..., di
 @pytest.mark.parametrize("name", ["eager", "eager-channels-last", "compile", "ort", "openvino"])
 def test_a_profile_tells_operators_by_kind(name: str, answers: Callable[..., dict[str, Any]]) -> None:
     profile = answers(name, profile=True)["profile"]
-    assert all(one.seconds > 0 and one.calls > 0 and one.kind in kinds.KINDS for one in profile)
+    assert all(one.seconds > 0 and one.calls > 0 and one.kind in operator_kinds.KINDS for one in profile)
     assert [one.seconds for one in profile] == sorted((one.seconds for one in profile), reverse=True)
     assert len({one.operator for one in profile}) == len(profile)
     assert any(one.kind == "convolution" for one in profile)
-    known = sum(one.seconds for one in profile if one.kind != kinds.OTHER)
+    known = sum(one.seconds for one in profile if one.kind != operator_kinds.OTHER)
     assert known > 0.9 * sum(one.seconds for one in profile)
 
 
@@ -293,8 +293,8 @@ def test_wrong_ort_options_are_refused(text: str, message: str) -> None:
     ],
 )
 def test_kinds(operator: str, kind: str) -> None:
-    assert kinds.kind(operator) == kind
-    assert kind in kinds.KINDS
+    assert operator_kinds.kind(operator) == kind
+    assert kind in operator_kinds.KINDS
 
 
 @pytest.mark.parametrize("runtime", runtimes.RUNTIMES)

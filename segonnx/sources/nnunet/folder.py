@@ -216,12 +216,12 @@ def _read(
 
 
 def _read_checkpoint(path: Path, trust: bool) -> tuple[_Meta, dict[str, torch.Tensor]]:
-    from segonnx.models import weights
+    from segonnx.models import checkpoints
 
-    content = weights.content(path, trust)
+    content = checkpoints.content(path, trust)
     if not isinstance(content, Mapping) or not isinstance(content.get("network_weights"), Mapping):
         raise CheckpointError(f"{path} isn't nnU-Net's: it holds no network_weights")
-    tensors = weights.tensors(content["network_weights"], path)
+    tensors = checkpoints.tensors(content["network_weights"], path)
     arguments = content.get("init_args")
     arguments = arguments if isinstance(arguments, Mapping) else {}
     configuration, trainer = arguments.get("configuration"), content.get("trainer_name")
@@ -382,7 +382,7 @@ def _parameters(system: System, tensors: Mapping[str, torch.Tensor], meta: _Meta
     import torch
 
     from segonnx import models
-    from segonnx.models import weights
+    from segonnx.models import checkpoints
 
     module = models.build_meta(system).module
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
@@ -392,7 +392,7 @@ def _parameters(system: System, tensors: Mapping[str, torch.Tensor], meta: _Meta
             f"{meta.path} isn't of the network that the plans describe ({len(wrong)} tensors differ, first {wrong[0]}: "
             f"{found.get(wrong[0], 'missing')}, expected {wanted.get(wrong[0], 'none')}); {meta.trainer} trained it"
         )
-    names = weights.names(module)
+    names = checkpoints.names(module)
     parameters = {name for name, _ in module.named_parameters()}
     sizes: dict[str, int] = {}
     for name, tensor in tensors.items():

@@ -15,7 +15,7 @@ from segonnx.errors import CheckpointError, ParityError
 from segonnx.exporters import parameters
 from segonnx.exporters.prepare import Weights, adapt, network_with_weights
 from segonnx.models import counting
-from segonnx.models.fit import fit
+from segonnx.models.infer_sizes import fit
 from segonnx.sources import catalog
 from segonnx.sources.catalog import System
 

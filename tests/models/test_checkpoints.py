@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 from segonnx import models
 from segonnx.errors import CheckpointError
-from segonnx.models import seeded, weights
+from segonnx.models import checkpoints, random_weights
 from segonnx.sources import catalog
 from segonnx.sources.catalog import System
 
@@ -30,7 +30,7 @@ from segonnx.sources.catalog import System
 @pytest.fixture
 def state(tiny: System) -> dict[str, torch.Tensor]:
     module = models.build_empty(tiny).module
-    seeded.randomize(module, 7)
+    random_weights.randomize(module, 7)
     return module.state_dict()
 
 
@@ -39,19 +39,19 @@ def _write(path: Path, content: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("wrapper", [None, *weights.WRAPPERS])
+@pytest.mark.parametrize("wrapper", [None, *checkpoints.WRAPPERS])
 def test_checkpoints_load_under_their_wrappers(
     wrapper: str | None, tiny: System, state: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     network = models.build(tiny)
-    weights.load(network, _write(tmp_path / "w.pth", state if wrapper is None else {wrapper: state, "epoch": 4000}))
+    checkpoints.load(network, _write(tmp_path / "w.pth", state if wrapper is None else {wrapper: state, "epoch": 4000}))
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.module.state_dict().items())
 
 
 def test_safetensors_load(tiny: System, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     save_file(state, tmp_path / "w.safetensors")
     network = models.build(tiny)
-    weights.load(network, tmp_path / "w.safetensors")
+    checkpoints.load(network, tmp_path / "w.safetensors")
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.module.state_dict().items())
 
 
@@ -102,7 +102,7 @@ def test_no_code_of_a_checkpoint_runs(where: str, legacy: bool, tmp_path: Path) 
     proof = tmp_path / "it ran"
     torch.save(_objects(proof)[where], tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(CheckpointError) as caught:
-        weights.read(tmp_path / "w.pth")
+        checkpoints.read(tmp_path / "w.pth")
     assert "\n" not in str(caught.value)
     assert not proof.exists()
 
@@ -110,19 +110,19 @@ def test_no_code_of_a_checkpoint_runs(where: str, legacy: bool, tmp_path: Path) 
 def test_a_refusal_names_the_code_and_the_way_past(tmp_path: Path) -> None:
     path = _write(tmp_path / "w.pth", {"state_dict": {"w": torch.ones(1)}, "extra": Evil(tmp_path / "it ran")})
     with pytest.raises(CheckpointError, match=r"it needs posix\.mkdir, .*--trust-checkpoint"):
-        weights.read(path)
+        checkpoints.read(path)
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Evil(tmp_path / "it ran")))
     with pytest.raises(CheckpointError, match="can't be read safely"):
-        weights.read(tmp_path / "plain.pth")
+        checkpoints.read(tmp_path / "plain.pth")
     assert not (tmp_path / "it ran").exists()
-    assert list(weights.read(path, trust=True)) == ["w"]
+    assert list(checkpoints.read(path, trust=True)) == ["w"]
     assert (tmp_path / "it ran").exists()
 
 
 def test_code_that_is_left_out_of_trust_is_an_error_in_one_line(tmp_path: Path) -> None:
     path = _write(tmp_path / "w.pth", Forged(os.mkdir, "/proc/nowhere"))
     with pytest.raises(CheckpointError, match="can't be read: ") as caught:
-        weights.read(path, trust=True)
+        checkpoints.read(path, trust=True)
     assert "\n" not in str(caught.value)
 
 
@@ -140,14 +140,14 @@ def test_what_trainers_keep_beside_the_weights_is_read(legacy: bool, tmp_path: P
         "inference_allowed_mirroring_axes": (0, 1),
     }
     torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
-    read = weights.content(tmp_path / "w.pth")
+    read = checkpoints.content(tmp_path / "w.pth")
     assert read["logging"] == logging
     assert [type(value) for value in read["logging"]["dice"]] == [np.float64, np.float32]
     assert np.array_equal(read["curve"], content["curve"])  # type: ignore[arg-type]
     assert np.array_equal(read["columns"], content["columns"])  # type: ignore[arg-type]
     assert read["args"] == content["args"]
     assert read["inference_allowed_mirroring_axes"] == (0, 1)
-    assert list(weights.tensors(read, tmp_path)) == ["w"]
+    assert list(checkpoints.tensors(read, tmp_path)) == ["w"]
 
 
 def test_names_of_an_older_numpy_are_read(tmp_path: Path) -> None:
@@ -155,14 +155,14 @@ def test_names_of_an_older_numpy_are_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "new.pth") as new, zipfile.ZipFile(tmp_path / "old.pth", "w") as old:
         for name in new.namelist():
             old.writestr(name, new.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
-    read = weights.content(tmp_path / "old.pth")
+    read = checkpoints.content(tmp_path / "old.pth")
     assert read["epoch"] == 7
     assert list(read["curve"]) == [0, 1, 2]
 
 
 def test_zip_files_are_mapped(tmp_path: Path) -> None:
     path = _write(tmp_path / "w.pth", {"w": torch.ones(1000)})
-    tensor = weights.read(path)["w"]
+    tensor = checkpoints.read(path)["w"]
     assert str(path) in Path("/proc/self/maps").read_text()
     assert tensor.sum() == 1000
 
@@ -316,7 +316,7 @@ def test_bad_files_are_refused_in_one_line(kind: str, tmp_path: Path) -> None:
     make, message = BAD[kind]
     path = make(tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=message) as caught:
-        weights.read(path)
+        checkpoints.read(path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
 
@@ -328,7 +328,7 @@ def test_truncated_files_are_refused(legacy: bool, kept: float, state: dict[str,
     data = (tmp_path / "w.pth").read_bytes()
     (tmp_path / "w.pth").write_bytes(data[: int(len(data) * kept)])
     with pytest.raises(CheckpointError, match="can't be read safely|isn't a file of torch"):
-        weights.read(tmp_path / "w.pth")
+        checkpoints.read(tmp_path / "w.pth")
 
 
 def test_a_file_without_permission_is_refused(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -337,13 +337,13 @@ def test_a_file_without_permission_is_refused(state: dict[str, torch.Tensor], tm
     if os.access(path, os.R_OK):
         pytest.skip("root reads every file")
     with pytest.raises(CheckpointError, match="Permission denied"):
-        weights.read(path)
+        checkpoints.read(path)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
 def test_prefixes_of_wrapped_modules_go(prefix: str, tmp_path: Path) -> None:
     content = {f"{prefix}{name}": torch.ones(1) for name in ("a.weight", "module.bias")}
-    assert list(weights.read(_write(tmp_path / "w.pth", content))) == ["a.weight", "module.bias"]
+    assert list(checkpoints.read(_write(tmp_path / "w.pth", content))) == ["a.weight", "module.bias"]
 
 
 def test_checkpoints_of_another_network_are_refused_in_one_line(
@@ -361,7 +361,7 @@ def test_checkpoints_of_another_network_are_refused_in_one_line(
     }
     for path, message in cases.items():
         with pytest.raises(CheckpointError, match=message) as caught:
-            weights.load(models.build(tiny), path)
+            checkpoints.load(models.build(tiny), path)
         assert "\n" not in str(caught.value)
 
 
@@ -371,9 +371,9 @@ def test_saved_state_is_restored_to_the_last_tensor(name: str, tiny: System, tmp
     if name == "totalsegmentator":
         system = replace(system, options={"features": (4, 4, 4)})
     network = models.build(system).finalized()
-    weights.save(network.module, tmp_path / "w.safetensors")
-    restored = weights.restore(system, tmp_path / "w.safetensors").module
-    expected = weights.state(network.module)
-    assert weights.state(restored).keys() == expected.keys()
-    for key, tensor in weights.state(restored).items():
+    checkpoints.save(network.module, tmp_path / "w.safetensors")
+    restored = checkpoints.restore(system, tmp_path / "w.safetensors").module
+    expected = checkpoints.state(network.module)
+    assert checkpoints.state(restored).keys() == expected.keys()
+    for key, tensor in checkpoints.state(restored).items():
         assert torch.equal(tensor, expected[key]), key
