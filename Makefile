@@ -41,16 +41,16 @@ bench-perf: install
 	$(BIN)/segonnx bench stunet-l $(STOCK) --backend eager --processes 1 --rounds 6 --json results/perf-l.json
 	$(BIN)/segonnx bench stunet-h $(STOCK) --backend eager --processes 1 --rounds 1 --json results/perf-h.json
 	$(BIN)/segonnx report results/perf-2d.json --html results/perf.html
-	$(BIN)/python -m tests.exporters.gains $(PERF)
-	$(BIN)/python -m tests.exporters.ablation
+	$(BIN)/python -m benchmarks.speedups $(PERF)
+	$(BIN)/python -m benchmarks.ablation
 
 # Measures the bench itself, on an idle machine: some minutes. Writes docs/bench-selftest.md.
 bench-selftest: install
-	$(BIN)/python -m tests.bench.selftest
+	$(BIN)/python -m benchmarks.bench_selftest
 
 # Damages artifacts in a thousand ways and kills commands: half an hour. Writes docs/reliability.md.
 faults: install
-	$(BIN)/python -m tests.faults
+	$(BIN)/python -m benchmarks.faults
 
 test: install
 	$(BIN)/python -m pytest -m "not slow and not serial" $(PARALLEL) --cov --cov-report=

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from segonnx._version import __version__
+
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from segonnx.exporters.pipeline import Exported
     from segonnx.predict.predictor import Artifact
 
-__version__ = "0.1.0"
 __all__ = ["Artifact", "__version__", "export"]
 
 

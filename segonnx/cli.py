@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
-from segonnx import __version__
+from segonnx._version import __version__
 from segonnx.errors import InputError, SegonnxError, VerifyError
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ LAYERS = {
 }
 PLAIN = {
     "core", "errors", "optimize", "sources",
-    "__version__",
+    "_version", "__version__",
 }  # fmt: skip
 WITHOUT_TORCH = ("artifacts", "runtimes", "bench", "report", "predict")
 

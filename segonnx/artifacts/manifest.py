@@ -9,11 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from segonnx.artifacts.layout import MANIFEST
 from segonnx.errors import VerifyError
 
-NAME = "manifest.json"
-SIGNATURE = "model.sig"
-"""The one other file that ``files`` doesn't name: it is made after the manifest. An artifact may have it."""
 SCHEMA_VERSION = 1
 MAX_BYTES = 16 * 2**20
 """A larger manifest isn't read."""
@@ -34,9 +32,9 @@ def read(folder: Path) -> Manifest:
     Raises:
         VerifyError: there is none, or it isn't as it was written.
     """
-    path = folder / NAME
+    path = folder / MANIFEST
     if path.is_symlink() or not path.is_file():
-        raise VerifyError(f"{folder} is no artifact: it has no {NAME}")
+        raise VerifyError(f"{folder} is no artifact: it has no {MANIFEST}")
     with path.open("rb") as file:
         return parse(file.read(MAX_BYTES + 1), path)
 
@@ -72,7 +70,7 @@ def validate(content: object) -> None:
         VerifyError: it doesn't fit; the message names the first place.
     """
     if (wrong := misfit(content)) is not None:
-        raise VerifyError(f"{NAME} doesn't fit its schema at {wrong}")
+        raise VerifyError(f"{MANIFEST} doesn't fit its schema at {wrong}")
 
 
 def misfit(content: object, entry: str | None = None) -> str | None:

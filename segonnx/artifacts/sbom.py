@@ -7,9 +7,7 @@ import json
 import platform
 import re
 
-import segonnx
-
-NAME = "sbom.cdx.json"
+from segonnx._version import __version__
 
 
 def render(model: str) -> str:
@@ -23,7 +21,7 @@ def render(model: str) -> str:
         for found in importlib.metadata.distributions()
         if found.metadata["Name"]
     }
-    packages["segonnx"] = segonnx.__version__
+    packages["segonnx"] = __version__
     components = [
         _component("library", name, version, f"pkg:pypi/{name}@{version}") for name, version in packages.items()
     ]

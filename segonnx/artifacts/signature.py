@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from segonnx.artifacts.manifest import SIGNATURE
+from segonnx.artifacts.layout import SIGNATURE
 from segonnx.core import files
 from segonnx.errors import InputError, VerifyError
 

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from segonnx.artifacts import layout
 from segonnx.errors import VerifyError
-
-FOLDER = "test_data_set_0"
-TOLERANCES = "data.json"
 
 
 def write(artifact: Path, x: npt.NDArray[Any], y: npt.NDArray[Any], kind: str, *, atol: float, rtol: float) -> None:
@@ -32,10 +30,10 @@ def write(artifact: Path, x: npt.NDArray[Any], y: npt.NDArray[Any], kind: str, *
     import onnx
     from onnx import numpy_helper
 
-    (artifact / FOLDER).mkdir()
-    for name, file, array in (("input", "input_0.pb", x), (kind, "output_0.pb", y)):
-        onnx.save_tensor(numpy_helper.from_array(np.asarray(array), name), artifact / FOLDER / file)
-    (artifact / TOLERANCES).write_text(json.dumps({"atol": atol, "rtol": rtol}) + "\n", encoding="utf-8")
+    (artifact / layout.TEST_DATA).mkdir()
+    for name, file, array in (("input", layout.INPUT, x), (kind, layout.OUTPUT, y)):
+        onnx.save_tensor(numpy_helper.from_array(np.asarray(array), name), artifact / file)
+    (artifact / layout.TOLERANCES).write_text(json.dumps({"atol": atol, "rtol": rtol}) + "\n", encoding="utf-8")
 
 
 def read(path: Path) -> npt.NDArray[Any]:

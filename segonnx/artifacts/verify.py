@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from segonnx.artifacts import manifest, signature, testdata
+from segonnx.artifacts import layout, manifest, signature, testdata
+from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest
 from segonnx.core import hardware, subprocesses
+from segonnx.core.files import sha256
 from segonnx.core.subprocesses import Progress
 from segonnx.core.tolerances import TOLERANCES, Agreement, Difference, Tolerance, compare, compare_labels
 from segonnx.errors import VerifyError
 
-MODEL = "model.onnx"
 TIMEOUT_S = 1800.0
 """A step that takes longer hangs: a graph may hold a loop without end."""
 
@@ -95,9 +95,9 @@ def inside(folder: Path) -> list[Path]:
         VerifyError: it can't be read.
     """
     try:
-        if (folder / manifest.NAME).exists():
+        if (folder / layout.MANIFEST).exists():
             return [folder]
-        return sorted(one for one in folder.iterdir() if (one / manifest.NAME).is_file()) or [folder]
+        return sorted(one for one in folder.iterdir() if (one / layout.MANIFEST).is_file()) or [folder]
     except OSError as error:
         raise VerifyError(f"{folder} can't be read: {error.strerror}") from error
 
@@ -119,7 +119,7 @@ def _tolerance(folder: Path, content: Manifest) -> Tolerance:
 
 def _check_files(folder: Path, content: Manifest, progress: Progress) -> None:
     wanted = content["files"]
-    own = {manifest.NAME, manifest.SIGNATURE}
+    own = {layout.MANIFEST, layout.SIGNATURE}
     found = set(_walk(folder, own | wanted.keys())) - own
     for name in sorted(wanted.keys() - found):
         raise VerifyError(f"{folder} lacks {name}")
@@ -199,8 +199,7 @@ def _replay(folder: Path, labels: bool, threads: int, progress: Progress) -> Dif
 
     progress("loading the model in ONNX Runtime")
     subprocesses.cap_memory(hardware.available_memory())
-    data = folder / testdata.FOLDER
-    x, expected = testdata.read(data / "input_0.pb"), testdata.read(data / "output_0.pb")
+    x, expected = testdata.read(folder / layout.INPUT), testdata.read(folder / layout.OUTPUT)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.log_severity_level = 3
@@ -216,9 +215,3 @@ def _replay(folder: Path, labels: bool, threads: int, progress: Progress) -> Dif
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:500]
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from segonnx import runtimes
-from segonnx.artifacts import testdata
-from segonnx.artifacts.verify import MODEL
+from segonnx.artifacts import layout, testdata
+from segonnx.artifacts.layout import MODEL
 from segonnx.bench import core_latency, plan, roofline, rounds, stats, targets
 from segonnx.bench.core_latency import Exchange
 from segonnx.bench.plan import Model, Settings
@@ -407,10 +407,9 @@ class _Case:
         """PyTorch's logits, or labels, from the artifact's test data, if that has the bench's input."""
         if self.model.artifact is None:
             return None
-        data = self.model.artifact / testdata.FOLDER
-        if synthetic_inputs.sha256(testdata.read(data / "input_0.pb")) != input_sha256:
+        if synthetic_inputs.sha256(testdata.read(self.model.artifact / layout.INPUT)) != input_sha256:
             return None
-        return testdata.read(data / "output_0.pb")
+        return testdata.read(self.model.artifact / layout.OUTPUT)
 
     def _profile(self) -> None:
         """Time by operator, in new processes: a profiler slows what it looks at."""

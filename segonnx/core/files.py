@@ -1,9 +1,10 @@
-"""A folder that appears whole or not at all."""
+"""Files and folders that appear whole or not at all, and their hashes."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -89,6 +90,12 @@ def write(path: Path, content: str | bytes) -> None:
             raise
     except OSError as error:
         raise ResourceError(f"can't write {path}: {error.strerror}") from error
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _clear_abandoned(parent: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from segonnx.artifacts.verify import MODEL
+from segonnx.artifacts.layout import MODEL
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import ParityError
 from segonnx.exporters import accounting

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segonnx.artifacts.verify import MODEL
+from segonnx.artifacts.layout import MODEL
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, ParityError
 from segonnx.exporters.assemble import Converted

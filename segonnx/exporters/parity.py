@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segonnx.artifacts import testdata
-from segonnx.artifacts.verify import MODEL
+from segonnx.artifacts.layout import MODEL
 from segonnx.core import synthetic_inputs
 from segonnx.core.subprocesses import Progress
 from segonnx.core.tolerances import TOLERANCES, Difference, compare, labels_of, spread_of

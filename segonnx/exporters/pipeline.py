@@ -17,11 +17,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import segonnx
-from segonnx.artifacts import card, manifest, sbom
+from segonnx._version import __version__
+from segonnx.artifacts import card, layout, manifest, sbom
+from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest
-from segonnx.artifacts.verify import MODEL, describe, sha256, verify
+from segonnx.artifacts.verify import describe, verify
 from segonnx.core import files, hardware, subprocesses
+from segonnx.core.files import sha256
 from segonnx.core.subprocesses import Progress
 from segonnx.core.tolerances import TOLERANCES
 from segonnx.errors import CheckpointError, InputError, ResourceError, VerifyError
@@ -212,11 +214,11 @@ def export(
         weights = _weights(system, settings, prepared, seeded=seeded)
         content = _manifest(system, settings, artifact, arguments, prepared, weights, converted, account, measured)
         content |= {} if tuning is None else {"tuning": tuning}
-        (artifact / "README.md").write_text(card.render(content), encoding="utf-8")
-        (artifact / sbom.NAME).write_text(sbom.render(system.name), encoding="utf-8")
+        (artifact / layout.CARD).write_text(card.render(content), encoding="utf-8")
+        (artifact / layout.SBOM).write_text(sbom.render(system.name), encoding="utf-8")
         content["files"] = _files(artifact)
         manifest.validate({**content, "digest": "0" * 64})
-        (artifact / manifest.NAME).write_bytes(manifest.seal(content))
+        (artifact / layout.MANIFEST).write_bytes(manifest.seal(content))
         progress("writing the artifact")
         files.publish(artifact, target)
     return Exported(target, content, False, stages, time.perf_counter() - started)
@@ -411,7 +413,7 @@ def _manifest(
         },
         "rewrites": list(converted.rewrites),
         "files": {},
-        "producer": hardware.versions() | {"segonnx": segonnx.__version__},
+        "producer": hardware.versions() | {"segonnx": __version__},
         "arguments": arguments,
     }
 

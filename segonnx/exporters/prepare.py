@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segonnx.artifacts.verify import sha256
 from segonnx.core import synthetic_inputs
+from segonnx.core.files import sha256
 from segonnx.core.subprocesses import Progress
 from segonnx.exporters.parity_inputs import Probe, halved
 from segonnx.sources.catalog import System

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import segonnx
+from segonnx._version import __version__
 from segonnx.core import files, hardware
 from segonnx.core.subprocesses import Progress
 from segonnx.core.synthetic_inputs import Array
@@ -326,7 +326,7 @@ def _cache(stock: Path, probe: Probe, max_weight_growth: float | None, threads: 
 
     digest = hashlib.sha256()
     say: Callable[[object], None] = lambda what: digest.update(repr(what).encode())  # noqa: E731
-    say((segonnx.__version__, hardware.versions(["onnxruntime"]), hardware.describe()["cpu"], hardware.cpu_flags()))
+    say((__version__, hardware.versions(["onnxruntime"]), hardware.describe()["cpu"], hardware.cpu_flags()))
     say((probe, max_weight_growth, threads, seconds))
     for node in ir.load(stock).graph:
         say((node.op_type, sorted((name, str(one.value)) for name, one in node.attributes.items())))

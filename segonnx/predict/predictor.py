@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segonnx.artifacts.verify import MODEL, verify
+from segonnx.artifacts.layout import MODEL
+from segonnx.artifacts.verify import verify
 from segonnx.core import hardware
 from segonnx.errors import InputError, VerifyError
 from segonnx.predict import config, pipeline

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import faults
 from segonnx.artifacts import manifest
-from tests import faults
 from tests.conftest import ROOT, SMALL
 
 pytestmark = pytest.mark.slow

@@ -17,6 +17,7 @@ import onnx
 import pytest
 
 from segonnx.artifacts import manifest, packing
+from segonnx.artifacts.layout import MANIFEST
 from segonnx.artifacts.packing import oci, triton
 from segonnx.artifacts.packing import zipped as zipped_form
 from segonnx.artifacts.verify import verify
@@ -41,11 +42,11 @@ def external(artifact: Path) -> Path:
     model = onnx.load(artifact / "model.onnx")
     (artifact / "model.onnx").unlink()
     onnx.save(model, artifact / "model.onnx", save_as_external_data=True, location="model.onnx.data")
-    content = json.loads((artifact / manifest.NAME).read_bytes())
+    content = json.loads((artifact / MANIFEST).read_bytes())
     for name in ("model.onnx", "model.onnx.data"):
         data = (artifact / name).read_bytes()
         content["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    (artifact / manifest.NAME).write_bytes(manifest.seal(content))
+    (artifact / MANIFEST).write_bytes(manifest.seal(content))
     return artifact
 
 
@@ -113,7 +114,7 @@ def test_triton_finds_the_model_and_its_shapes(exports: Path, tmp_path: Path) ->
         "data_type: TYPE_FP32", "dims: [ 1, 1000 ]",
     ):  # fmt: skip
         assert line in config
-    content = json.loads((exports / SMALL / manifest.NAME).read_bytes())
+    content = json.loads((exports / SMALL / MANIFEST).read_bytes())
     content["inputs"][0]["shape"] = ["batch", 3, "32*height", 512]
     assert "dims: [ -1, 3, -1, 512 ]" in triton.config(content)
 
@@ -231,11 +232,11 @@ def test_a_bomb_that_the_manifest_names_is_refused(
     artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (artifact / "data.json").write_bytes(bytes(2**24))
-    content = json.loads((artifact / manifest.NAME).read_bytes())
+    content = json.loads((artifact / MANIFEST).read_bytes())
     content["files"]["data.json"] = {"sha256": hashlib.sha256(bytes(2**24)).hexdigest(), "bytes": 2**24}
-    (artifact / manifest.NAME).write_bytes(manifest.seal(content))
+    (artifact / MANIFEST).write_bytes(manifest.seal(content))
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w") as archive:
-        for name in (manifest.NAME, *content["files"]):
+        for name in (MANIFEST, *content["files"]):
             archive.write(artifact / name, name, zipfile.ZIP_DEFLATED)
     monkeypatch.setattr(zipped_form, "MAX_GROWTH", 2)
     with pytest.raises(VerifyError, match="a bomb"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from segonnx.artifacts import sbom
+from segonnx.artifacts import layout, sbom
 from tests.conftest import SMALL
 
 
@@ -22,7 +22,7 @@ def test_it_names_the_environment_and_stays_the_same() -> None:
 
 
 def test_an_artifact_has_one(exports: Path) -> None:
-    content = json.loads((exports / SMALL / sbom.NAME).read_bytes())
+    content = json.loads((exports / SMALL / layout.SBOM).read_bytes())
     assert content["metadata"]["component"]["name"] == SMALL
     assert any(one["name"] == "torch" for one in content["components"])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from segonnx.artifacts import manifest, packing
+from segonnx.artifacts import layout, manifest, packing
 from segonnx.artifacts.verify import verify
 from segonnx.errors import InputError, VerifyError
 from tests.conftest import run
@@ -68,17 +68,17 @@ def test_a_change_after_signing_is_found_whatever_the_hashes_say(
 ) -> None:
     path = signed / name
     path.write_bytes(path.read_bytes() + b"\n")
-    content = json.loads((signed / manifest.NAME).read_bytes())
+    content = json.loads((signed / layout.MANIFEST).read_bytes())
     content["files"][name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
-    (signed / manifest.NAME).write_bytes(manifest.seal(content))
+    (signed / layout.MANIFEST).write_bytes(manifest.seal(content))
     with pytest.raises(VerifyError, match="isn't as the owner of"):
         verify(signed, key=keys[1], replay=False)
 
 
 def test_a_manifest_that_was_resealed_is_found(signed: Path, keys: tuple[Path, Path]) -> None:
-    content = json.loads((signed / manifest.NAME).read_bytes())
+    content = json.loads((signed / layout.MANIFEST).read_bytes())
     content["weights"]["licence"] = "mine"
-    (signed / manifest.NAME).write_bytes(manifest.seal(content))
+    (signed / layout.MANIFEST).write_bytes(manifest.seal(content))
     verify(signed, replay=False)
     with pytest.raises(VerifyError, match="isn't as the owner of"):
         verify(signed, key=keys[1], replay=False)
@@ -86,7 +86,7 @@ def test_a_manifest_that_was_resealed_is_found(signed: Path, keys: tuple[Path, P
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b"[" * 10_000, b'{"mediaType": 1}'])
 def test_a_signature_that_is_none_is_refused(data: bytes, signed: Path, keys: tuple[Path, Path]) -> None:
-    (signed / manifest.SIGNATURE).write_bytes(data)
+    (signed / layout.SIGNATURE).write_bytes(data)
     with pytest.raises(VerifyError, match="isn't as the owner of"):
         verify(signed, key=keys[1], replay=False)
 
@@ -107,7 +107,7 @@ def test_a_key_that_is_none_is_bad_input(artifact: Path, keys: tuple[Path, Path]
     for key in (tmp_path / "text", tmp_path / "none"):
         with pytest.raises(InputError):
             signature.check(artifact, key)
-    assert not (artifact / manifest.SIGNATURE).exists()
+    assert not (artifact / layout.SIGNATURE).exists()
 
 
 @pytest.mark.parametrize("form", ["zip", "oci"])

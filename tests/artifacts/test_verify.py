@@ -15,7 +15,7 @@ import pytest
 from onnx.backend.test.loader import load_model_tests
 from onnx.backend.test.runner import Runner
 
-from segonnx.artifacts import manifest, testdata
+from segonnx.artifacts import layout, manifest, testdata
 from segonnx.artifacts.verify import verify
 from segonnx.errors import VerifyError
 from tests.conftest import SMALL, message, run
@@ -33,7 +33,7 @@ FILES = (
 
 def _reseal(artifact: Path, change) -> None:  # type: ignore[no-untyped-def]
     """Change the manifest and give it a digest that fits, as somebody with bad intentions would."""
-    path = artifact / manifest.NAME
+    path = artifact / layout.MANIFEST
     content = json.loads(path.read_text())
     change(content)
     path.write_bytes(manifest.seal(content))
@@ -110,7 +110,7 @@ def test_links_are_found(artifact: Path, tmp_path: Path) -> None:
 
 
 def test_a_manifest_that_was_edited_is_found(artifact: Path) -> None:
-    path = artifact / manifest.NAME
+    path = artifact / layout.MANIFEST
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
     with pytest.raises(VerifyError, match="digest"):
         verify(artifact)
@@ -134,7 +134,7 @@ def test_a_manifest_that_does_not_fit_the_schema_is_refused(artifact: Path, chan
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000])
 def test_a_manifest_that_is_no_manifest_is_refused(artifact: Path, text: str) -> None:
-    (artifact / manifest.NAME).write_text(text)
+    (artifact / layout.MANIFEST).write_text(text)
     with pytest.raises(VerifyError):
         verify(artifact)
 
@@ -203,16 +203,16 @@ def test_a_folder_that_does_not_belong_is_found(artifact: Path) -> None:
 
 def test_a_wider_tolerance_is_refused(artifact: Path) -> None:
     for key, value in (("max_rel_error", 0.1), ("rms_rel_error", 0.1), ("label_agreement", 0.5), ("dtype", "int8")):
-        original = (artifact / manifest.NAME).read_bytes()
+        original = (artifact / layout.MANIFEST).read_bytes()
         _reseal(artifact, lambda m, key=key, value=value: m["parity"]["tolerance"].update({key: value}))
         with pytest.raises(VerifyError, match="more than segonnx does"):
             verify(artifact)
-        (artifact / manifest.NAME).write_bytes(original)
+        (artifact / layout.MANIFEST).write_bytes(original)
 
 
 @pytest.mark.parametrize("value", ["NaN", "1e999", '"\\ud800"', "[" * 900 + "]" * 900])
 def test_what_is_not_quite_json_is_refused(artifact: Path, value: str) -> None:
-    path = artifact / manifest.NAME
+    path = artifact / layout.MANIFEST
     path.write_text(path.read_text().replace('"seed": 0', f'"seed": {value}'))
     with pytest.raises(VerifyError):
         verify(artifact)

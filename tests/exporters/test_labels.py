@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 import segonnx
+from benchmarks import label_output
 from segonnx import models, runtimes
-from segonnx.artifacts import manifest, packing, testdata
+from segonnx.artifacts import layout, manifest, packing, testdata
 from segonnx.artifacts.verify import verify
 from segonnx.bench import run as bench
 from segonnx.bench import targets
@@ -41,7 +42,6 @@ from segonnx.sources.nnunet import folder, plans
 from tests import handmade
 from tests.bench import fakes
 from tests.conftest import run
-from tests.exporters import label_forms
 
 NAME = "unet-mobilenetv3-small"
 CLASSES = 117
@@ -139,12 +139,12 @@ def test_the_card_shows_lines_that_run(unet: Path, monkeypatch: pytest.MonkeyPat
 
 def resealed(artifact: Path, change: Callable[[dict[str, Any]], object] = lambda _: None) -> None:
     """Give the manifest hashes and a digest that fit what is there."""
-    content = json.loads((artifact / manifest.NAME).read_bytes())
+    content = json.loads((artifact / layout.MANIFEST).read_bytes())
     for name, entry in content["files"].items():
         data = (artifact / name).read_bytes()
         entry.update(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
     change(content)
-    (artifact / manifest.NAME).write_bytes(manifest.seal(content))
+    (artifact / layout.MANIFEST).write_bytes(manifest.seal(content))
 
 
 def other_weights(model: onnx.ModelProto) -> None:
@@ -300,8 +300,8 @@ def test_the_pass_takes_the_first_of_the_largest(classes: int, dtype: str) -> No
 
 
 def test_every_form_that_is_timed_decides_alike() -> None:
-    found = label_forms.measure((4, 1, 128, 128), 5, 1)
-    assert found.keys() > label_forms.FORMS.keys()
+    found = label_output.measure((4, 1, 128, 128), 5, 1)
+    assert found.keys() > label_output.FORMS.keys()
 
 
 @pytest.fixture

@@ -344,7 +344,7 @@ def test_label_maps_are_those_of_nnunet(kind: str, tmp_path: Path) -> None:
         artifacts += (tmp_path / f"artifacts{number}").iterdir()
     *previous, artifact = artifacts
     command = [
-        sys.executable, "-m", "tests.predict.against_nnunet", "agree", kind, folder, artifact, fold, *previous,
+        sys.executable, "-m", "benchmarks.against_nnunet", "agree", kind, folder, artifact, fold, *previous,
     ]  # fmt: skip
     env = {**os.environ, "nnUNet_compile": "f", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT, env=env, check=True)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from segonnx import runtimes
-from segonnx.artifacts.verify import MODEL
+from segonnx.artifacts.layout import MODEL
 from segonnx.bench.worker import Job, Loaded, serve
 from segonnx.core import subprocesses, synthetic_inputs
 from segonnx.core.tolerances import TOLERANCES, compare

@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from segonnx.artifacts import manifest
+from segonnx.artifacts import layout
+from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest, gives_labels
-from segonnx.artifacts.verify import MODEL
 from segonnx.core.subprocesses import Progress
 
 
@@ -25,8 +25,8 @@ def write(artifact: Path, content: Manifest, out: Path, progress: Progress) -> N
         if name.startswith(MODEL):
             progress(f"packing {name}")
             shutil.copyfile(artifact / name, out / "models" / name)
-    shutil.copyfile(artifact / "README.md", out / "docs" / "README.md")
-    shutil.copyfile(artifact / manifest.NAME, out / "docs" / manifest.NAME)
+    shutil.copyfile(artifact / layout.CARD, out / "docs" / "README.md")
+    shutil.copyfile(artifact / layout.MANIFEST, out / "docs" / layout.MANIFEST)
     (out / "LICENSE").write_text(
         f"The weights of this model: {content['weights']['licence']} ({content['weights']['source']}).\n", "utf-8"
     )

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import IO
 
-from segonnx.artifacts import manifest
+from segonnx.artifacts import layout, manifest
 from segonnx.artifacts.manifest import Manifest
 from segonnx.errors import VerifyError
 
@@ -19,7 +19,7 @@ MAX_FILES = 10_000
 
 def names(content: Manifest, *, signed: bool) -> list[str]:
     """The files of an artifact, its manifest first: the same order each time."""
-    return [manifest.NAME, *([manifest.SIGNATURE] if signed else []), *sorted(content["files"])]
+    return [layout.MANIFEST, *([layout.SIGNATURE] if signed else []), *sorted(content["files"])]
 
 
 def require_known(found: Collection[str], content: Manifest, path: Path) -> None:
@@ -28,7 +28,7 @@ def require_known(found: Collection[str], content: Manifest, path: Path) -> None
     Raises:
         VerifyError: one is missing, or isn't the artifact's.
     """
-    wanted = set(names(content, signed=manifest.SIGNATURE in found))
+    wanted = set(names(content, signed=layout.SIGNATURE in found))
     if extra := sorted(set(found) - wanted):
         raise VerifyError(f"{path} holds {extra[0]}, which the manifest doesn't know")
     if missing := sorted(wanted - set(found)):
@@ -80,6 +80,6 @@ def parse(data: bytes, work: Path) -> Manifest:
     Raises:
         VerifyError: it isn't one.
     """
-    content = manifest.parse(data, work / manifest.NAME)
+    content = manifest.parse(data, work / layout.MANIFEST)
     require_safe(names(content, signed=True))
     return content

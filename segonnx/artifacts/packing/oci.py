@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from segonnx.artifacts import manifest
+from segonnx.artifacts import layout, manifest
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.packing import contents
 from segonnx.core.subprocesses import Progress
@@ -36,7 +36,7 @@ def write(artifact: Path, content: Manifest, out: Path, progress: Progress) -> N
     """Write a verified artifact as the layout ``out``."""
     (out / _BLOBS).mkdir(parents=True)
     layers = []
-    for name in contents.names(content, signed=(artifact / manifest.SIGNATURE).exists()):
+    for name in contents.names(content, signed=(artifact / layout.SIGNATURE).exists()):
         progress(f"packing {name}")
         entry = content["files"].get(name)
         if entry is None:
@@ -124,9 +124,9 @@ class Layout:
         Raises:
             VerifyError: it doesn't.
         """
-        if manifest.NAME not in self._layers:
-            raise VerifyError(f"{self._path} holds no artifact: it has no {manifest.NAME}")
-        self._manifest = self._blob(self._layers[manifest.NAME])
+        if layout.MANIFEST not in self._layers:
+            raise VerifyError(f"{self._path} holds no artifact: it has no {layout.MANIFEST}")
+        self._manifest = self._blob(self._layers[layout.MANIFEST])
         content = contents.parse(self._manifest, self._path)
         contents.require_known(self._layers, content, self._path)
         return content
@@ -137,9 +137,9 @@ class Layout:
         Raises:
             VerifyError: a file has other bytes.
         """
-        (target / manifest.NAME).write_bytes(self._manifest)
-        if manifest.SIGNATURE in self._layers:
-            (target / manifest.SIGNATURE).write_bytes(self._blob(self._layers[manifest.SIGNATURE]))
+        (target / layout.MANIFEST).write_bytes(self._manifest)
+        if layout.SIGNATURE in self._layers:
+            (target / layout.SIGNATURE).write_bytes(self._blob(self._layers[layout.SIGNATURE]))
         for name, entry in content["files"].items():
             progress(f"unpacking {name}")
             with self._open(self._layers[name]) as source:

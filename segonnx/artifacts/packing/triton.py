@@ -9,9 +9,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from segonnx.artifacts import manifest
+from segonnx.artifacts import layout
+from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest
-from segonnx.artifacts.verify import MODEL
 from segonnx.core.subprocesses import Progress
 
 TYPES = {
@@ -34,7 +34,7 @@ def write(artifact: Path, content: Manifest, out: Path, progress: Progress) -> N
         progress(f"packing {name}")
         shutil.copyfile(artifact / name, place / name)
     (version.parent / "config.pbtxt").write_text(config(content), encoding="utf-8")
-    for name in (manifest.NAME, "README.md"):
+    for name in (layout.MANIFEST, layout.CARD):
         shutil.copyfile(artifact / name, version.parent / name)
 
 

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from segonnx.artifacts import manifest
+from segonnx.artifacts import layout, manifest
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.packing import contents
 from segonnx.core.subprocesses import Progress
@@ -29,7 +29,7 @@ MAX_GROWTH = 100
 def write(artifact: Path, content: Manifest, out: Path, progress: Progress) -> None:
     """Write the files of a verified artifact to the zip file ``out``."""
     with zipfile.ZipFile(out, "x", zipfile.ZIP_STORED) as archive:
-        for name in contents.names(content, signed=(artifact / manifest.SIGNATURE).exists()):
+        for name in contents.names(content, signed=(artifact / layout.SIGNATURE).exists()):
             progress(f"packing {name}")
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.create_system = 3  # Unix, on every system
@@ -79,9 +79,9 @@ class Zipped:
                 raise VerifyError(f"{self._path}: {entry.filename} isn't a plain file")
             if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & 1:
                 raise VerifyError(f"{self._path}: {entry.filename} is compressed or locked in a strange way")
-        if manifest.NAME not in found:
-            raise VerifyError(f"{self._path} holds no artifact: it has no {manifest.NAME}")
-        with self._archive.open(manifest.NAME) as file:
+        if layout.MANIFEST not in found:
+            raise VerifyError(f"{self._path} holds no artifact: it has no {layout.MANIFEST}")
+        with self._archive.open(layout.MANIFEST) as file:
             content = contents.parse(file.read(manifest.MAX_BYTES + 1), self._path)
         if sum(entry["bytes"] for entry in content["files"].values()) > MAX_GROWTH * self._path.stat().st_size:
             raise VerifyError(f"{self._path} would grow more than {MAX_GROWTH}-fold: a bomb")
@@ -94,7 +94,7 @@ class Zipped:
         Raises:
             VerifyError: a file has other bytes.
         """
-        for name in {manifest.NAME, manifest.SIGNATURE} & set(self._archive.namelist()):
+        for name in {layout.MANIFEST, layout.SIGNATURE} & set(self._archive.namelist()):
             with self._archive.open(name) as file:
                 (target / name).write_bytes(file.read(manifest.MAX_BYTES))
         for name, entry in content["files"].items():

@@ -1,6 +1,6 @@
 """How fast a graph can decide: forms of the ArgMax over the classes, timed in turns, into docs/decisions/0070.
 
-    python -m tests.exporters.label_forms
+    python -m benchmarks.label_output
 
 Each form is the head of a network, a pointwise convolution, and what decides behind it. Nothing else may run meanwhile.
 """
@@ -21,7 +21,7 @@ from segonnx.core import hardware
 from segonnx.core.tolerances import labels_of
 from segonnx.optimize.slices import Builder
 
-PATH = Path(__file__).resolve().parents[2] / "docs" / "decisions" / "0070-labels.md"
+PATH = Path(__file__).resolve().parents[1] / "docs" / "decisions" / "0070-labels.md"
 PLACE = re.compile(r"(<!-- figures:[^\n]*-->\n).*?(<!-- /figures -->)", re.DOTALL)
 ROUNDS = 9
 TILE = 2**14

@@ -1,6 +1,6 @@
 """What the artifact gains over every other way to run the model, into docs/performance.md.
 
-    python -m tests.exporters.gains RESULT.json...
+    python -m benchmarks.speedups RESULT.json...
 
 The results are those of `make bench-perf`: nothing is measured here. Where the host moved the processors between caches
 meanwhile, a network has a line for the rounds on either side.
@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import replace as with_
 from pathlib import Path
 
+from benchmarks.docs import replace
 from segonnx.bench import core_latency, result, stats
 from segonnx.bench.result import OK, Ratio, Result, Row
-from tools.update_docs import replace
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 OURS = "ort"
 STOCK = "ort-stock"
 TORCH = ("eager", "eager-channels-last", "compile", "compile-channels-last")

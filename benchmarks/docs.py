@@ -1,4 +1,4 @@
-"""Puts measured figures into the documents: python tools/update_docs.py DEMO_OUTPUT ARTIFACTS.
+"""Puts measured figures into the documents: python -m benchmarks.docs DEMO_OUTPUT ARTIFACTS.
 
 DEMO_OUTPUT is what `make demo` printed; it goes into README.md. ARTIFACTS is the folder that it made; the parity of
 each artifact goes into docs/checks.md. Each stands between two marks.

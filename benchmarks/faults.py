@@ -1,7 +1,7 @@
 """Damages artifacts in every way that we could think of, and kills commands at random moments. Run by ``make faults``.
 
 Writes what was found to docs/reliability.md; the exit code is 1 where damage wasn't found, or a half result passed.
-``tests/artifacts/test_faults.py`` runs a small part of it.
+``tests/benchmarks/test_faults.py`` runs a small part of it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ import onnx
 import SimpleITK
 from onnx import TensorProto, helper
 
-from segonnx.artifacts import manifest, packing
-from segonnx.artifacts.verify import MODEL, sha256, verify
+from segonnx.artifacts import layout, manifest, packing
+from segonnx.artifacts.layout import MODEL
+from segonnx.artifacts.verify import verify
 from segonnx.core import files, hardware, subprocesses
+from segonnx.core.files import sha256
 from segonnx.errors import SegonnxError, StageError
 from segonnx.predict import images
 from segonnx.sources import catalog
@@ -111,14 +113,14 @@ def link(artifact: Path, rng: random.Random) -> None:
 
 def hard_link(artifact: Path, rng: random.Random) -> None:
     """A file that has a second name elsewhere."""
-    os.link(_any(artifact, rng, but=manifest.NAME), artifact.parent / "outside")
+    os.link(_any(artifact, rng, but=layout.MANIFEST), artifact.parent / "outside")
 
 
 def unsealed(artifact: Path, rng: random.Random) -> None:
     """A value in the manifest, without a new digest."""
     content = _manifest(artifact)
     _change(content, rng)
-    (artifact / manifest.NAME).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    (artifact / layout.MANIFEST).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def untyped(artifact: Path, rng: random.Random) -> None:
@@ -150,7 +152,7 @@ def misstated(artifact: Path, rng: random.Random) -> None:
 def unreadable(artifact: Path, rng: random.Random) -> None:
     """A manifest that is no JSON, too deep, too large, or no text."""
     data = rng.choice([b"", b"{", b"[" * 10**6, b" " * (manifest.MAX_BYTES + 1), b"\xff\xfe", b"null", b"NaN", b"[]"])
-    (artifact / manifest.NAME).write_bytes(data)
+    (artifact / layout.MANIFEST).write_bytes(data)
 
 
 def misshapen(artifact: Path, rng: random.Random) -> None:
@@ -275,9 +277,9 @@ def loosened(artifact: Path, rng: random.Random) -> None:
 
 def no_number(artifact: Path, rng: random.Random) -> None:
     """A manifest that holds what only some programs take for JSON: NaN, infinity, half a character, depth."""
-    data = (artifact / manifest.NAME).read_bytes()
+    data = (artifact / layout.MANIFEST).read_bytes()
     value = rng.choice([b"NaN", b"1e999", b"-Infinity", b'"\\ud800"', b"[" * 900 + b"]" * 900, b"9" * 5000])
-    (artifact / manifest.NAME).write_bytes(data.replace(b'"seed": 0', b'"seed": ' + value, 1))
+    (artifact / layout.MANIFEST).write_bytes(data.replace(b'"seed": 0', b'"seed": ' + value, 1))
 
 
 def strange_name(artifact: Path, rng: random.Random) -> None:
@@ -408,12 +410,12 @@ def _any(artifact: Path, rng: random.Random, but: str = "") -> Path:
 
 
 def _manifest(artifact: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((artifact / manifest.NAME).read_bytes())
+    content: dict[str, Any] = json.loads((artifact / layout.MANIFEST).read_bytes())
     return content
 
 
 def _seal(artifact: Path, content: dict[str, Any]) -> None:
-    (artifact / manifest.NAME).write_bytes(manifest.seal(content))
+    (artifact / layout.MANIFEST).write_bytes(manifest.seal(content))
 
 
 def _rehashed(artifact: Path) -> dict[str, Any]:
@@ -774,4 +776,4 @@ Each command was killed (SIGKILL) at a random moment of its time; what it left w
 if __name__ == "__main__":
     import importlib
 
-    importlib.import_module("tests.faults").main()  # by its name, for worker processes to find its functions
+    importlib.import_module("benchmarks.faults").main()  # by its name, for worker processes to find its functions

@@ -1,6 +1,6 @@
 """What each rewrite gains, alone and among the others, and the memory it takes: into docs/performance.md.
 
-    python -m tests.exporters.ablation [NAME...]
+    python -m benchmarks.ablation [NAME...]
 
 Each variant of a network takes turns with the one that has all rewrites, in one process; its memory is that of a
 process of its own. That one races itself, too: what comes out there is noise. Nothing else may run meanwhile. Where
@@ -20,8 +20,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from benchmarks.docs import replace
 from segonnx import optimize
-from segonnx.artifacts.verify import MODEL
+from segonnx.artifacts.layout import MODEL
 from segonnx.bench import core_latency, stats
 from segonnx.bench.core_latency import Exchange
 from segonnx.core import hardware, subprocesses
@@ -33,9 +34,8 @@ from segonnx.optimize.choices import OPTIONAL, STOCK, Choices
 from segonnx.optimize.search import Session
 from segonnx.optimize.unroll_depth import LANES
 from segonnx.sources import catalog
-from tools.update_docs import replace
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("stunet-s", "totalsegmentator", "unet-resnet18", "unet-regnetx-002", "encoder-regnetx-002")
 FORMS = ("taps", "winograd", "winograd4", "winograd4_matmul")
 ROUNDS = 9
@@ -159,6 +159,6 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    from tests.exporters import ablation  # noqa: PLW0406 (other processes find its functions by this name)
+    from benchmarks import ablation  # noqa: PLW0406 (other processes find its functions by this name)
 
     ablation.main(sys.argv[1:])

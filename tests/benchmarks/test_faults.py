@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import faults
 from segonnx.artifacts import packing
 from segonnx.artifacts.verify import verify
-from tests import faults
 from tests.conftest import SMALL
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+from benchmarks import speedups
 from segonnx.bench.result import Ratio, Result, Row
-from tests.exporters import gains
 
 SHAPE = (1, 3, 64, 64)
 MEDIANS = {"eager": 4.0, "compile": 2.0, "ort": 1.0, "ort-stock": 1.5, "openvino-stock": 0.5}
@@ -37,7 +37,7 @@ def result() -> Result:
 
 
 def test_ratios_are_the_others_time_over_ours_whichever_way_they_were_kept() -> None:
-    line = gains.table(result()).splitlines()[-1]
+    line = speedups.table(result()).splitlines()[-1]
     assert line == (
         "| net |  | 1000.0 | 1.50x (1.20-1.67) | 2.00x (1.80-2.50) compile | 0.50x (0.40-0.56) | 0.67 | 2, 0.50 | 3.0 |"
     )
@@ -47,21 +47,21 @@ def test_what_failed_is_left_out() -> None:
     one = result()
     one.rows = [row for row in one.rows if row.backend not in ("compile", "ort-stock")]
     one.ratios = [ratio for ratio in one.ratios if "ort-stock" not in (ratio.baseline, ratio.backend)]
-    line = gains.table(one).splitlines()[-1]
+    line = speedups.table(one).splitlines()[-1]
     assert line.startswith("| net |  | 1000.0 | - | 4.00x (3.60-5.00) eager | 0.50x")
     one.rows[1].status = "failed"
     one.rows[1].rounds = []
-    assert gains.table(one).splitlines()[-1].startswith("| net |  | failed | ")
+    assert speedups.table(one).splitlines()[-1].startswith("| net |  | failed | ")
 
 
 def test_a_runtime_whose_logits_differ_is_marked() -> None:
     one = result()
     one.rows[-1].status = "its logits differ"
-    *_, line, empty, note = gains.table(one).splitlines()
+    *_, line, empty, note = speedups.table(one).splitlines()
     assert "| 0.50x (0.40-0.56) † |" in line
     assert not empty
     assert note.startswith("† its logits differ")
-    assert "†" not in gains.table(result())
+    assert "†" not in speedups.table(result())
 
 
 def test_rounds_under_one_cache_and_under_two_have_lines_of_their_own() -> None:
@@ -71,7 +71,7 @@ def test_rounds_under_one_cache_and_under_two_have_lines_of_their_own() -> None:
         near, far = MEDIANS[row.backend], MEDIANS[row.backend] * (2 if row.backend == "ort" else 1)
         row.rounds = [[near]] * 4 + [[far]] * 3 + [[50.0]]
         row.exchange_ns = [90.0, 88.0, 91.0, 90.0, 165.0, 160.0, 170.0, 165.0 if row.backend == "ort" else 90.0]
-    under_one, under_two = gains.table(one).splitlines()[-2:]
+    under_one, under_two = speedups.table(one).splitlines()[-2:]
     assert under_one.startswith("| net | one | 1000.0 | 1.50x | 2.00x compile | 0.50x |")
     assert under_two.startswith("| net | two | 2000.0 | 0.75x | 1.00x compile | 0.25x |")
 
@@ -81,7 +81,7 @@ def test_all_rounds_take_the_place_of_a_side_with_few() -> None:
     for row in one.rows:
         row.rounds = [[MEDIANS[row.backend]]] * 6
         row.exchange_ns = [90.0] * 4 + [165.0] * 2
-    assert [line.split(" | ")[1] for line in gains.table(one).splitlines() if "net" in line] == ["one", "either"]
+    assert [line.split(" | ")[1] for line in speedups.table(one).splitlines() if "net" in line] == ["one", "either"]
 
 
 def test_a_side_has_no_line_where_it_has_too_few_rounds_of_the_stock_graph() -> None:
@@ -91,7 +91,7 @@ def test_a_side_has_no_line_where_it_has_too_few_rounds_of_the_stock_graph() -> 
         row.exchange_ns = [90.0] * 4 + [165.0] * 4
     stock = next(row for row in one.rows if row.backend == "ort-stock")
     stock.exchange_ns = [90.0] * 8
-    assert [line.split(" | ")[1] for line in gains.table(one).splitlines() if "net" in line] == ["one", "either"]
+    assert [line.split(" | ")[1] for line in speedups.table(one).splitlines() if "net" in line] == ["one", "either"]
 
 
 def test_a_network_of_few_rounds_has_one_line() -> None:
@@ -99,5 +99,5 @@ def test_a_network_of_few_rounds_has_one_line() -> None:
     for row in one.rows:
         row.rounds = [[MEDIANS[row.backend]]] * 4
         row.exchange_ns = [90.0] * 2 + [165.0] * 2
-    (line,) = (line for line in gains.table(one).splitlines() if "net" in line)
+    (line,) = (line for line in speedups.table(one).splitlines() if "net" in line)
     assert line.startswith("| net | either | 1000.0 | 1.50x (1.20-1.67) |")

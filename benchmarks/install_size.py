@@ -1,4 +1,4 @@
-"""Measures what an installation weighs, and writes it into docs/shipping.md: python tools/measure_install.py.
+"""Measures what an installation weighs, and writes it into docs/shipping.md: python -m benchmarks.install_size.
 
 Makes a fresh virtual environment for each row, with the versions of constraints.txt, in a temporary folder.
 """
@@ -14,8 +14,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from statistics import median
 
-from update_docs import replace
-
+from benchmarks.docs import replace
 from segonnx.core import hardware
 
 ROOT = Path(__file__).parents[1]

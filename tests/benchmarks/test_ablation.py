@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from tests.exporters.ablation import Turn, table
+from benchmarks.ablation import Turn, table
 
 
 def test_turns_under_one_cache_and_under_two_have_columns_of_their_own() -> None:

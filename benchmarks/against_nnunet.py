@@ -1,10 +1,10 @@
 """Holds `segonnx predict` against nnU-Net's own predictor, on the folders of ``tests.nnunet_folders``.
 
-    python -m tests.predict.against_nnunet agree KIND FOLDER ARTIFACT FOLD [PREVIOUS]
+    python -m benchmarks.against_nnunet agree KIND FOLDER ARTIFACT FOLD [PREVIOUS]
                                                     print how far label maps and probabilities agree
-    python -m tests.predict.against_nnunet race KIND FOLDER ARTIFACT FOLD
+    python -m benchmarks.against_nnunet race KIND FOLDER ARTIFACT FOLD
                                                     print the seconds of both from file to file, by turns
-    python -m tests.predict.against_nnunet table ROOT
+    python -m benchmarks.against_nnunet table ROOT
                                                     train, export, agree and race, into docs/predict.md; idle machine
 
 Runs in processes of its own, like that.
@@ -33,7 +33,7 @@ from tests import nnunet_folders
 
 ROUNDS = 5
 PAGE = nnunet_folders.ROOT / "docs" / "predict.md"
-MARK, END = "<!-- nnunet: put here by tests/predict/against_nnunet.py -->\n", "<!-- /nnunet -->"
+MARK, END = "<!-- nnunet: put here by benchmarks/against_nnunet.py -->\n", "<!-- /nnunet -->"
 RACED = ("plain", "regions", "residual")
 
 

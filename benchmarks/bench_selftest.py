@@ -24,7 +24,7 @@ from segonnx.bench.rounds import Rule
 from segonnx.core import files, hardware, subprocesses
 from tests.bench import fakes, simulate
 
-PAGE = Path(__file__).parents[2] / "docs" / "bench-selftest.md"
+PAGE = Path(__file__).parents[1] / "docs" / "bench-selftest.md"
 NAME = "encoder-lcnet-100"
 SIMULATIONS = 100
 LOADED_TURNS = 3
