@@ -28,7 +28,7 @@ from segonnx.bench.core_latency import Exchange
 from segonnx.core import hardware, subprocesses
 from segonnx.core.synthetic_inputs import Array
 from segonnx.exporters import pipeline
-from segonnx.exporters.parity_inputs import Probe
+from segonnx.exporters.parity_inputs import ParityInput
 from segonnx.optimize import search
 from segonnx.optimize.choices import OPTIONAL, STOCK, Choices
 from segonnx.optimize.search import Session
@@ -94,7 +94,7 @@ def race(path: Path, whole: Path, x: Array, flag: Exchange) -> list[Turn]:
     return turns
 
 
-def one_pass(path: Path, probe: Probe, modality: str, progress: subprocesses.Progress) -> None:
+def one_pass(path: Path, probe: ParityInput, modality: str, progress: subprocesses.Progress) -> None:
     """Load a graph and run it: how much memory that takes, the process tells."""
     Session(str(path), probe.make(modality), hardware.usable_cores())
 
@@ -110,18 +110,18 @@ def cells(turns: list[Turn]) -> str:
 
 def measure(name: str, flag: Exchange) -> str:
     """A table of a network's variants, by whether the processors shared a cache."""
-    system = catalog.find(name)
+    spec = catalog.find(name)
     settings = pipeline.Settings(ROOT / "artifacts" / "stock", optimize="none")
-    stock = pipeline.export(system, settings).folder / MODEL
-    probe = Probe("noise", system.input_shape)
+    stock = pipeline.export(spec, settings).folder / MODEL
+    probe = ParityInput("noise", spec.input_shape)
     raced: dict[str, list[Turn]] = {}
     memory = {}
     with tempfile.TemporaryDirectory() as folder:
         paths = variants(stock, Path(folder))
         for one, path in paths.items():
             print(f"{name}: {one}", file=sys.stderr, flush=True)
-            raced[one] = race(path, paths[ALL], probe.make(system.modality), flag)
-            memory[one] = subprocesses.call(one_pass, path, probe, system.modality).peak_rss_bytes
+            raced[one] = race(path, paths[ALL], probe.make(spec.modality), flag)
+            memory[one] = subprocesses.call(one_pass, path, probe, spec.modality).peak_rss_bytes
     return table(name, raced, memory)
 
 

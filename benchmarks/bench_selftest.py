@@ -18,7 +18,7 @@ from pathlib import Path
 
 from segonnx import runtimes
 from segonnx.bench import run, stats, targets
-from segonnx.bench.plan import Model, Settings
+from segonnx.bench.plan import Settings, Target
 from segonnx.bench.result import Result
 from segonnx.bench.rounds import Rule
 from segonnx.core import files, hardware, subprocesses
@@ -216,7 +216,7 @@ def _busy(count: int) -> Iterator[None]:
             burner.wait()
 
 
-def _bench(model: Model, settings: Settings) -> Result:
+def _bench(model: Target, settings: Settings) -> Result:
     return run.bench([model], settings, None, lambda _: None)
 
 

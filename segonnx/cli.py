@@ -17,11 +17,11 @@ from segonnx._version import __version__
 from segonnx.errors import InputError, SegonnxError, VerifyError
 
 if TYPE_CHECKING:
-    from segonnx.bench.plan import Model
+    from segonnx.bench.plan import Target
     from segonnx.bench.result import Row
     from segonnx.core.progress import Display
     from segonnx.exporters.pipeline import Exported, Settings
-    from segonnx.sources.catalog import System
+    from segonnx.sources.catalog import ModelSpec
 
 BACKENDS = (
     "eager", "eager-channels-last", "compile", "compile-channels-last",
@@ -85,31 +85,31 @@ def list_(as_json: bool, check: bool) -> None:
 
     systems = catalog.systems()
     if as_json:
-        click.echo(json.dumps([_as_json(system) for system in systems], indent=2))
+        click.echo(json.dumps([_as_json(spec) for spec in systems], indent=2))
     elif not check:
         click.echo(tables.systems(systems))
     if check:
         _check_catalogue()
 
 
-def _as_json(system: Any) -> dict[str, Any]:
-    reference = system.reference
+def _as_json(spec: Any) -> dict[str, Any]:
+    reference = spec.reference
     return {
-        "name": system.name,
-        "family": system.family,
-        "input_shape": list(system.input_shape),
-        "num_classes": system.num_classes,
+        "name": spec.name,
+        "family": spec.family,
+        "input_shape": list(spec.input_shape),
+        "num_classes": spec.num_classes,
         "parameters": reference.parameters,
         "training_parameters": reference.training_parameters,
-        "published_parameters": system.published_parameters,
+        "published_parameters": spec.published_parameters,
         "published": [
-            {"text": f.text, "source": f.source, "num_classes": f.num_classes or system.num_classes}
-            for f in system.published
+            {"text": f.text, "source": f.source, "num_classes": f.num_classes or spec.num_classes}
+            for f in spec.published
         ],
         "macs": reference.macs,
         "inference_macs": reference.inference_macs,
-        "source": system.source,
-        "published_dsc_percent": system.dsc_percent,
+        "source": spec.source,
+        "published_dsc_percent": spec.dsc_percent,
     }
 
 
@@ -120,16 +120,16 @@ def _check_catalogue() -> None:
     from segonnx.sources import catalog
 
     failed = []
-    for system in catalog.systems():
-        assert system.reference is not None
-        counted = parameters.count(system)
-        checks = parameters.check(system, counted)
+    for spec in catalog.systems():
+        assert spec.reference is not None
+        counted = parameters.count(spec)
+        checks = parameters.check(spec, counted)
         for one in checks:
             mark = "ok  " if one.passed else "FAIL"
-            click.echo(f"{mark} {system.name:32} {one.what}: {one.found:,} (expected {one.expected})")
+            click.echo(f"{mark} {spec.name:32} {one.what}: {one.found:,} (expected {one.expected})")
         if not all(one.passed for one in checks):
-            failed.append(system.name)
-            click.echo(parameters.mismatch_table(system.reference.modules, counted.modules))
+            failed.append(spec.name)
+            click.echo(parameters.mismatch_table(spec.reference.modules, counted.modules))
     if failed:
         raise ParityError(f"{len(failed)} of {len(catalog.systems())} systems differ: {', '.join(failed)}")
 
@@ -306,7 +306,7 @@ def export(
         raise InputError("--tune-time goes with --tune")
     if nnunet_folder is None and any(option is not None for option in (fold, checkpoint, configuration)):
         raise InputError("--fold, --checkpoint and --configuration go with --nnunet FOLDER")
-    systems: list[System] = []
+    systems: list[ModelSpec] = []
     if smp_source is None and nnunet_folder is None:
         systems = _systems(names, everything)
     elif names or everything:
@@ -315,8 +315,8 @@ def export(
         raise InputError("--weights is one network's: name one system")
     _require_torch("export")
     if smp_source is not None:
-        system, weights = smp.find(smp_source)
-        systems = [system]
+        spec, weights = smp.find(smp_source)
+        systems = [spec]
     if json_path is not None:
         files.require_writable(json_path)
     settings = pipeline.Settings(
@@ -337,25 +337,25 @@ def export(
         overwrite=overwrite,
         threads=threads or hardware.usable_cores(),
     )
-    jobs = [(system, settings) for system in systems]
+    jobs = [(spec, settings) for spec in systems]
     if nnunet_folder is not None:
         jobs = _trained(nnunet_folder, fold, checkpoint or "final", configuration, settings)
-    for system, _ in jobs:
-        pipeline.input_shape(system, shape, batch)
+    for spec, _ in jobs:
+        pipeline.input_shape(spec, shape, batch)
         if output == "labels":
-            labels.require(system)
+            labels.require(spec)
     done: list[Exported] = []
     failed: dict[str, SegonnxError] = {}
     with Display() as display:
-        for number, (system, how) in enumerate(jobs, 1):
+        for number, (spec, how) in enumerate(jobs, 1):
             place = f"[{number}/{len(jobs)}] " if len(jobs) > 1 else ""
             try:
-                exported = pipeline.export(system, how, display.within(f"{place}{system.name}: "))
+                exported = pipeline.export(spec, how, display.within(f"{place}{spec.name}: "))
             except SegonnxError as error:
-                failed[system.name] = error
+                failed[spec.name] = error
                 if len(jobs) == 1:
                     raise
-                display.echo(f"{place}{system.name}: FAILED: {error}", err=True)
+                display.echo(f"{place}{spec.name}: FAILED: {error}", err=True)
             else:
                 done.append(exported)
                 display.echo(place + _exported_line(exported))
@@ -375,7 +375,7 @@ def _trained(
     checkpoint: Literal["final", "best"],
     configuration: str | None,
     settings: Settings,
-) -> list[tuple[System, Settings]]:
+) -> list[tuple[ModelSpec, Settings]]:
     """The networks of a folder that nnU-Net trained, each with its checkpoints."""
     from dataclasses import replace
 
@@ -391,7 +391,7 @@ def _trained(
             trust=settings.trust,
             progress=display,
         )
-    return [(one.system, replace(settings, checkpoints=one.checkpoints)) for one in found]
+    return [(one.spec, replace(settings, checkpoints=one.checkpoints)) for one in found]
 
 
 def _systems(names: tuple[str, ...], everything: bool) -> list[Any]:
@@ -401,7 +401,7 @@ def _systems(names: tuple[str, ...], everything: bool) -> list[Any]:
         raise InputError("give the names of systems, or --all (`segonnx list` shows them)")
     if names:
         return [catalog.find(name) for name in dict.fromkeys(names)]
-    return sorted(catalog.systems(), key=lambda system: system.reference.parameters if system.reference else 0)
+    return sorted(catalog.systems(), key=lambda spec: spec.reference.parameters if spec.reference else 0)
 
 
 def _require_torch(what: str) -> None:
@@ -762,7 +762,7 @@ def bench(
     from segonnx.runtimes.base import Options
     from segonnx.sources import catalog
 
-    chosen = [system.name for system in catalog.systems() if system.family in family]
+    chosen = [spec.name for spec in catalog.systems() if spec.family in family]
     systems = [] if artifacts and not (names or everything or family) else _systems((*names, *chosen), everything)
     for name in dict.fromkeys(backends):
         if (why := runtimes.get(name).missing()) is not None:
@@ -784,12 +784,12 @@ def bench(
     if pyperf_path is not None:
         pyperf_suites.require(pyperf_path)
     with Display() as display:
-        models: list[Model] = [targets.from_artifact(artifact, display) for artifact in artifacts]
+        models: list[Target] = [targets.from_artifact(artifact, display) for artifact in artifacts]
         models += [
             targets.from_system(
-                system, out, settings, lambda exported: display.echo(_exported_line(exported)), display, shape, size
+                spec, out, settings, lambda exported: display.echo(_exported_line(exported)), display, shape, size
             )
-            for system in systems
+            for spec in systems
             for shape in shapes or (None,)
             for size in batch
         ]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from segonnx.sources import catalog
-from segonnx.sources.catalog import System
+from segonnx.sources.catalog import ModelSpec
 from tests import handmade
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +31,7 @@ PathFinder.find_spec = lambda name, path=None, target=None: None if name in bloc
 """
 
 
-def tiny_system() -> System:
+def tiny_system() -> ModelSpec:
     """STU-Net with four channels: the real 3D family at a size for tests."""
     return replace(
         catalog.find("stunet-s"),
@@ -46,7 +46,7 @@ def tiny_system() -> System:
 
 
 @pytest.fixture(scope="session")
-def tiny() -> System:
+def tiny() -> ModelSpec:
     """``tiny_system``, for tests."""
     return tiny_system()
 

@@ -128,7 +128,7 @@ def write(
     )
     for seed, fold in enumerate(folds):
         random_weights.randomize(network.module, seed)
-        random_weights.calibrate(network.module, x)
+        random_weights.initialise(network.module, x)
         (folder / f"fold_{fold}").mkdir()
         content = {
             "network_weights": network.module.state_dict(),

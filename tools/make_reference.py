@@ -17,7 +17,7 @@ PATH = Path(catalog.__file__).with_name("reference.json")
 
 
 def main() -> None:
-    counted = {system.name: asdict(count(system)) for system in catalog._SYSTEMS}
+    counted = {spec.name: asdict(count(spec)) for spec in catalog._SYSTEMS}
     PATH.write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ from segonnx.bench.rounds import Rule
 from segonnx.core import hardware
 from segonnx.errors import InputError
 from segonnx.runtimes.base import Options
-from segonnx.sources.catalog import System
+from segonnx.sources.catalog import ModelSpec
 
 Autocast = Literal["auto", "bf16", "off"]
 _COPY_WEIGHTS = ("ort", "ort-stock", "openvino", "openvino-stock")
@@ -71,7 +71,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Model:
+class Target:
     """One network of a bench.
 
     Attributes:
@@ -84,7 +84,7 @@ class Model:
         artifact: its folder; None where there is none.
         stock: the folder of an artifact of the same network without rewrites; None where there is none.
         derives: whether a runtime that loads the artifact computes other weights from those in it.
-        system: how the network is built; None for an artifact that the catalogue doesn't know.
+        spec: how the network is built; None for an artifact that the catalogue doesn't know.
         seed: of the network's random weights; None where they came from a file.
         weights_sha256: of the artifact's weights.
         labels: the artifact gives labels instead of logits.
@@ -99,7 +99,7 @@ class Model:
     artifact: Path | None = None
     stock: Path | None = None
     derives: bool = False
-    system: System | None = None
+    spec: ModelSpec | None = None
     seed: int | None = 0
     weights_sha256: str | None = None
     labels: bool = False
@@ -128,10 +128,10 @@ def resolve_autocast(mode: Autocast) -> tuple[bool, str]:
     )
 
 
-def memory_needed(model: Model, backend: str) -> int:
+def memory_needed(model: Target, backend: str) -> int:
     """Bytes that a worker takes, from measured peaks; PyTorch's workers share the pages of their weights' file."""
     voxels = 0 if model.family == "encoder" else model.input_shape[0] * math.prod(model.input_shape[2:])
-    classes = model.system.num_classes if model.system is not None else 117
+    classes = model.spec.num_classes if model.spec is not None else 117
     copies = 1.0
     if backend in _COPY_WEIGHTS:
         copies = 3.0 if model.derives and not backend.endswith("-stock") else 1.5

@@ -20,7 +20,7 @@ from segonnx.artifacts import layout, testdata
 from segonnx.artifacts.layout import MODEL
 from segonnx.bench import core_latency, plan, roofline, rounds, stats, targets
 from segonnx.bench.core_latency import Exchange
-from segonnx.bench.plan import Model, Settings
+from segonnx.bench.plan import Settings, Target
 from segonnx.bench.result import OK, Ratio, Result, Row
 from segonnx.bench.rounds import Rule
 from segonnx.bench.thread_monitor import Watch
@@ -29,7 +29,7 @@ from segonnx.core import hardware, subprocesses, synthetic_inputs
 from segonnx.core.subprocesses import Progress, Worker
 from segonnx.core.tolerances import TOLERANCES, Agreement, Difference, compare, compare_labels
 from segonnx.errors import SegonnxError
-from segonnx.runtimes.base import Runtime, Subject
+from segonnx.runtimes.base import Runnable, Runtime
 
 ROUND_SECONDS = 0.5
 """A runtime's turn in a round lasts about this long, or one pass where that takes longer."""
@@ -45,7 +45,7 @@ DRIFT = 0.05
 
 
 def bench(
-    models: list[Model],
+    models: list[Target],
     settings: Settings,
     x: synthetic_inputs.Array | None,
     tell: Callable[[list[Row]], None],
@@ -114,7 +114,7 @@ class _Case:
 
     def __init__(
         self,
-        model: Model,
+        model: Target,
         threads: int,
         settings: Settings,
         bf16: bool,
@@ -131,7 +131,7 @@ class _Case:
         self._watches = {backend: Watch(self.cpus) for backend in settings.backends}
         self._reasons: set[str] = set()
         self._folder = Path()
-        self._subject = Subject()
+        self._runnable = Runnable()
         self._exchange: Exchange | None = None
 
     def run(self, x: synthetic_inputs.Array | None) -> None:
@@ -157,7 +157,7 @@ class _Case:
             self._folder = Path(name)
             np.save(self._folder / "input.npy", tensor)
             try:
-                self._subject = self._make_subject()
+                self._runnable = self._make_runnable()
                 needed = {row.backend: plan.memory_needed(model, row.backend) for row in self.rows if row.status == OK}
                 self._blocks = plan.blocks(needed, hardware.available_memory())
                 with contextlib.ExitStack() as stack:
@@ -182,7 +182,7 @@ class _Case:
             finally:
                 self._conclude()
 
-    def _make_subject(self) -> Subject:
+    def _make_runnable(self) -> Runnable:
         """What the runtimes run; rows of runtimes that can't have what they need get a status that says so."""
         needs = {row.backend: self.known[row.backend].needs for row in self.rows if row.status == OK}
         weights = None
@@ -204,17 +204,17 @@ class _Case:
                 for row in self.rows:
                     if needs.get(row.backend) == need:
                         row.status = f"no artifact: segonnx export {self.model.name}{how}"
-        return Subject(self.model.system, weights, files["artifact"], files["stock"])
+        return Runnable(self.model.spec, weights, files["artifact"], files["stock"])
 
     def _weights(self) -> tuple[Path, bool]:
         """Safetensors of the weights, made as the export made them; whether they are the artifact's bit by bit."""
         from segonnx.exporters.prepare import STATE, write_weights
 
         model = self.model
-        if model.system is None or model.seed is None:
+        if model.spec is None or model.seed is None:
             raise SegonnxError("needs the network: the artifact's weights came from a file")
         path = self._folder / STATE
-        digest = subprocesses.call(write_weights, model.system, model.seed, path, progress=self.progress).value
+        digest = subprocesses.call(write_weights, model.spec, model.seed, path, progress=self.progress).value
         return path, model.weights_sha256 in (None, digest)
 
     def _rules(self) -> list[Rule]:
@@ -354,7 +354,7 @@ class _Case:
             self.settings.options, threads=self.threads, bf16=self.bf16 and runtime.autocasts, profile=profile
         )
         return Job(
-            runtime, self._subject, options, self.cpus, self._folder / "input.npy", self._logits(backend),
+            runtime, self._runnable, options, self.cpus, self._folder / "input.npy", self._logits(backend),
             self._folder / f"{backend}-cache",
         )  # fmt: skip
 

@@ -11,12 +11,12 @@ import numpy as np
 from segonnx import runtimes
 from segonnx.artifacts.manifest import gives_labels
 from segonnx.artifacts.verify import verify
-from segonnx.bench.plan import Model, Settings
+from segonnx.bench.plan import Settings, Target
 from segonnx.core import synthetic_inputs
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError
 from segonnx.sources import catalog
-from segonnx.sources.catalog import System
+from segonnx.sources.catalog import ModelSpec
 
 STOCK = "artifacts/stock"
 """Where artifacts without rewrites are, if the others are in ``artifacts``."""
@@ -32,7 +32,7 @@ def derives(rewrites: Sequence[str]) -> bool:
 
 def from_artifact(
     folder: Path, progress: Progress, shape: tuple[int, ...] | None = None, stock: Path | None = None
-) -> Model:
+) -> Target:
     """The model of an artifact, whose every byte is checked first.
 
     Args:
@@ -51,10 +51,10 @@ def from_artifact(
         fixed = "x".join(map(str, own))
         raise InputError(f"{folder} was made for inputs of {fixed}: export it with another --shape and --batch")
     try:
-        system = catalog.find(content["name"])
+        spec = catalog.find(content["name"])
     except InputError:
-        system = None
-    return Model(
+        spec = None
+    return Target(
         name=content["name"],
         family=content["family"],
         parameters=content["parameters"]["count"],
@@ -64,7 +64,7 @@ def from_artifact(
         artifact=folder,
         stock=stock,
         derives=derives(content["rewrites"]),
-        system=system,
+        spec=spec,
         seed=content["weights"]["seed"],
         weights_sha256=content["weights"]["sha256"],
         labels=gives_labels(content),
@@ -72,20 +72,20 @@ def from_artifact(
 
 
 def from_system(
-    system: System,
+    spec: ModelSpec,
     out: Path,
     settings: Settings,
     tell: Callable[[Exported], None],
     progress: Progress,
     spatial: tuple[int, ...] | None = None,
     batch: int = 1,
-) -> Model:
+) -> Target:
     """The model of a system: its artifact in ``out``, exported first if it isn't there and a runtime needs it.
 
     Artifacts for another shape than the system's are in a folder of that name, such as ``out/1x1x64x64x64``.
 
     Args:
-        system: what to time.
+        spec: what to time.
         out: the folder of the artifacts.
         settings: of the bench.
         tell: called with an export that was made.
@@ -98,8 +98,8 @@ def from_system(
     """
     from segonnx.exporters import pipeline
 
-    shape = pipeline.input_shape(system, spatial, batch)
-    own = shape == system.input_shape
+    shape = pipeline.input_shape(spec, spatial, batch)
+    own = shape == spec.input_shape
     if not own:
         out /= "x".join(map(str, shape))
     torch = runtimes.get("eager").missing() is None
@@ -110,34 +110,32 @@ def from_system(
             if not torch:
                 return None
             how = pipeline.Settings(folder.parent, shape=spatial, batch=batch, optimize=optimize)
-            tell(pipeline.export(system, how, lambda step: progress(f"{system.name}: {step}")))
+            tell(pipeline.export(spec, how, lambda step: progress(f"{spec.name}: {step}")))
         return folder
 
-    folder = out / pipeline.folder_name(system)
+    folder = out / pipeline.folder_name(spec)
     stock = None
     if "stock" in needs and (stock := made(out / "stock" / folder.name, "none")) is not None:
         from_artifact(stock, progress, shape)  # checks its bytes
     # What isn't in the catalogue is counted by the export.
-    needed = folder.exists() or not own or system.reference is None or "artifact" in needs
+    needed = folder.exists() or not own or spec.reference is None or "artifact" in needs
     if needed and (artifact := made(folder, "cpu")) is not None:
         return from_artifact(artifact, progress, shape, stock)
-    if not own or system.reference is None:
-        raise InputError(
-            f"{folder} isn't there, and exporting {system.name} needs torch: pip install 'segonnx[export]'"
-        )
-    return Model(
-        name=system.name,
-        family=system.family,
-        parameters=system.reference.parameters,
-        macs=system.reference.inference_macs,
+    if not own or spec.reference is None:
+        raise InputError(f"{folder} isn't there, and exporting {spec.name} needs torch: pip install 'segonnx[export]'")
+    return Target(
+        name=spec.name,
+        family=spec.family,
+        parameters=spec.reference.parameters,
+        macs=spec.reference.inference_macs,
         input_shape=shape,
-        modality=system.modality,
+        modality=spec.modality,
         stock=stock,
-        system=system,
+        spec=spec,
     )
 
 
-def require_alike(models: list[Model], settings: Settings) -> None:
+def require_alike(models: list[Target], settings: Settings) -> None:
     """Refuse to time artifacts that give labels beside runtimes that give logits: they'd do less work.
 
     Raises:
@@ -152,7 +150,7 @@ def require_alike(models: list[Model], settings: Settings) -> None:
             )
 
 
-def read_input(path: Path, models: list[Model]) -> synthetic_inputs.Array:
+def read_input(path: Path, models: list[Target]) -> synthetic_inputs.Array:
     """An input from a ``.npy`` file.
 
     Raises:

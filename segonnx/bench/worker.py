@@ -10,7 +10,7 @@ from pathlib import Path
 
 from segonnx.core import subprocesses
 from segonnx.core.synthetic_inputs import Array
-from segonnx.runtimes.base import Operator, Options, Runtime, Subject
+from segonnx.runtimes.base import Operator, Options, Runnable, Runtime
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Job:
 
     Attributes:
         runtime: the runtime's class.
-        subject: what it runs.
+        runnable: what it runs.
         options: how.
         cpus: the processors that it is bound to.
         x: file of the input, as ``numpy.save`` wrote it.
@@ -28,7 +28,7 @@ class Job:
     """
 
     runtime: type[Runtime]
-    subject: Subject
+    runnable: Runnable
     options: Options
     cpus: tuple[int, ...]
     x: Path
@@ -86,7 +86,7 @@ def _serve(channel: Connection, job: Job) -> None:
     x = np.load(job.x, allow_pickle=False)
     runtime = job.runtime()
     started = time.perf_counter()
-    runtime.load(job.subject, job.options)
+    runtime.load(job.runnable, job.options)
     read = time.perf_counter()
     runtime.prepare(x)
     ready = time.perf_counter()

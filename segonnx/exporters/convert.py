@@ -18,12 +18,12 @@ from segonnx.core.subprocesses import Progress
 from segonnx.errors import ConversionError, ResourceError
 from segonnx.exporters.assemble import Converted
 from segonnx.exporters.prepare import STATE
-from segonnx.sources.catalog import System
+from segonnx.sources.catalog import ModelSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from segonnx.models.base import Network
+    from segonnx.models.base import BuiltModel
     from segonnx.optimize import Optimize
     from segonnx.optimize.choices import Choices
 
@@ -31,7 +31,7 @@ OPSET = 20
 
 
 def convert(
-    system: System,
+    spec: ModelSpec,
     shape: tuple[int, ...],
     dynamic: bool,
     optimize: Optimize,
@@ -44,13 +44,13 @@ def convert(
     from segonnx.models import checkpoints
 
     progress("loading the network")
-    network = checkpoints.restore(system, folder / STATE)
-    return convert_network(network, system, shape, dynamic, optimize, choices, path, progress)
+    built = checkpoints.restore(spec, folder / STATE)
+    return convert_network(built, spec, shape, dynamic, optimize, choices, path, progress)
 
 
 def convert_network(
-    network: Network,
-    system: System,
+    built: BuiltModel,
+    spec: ModelSpec,
     shape: tuple[int, ...],
     dynamic: bool,
     optimize: Optimize,
@@ -63,8 +63,8 @@ def convert_network(
     The weights go to one external file, whatever their size: that takes no second copy of them in memory.
 
     Args:
-        network: in its inference form.
-        system: what it is.
+        built: in its inference form.
+        spec: what it is.
         shape: of the example input, (N, C, spatial...); it is the input's shape in the file unless ``dynamic``.
         dynamic: leave batch and spatial sizes open.
         optimize: which rewrites to apply.
@@ -85,9 +85,9 @@ def convert_network(
     from segonnx.optimize import apply
 
     progress("converting to ONNX")
-    model = _program(network, system, shape, dynamic)
+    model = _program(built, spec, shape, dynamic)
     progress("optimising the graph")
-    tensors = checkpoints.names(network.module)
+    tensors = checkpoints.names(built.module)
     traced = provenance.trace(model, tensors)
     onnxscript.optimizer.optimize(model)
     changed = apply(model, optimize, choices)
@@ -97,7 +97,7 @@ def convert_network(
     common.ClearMetadataAndDocStringPass()(model)
     for value in model.graph.initializers.values():
         value.metadata_props.clear()
-    model.graph.name = system.name
+    model.graph.name = spec.name
     progress("writing the ONNX file")
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
     return Converted(
@@ -106,14 +106,14 @@ def convert_network(
         operators=dict(sorted(Counter(node.op_type for node in model.graph).items())),
         origins=provenance.explain(model, traced, tensors),
         rewrites=changed,
-        parameters=tuple(name for name, _ in network.module.named_parameters()),
-        unused=dict(network.unused),
-        input=system.input,
-        output=_output(system),
+        parameters=tuple(name for name, _ in built.module.named_parameters()),
+        unused=dict(built.unused),
+        input=spec.input,
+        output=_output(spec),
     )
 
 
-def _program(network: Network, system: System, shape: tuple[int, ...], dynamic: bool) -> ir.Model:
+def _program(built: BuiltModel, spec: ModelSpec, shape: tuple[int, ...], dynamic: bool) -> ir.Model:
     """The graph as torch writes it."""
     import torch
 
@@ -124,14 +124,14 @@ def _program(network: Network, system: System, shape: tuple[int, ...], dynamic: 
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints graphs where it fails
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                network.module,
+                built.module,
                 (torch.zeros(shape),),
                 dynamo=True,
                 optimize=False,
                 opset_version=OPSET,
-                input_names=[system.input],
-                output_names=[_output(system)],
-                dynamic_shapes=_dynamic_shapes(system, shape) if dynamic else None,
+                input_names=[spec.input],
+                output_names=[_output(spec)],
+                dynamic_shapes=_dynamic_shapes(spec, shape) if dynamic else None,
                 verbose=False,
             )
     except Exception as error:
@@ -142,23 +142,23 @@ def _program(network: Network, system: System, shape: tuple[int, ...], dynamic: 
         while cause.__cause__ is not None:
             cause = cause.__cause__
         lines = str(cause).strip().splitlines() or [type(cause).__name__]
-        raise ConversionError(f"torch can't express {system.name} in ONNX: {lines[0][:300]}") from error
+        raise ConversionError(f"torch can't express {spec.name} in ONNX: {lines[0][:300]}") from error
     finally:
         logger.setLevel(level)
     assert program is not None
     return program.model
 
 
-def _output(system: System) -> str:
-    return system.output or "logits"
+def _output(spec: ModelSpec) -> str:
+    return spec.output or "logits"
 
 
-def _dynamic_shapes(system: System, shape: tuple[int, ...]) -> tuple[dict[int, Any], ...]:
+def _dynamic_shapes(spec: ModelSpec, shape: tuple[int, ...]) -> tuple[dict[int, Any], ...]:
     import torch
 
     names = ("depth", "height", "width")[-(len(shape) - 2) :]
     spatial = {
         axis: step * torch.export.Dim(f"{name}_{step}", min=2)
-        for axis, (name, step) in enumerate(zip(names, system.divisors, strict=True), 2)
+        for axis, (name, step) in enumerate(zip(names, spec.divisors, strict=True), 2)
     }
     return ({0: torch.export.Dim("batch", min=1), **spatial},)

@@ -14,32 +14,32 @@ from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, ParityError
 from segonnx.exporters.assemble import Converted
 from segonnx.exporters.parity import run, saved_labels, steadied
-from segonnx.exporters.parity_inputs import Probe
-from segonnx.sources.catalog import System
+from segonnx.exporters.parity_inputs import ParityInput
+from segonnx.sources.catalog import ModelSpec
 
 
-def require(system: System) -> None:
+def require(spec: ModelSpec) -> None:
     """Refuse a network of which one label per voxel doesn't say it all.
 
     Raises:
         InputError: why.
     """
-    if system.family == "encoder":
+    if spec.family == "encoder":
         why = "it is an encoder, whose output isn't one of voxels"
-    elif system.described.get("inference", {}).get("regions"):
+    elif spec.described.get("inference", {}).get("regions"):
         why = "its regions overlap, and a voxel that is in several has no one label"
-    elif system.num_classes > 1 and system.described.get("activation") == "sigmoid":
+    elif spec.num_classes > 1 and spec.described.get("activation") == "sigmoid":
         why = "its classes, each with a sigmoid, overlap, and a voxel that is in several has no one label"
     else:
         return
-    raise InputError(f"{system.name} gives no labels: {why}; export it with --output logits")
+    raise InputError(f"{spec.name} gives no labels: {why}; export it with --output logits")
 
 
 def put(
     artifact: Path,
     converted: Converted,
     name: str,
-    probes: tuple[Probe, ...],
+    probes: tuple[ParityInput, ...],
     modality: str,
     folder: Path,
     steady: bool,

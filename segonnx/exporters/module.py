@@ -17,7 +17,7 @@ from segonnx.errors import InputError
 from segonnx.exporters import pipeline
 from segonnx.exporters.accounting import FEW
 from segonnx.exporters.pipeline import Exported, Settings
-from segonnx.sources.catalog import System
+from segonnx.sources.catalog import ModelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ def export(
     progress: Progress,
 ) -> Exported:
     """Export a module; see ``segonnx.export``."""
-    from segonnx.models.base import Network
+    from segonnx.models.base import BuiltModel
 
     reasons = {} if output is None else {".*": f"output {output!r} doesn't need it"}
     _check_example(example)
@@ -62,7 +62,7 @@ def export(
             raise InputError(f"the module gives {logits.shape[1]} classes, labels= names {len(labels)}")
         if result == "labels" and logits.ndim < 3:
             raise InputError(f"the module gives {tuple(logits.shape)}, which is no logits of voxels: it has no labels")
-        system = System(
+        spec = ModelSpec(
             name=name or path.name,
             family="module",
             builder="module",
@@ -89,7 +89,7 @@ def export(
             overwrite=overwrite,
             threads=threads or hardware.usable_cores(),
         )
-        return pipeline.export(system, settings, progress, Network(module, {**unused, **reasons}))
+        return pipeline.export(spec, settings, progress, BuiltModel(module, {**unused, **reasons}))
 
 
 def _label(value: int, name: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from segonnx import models
 from segonnx.errors import ParityError
 from segonnx.models import counting
-from segonnx.sources.catalog import Reference, System
+from segonnx.sources.catalog import ModelSpec, Reference
 
 MACS_TOLERANCE = 0.005
 """How far multiply-adds may lie from the published figure, beyond its rounding: 0.5 %."""
@@ -30,29 +30,29 @@ class Check:
     passed: bool
 
 
-def count(system: System) -> Reference:
+def count(spec: ModelSpec) -> Reference:
     """Build the system's network on the meta device and count it."""
-    network = models.build_meta(system)
-    training_parameters = counting.parameters(network.module)
-    network = network.finalized()
+    built = models.build_meta(spec)
+    training_parameters = counting.parameters(built.module)
+    built = built.finalized()
     return Reference(
-        parameters=counting.parameters(network.module),
+        parameters=counting.parameters(built.module),
         training_parameters=training_parameters,
-        modules=counting.parameters_per_module(network.module),
-        macs=counting.macs(network, system.input_shape, all_heads=True),
-        inference_macs=counting.macs(network, system.input_shape, all_heads=False),
+        modules=counting.parameters_per_module(built.module),
+        macs=counting.macs(built, spec.input_shape, all_heads=True),
+        inference_macs=counting.macs(built, spec.input_shape, all_heads=False),
     )
 
 
-def check(system: System, counted: Reference | None = None) -> list[Check]:
+def check(spec: ModelSpec, counted: Reference | None = None) -> list[Check]:
     """Compare the built network with the system's reference and with every published figure.
 
     Systems without a reference (smp) give no checks.
     """
-    if system.reference is None:
+    if spec.reference is None:
         return []
-    counted = count(system) if counted is None else counted
-    reference = system.reference
+    counted = count(spec) if counted is None else counted
+    reference = spec.reference
     checks = [
         Check(what, f"{expected:,}", found, expected == found)
         for what, expected, found in (
@@ -62,58 +62,58 @@ def check(system: System, counted: Reference | None = None) -> list[Check]:
             ("inference multiply-adds", reference.inference_macs, counted.inference_macs),
         )
     ]
-    for figure in system.published:
+    for figure in spec.published:
         found = counted.parameters
         what = f"published parameters ({figure.source})"
         if figure.num_classes is not None:
-            network = models.build_meta(system, num_classes=figure.num_classes).finalized()
-            found = counting.parameters(network.module)
+            built = models.build_meta(spec, num_classes=figure.num_classes).finalized()
+            found = counting.parameters(built.module)
             what += f" @{figure.num_classes} classes"
         checks.append(Check(what, figure.text, found, figure.matches(found)))
-    for figure in system.published_macs:
-        shape = system.input_shape if figure.size is None else (*system.input_shape[:2], *figure.size)
+    for figure in spec.published_macs:
+        shape = spec.input_shape if figure.size is None else (*spec.input_shape[:2], *figure.size)
         overrides = {} if figure.num_classes is None else {"num_classes": figure.num_classes}
-        network = models.build_meta(system, **overrides).finalized()
-        found = counting.macs(network, shape, all_heads=True)
+        built = models.build_meta(spec, **overrides).finalized()
+        found = counting.macs(built, shape, all_heads=True)
         close = figure.matches(found) or abs(found - figure.value) <= MACS_TOLERANCE * figure.value
         size = "x".join(map(str, shape[2:]))
         checks.append(Check(f"published multiply-adds ({figure.source}) @{size}", figure.text, found, close))
     return checks
 
 
-def require(system: System, modules: Mapping[str, int], training_parameters: int) -> None:
+def require(spec: ModelSpec, modules: Mapping[str, int], training_parameters: int) -> None:
     """Stop unless the built network's counts are the reference's and round to what was published.
 
     Without a reference (other classes than the catalogue's) the published figures for those classes are all there is.
 
     Args:
-        system: what was to be built.
+        spec: what was to be built.
         modules: parameters per module of the built inference form.
         training_parameters: of its training form.
 
     Raises:
         ParityError: they aren't; the message holds a table of the modules that differ.
     """
-    reference = system.reference
+    reference = spec.reference
     total = sum(modules.values())
     if reference is None:
-        for figure in system.published:
-            if figure.num_classes in (None, system.num_classes) and not figure.matches(total):
+        for figure in spec.published:
+            if figure.num_classes in (None, spec.num_classes) and not figure.matches(total):
                 raise ParityError(
-                    f"{system.name}: parameter parity failed: published parameters ({figure.source}): expected "
+                    f"{spec.name}: parameter parity failed: published parameters ({figure.source}): expected "
                     f"{figure.text}, found {total:,}"
                 )
         return
     if dict(modules) != dict(reference.modules) or total != reference.parameters:
         raise ParityError(
-            f"{system.name}: parameter parity failed: the reference has {reference.parameters:,} parameters, the built "
+            f"{spec.name}: parameter parity failed: the reference has {reference.parameters:,} parameters, the built "
             f"network has {total:,}\n" + mismatch_table(reference.modules, modules)
         )
     counted = replace(reference, parameters=total, training_parameters=training_parameters)
-    for one in check(system, counted):
+    for one in check(spec, counted):
         if not one.passed:
             raise ParityError(
-                f"{system.name}: parameter parity failed: {one.what}: expected {one.expected}, found {one.found:,}"
+                f"{spec.name}: parameter parity failed: {one.what}: expected {one.expected}, found {one.found:,}"
             )
 
 

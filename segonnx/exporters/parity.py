@@ -17,7 +17,7 @@ from segonnx.core import synthetic_inputs
 from segonnx.core.subprocesses import Progress
 from segonnx.core.tolerances import TOLERANCES, Difference, compare, labels_of, spread_of
 from segonnx.errors import ParityError
-from segonnx.exporters.parity_inputs import Probe
+from segonnx.exporters.parity_inputs import ParityInput
 
 Output = Literal["logits", "labels"]
 """What ``segonnx export --output`` takes."""
@@ -37,14 +37,14 @@ class Measured:
         difference: of ONNX Runtime's logits from PyTorch's.
     """
 
-    probe: Probe
+    probe: ParityInput
     sha256: str
     difference: Difference
 
 
 def measure(
     artifact: Path,
-    probes: tuple[Probe, ...],
+    probes: tuple[ParityInput, ...],
     modality: str,
     folder: Path,
     steady: bool,

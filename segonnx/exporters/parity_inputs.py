@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from segonnx.core import synthetic_inputs
-from segonnx.sources.catalog import System
+from segonnx.sources.catalog import ModelSpec
 
 
 @dataclass(frozen=True)
-class Probe:
+class ParityInput:
     """One input.
 
     Attributes:
@@ -30,19 +30,19 @@ class Probe:
         return synthetic_inputs.make(self.kind, self.shape, modality, self.seed)
 
 
-def plan(system: System, shape: tuple[int, ...], *, dynamic: bool) -> tuple[Probe, ...]:
+def plan(spec: ModelSpec, shape: tuple[int, ...], *, dynamic: bool) -> tuple[ParityInput, ...]:
     """The probes of an export at ``shape``; a file with open sizes is checked at a second size and batch too."""
-    probes = [Probe(kind, shape) for kind in ("noise", "phantom", "constant")]
+    probes = [ParityInput(kind, shape) for kind in ("noise", "phantom", "constant")]
     if dynamic:
-        grown = (shape[0] + 1, shape[1], *(size + step for size, step in zip(shape[2:], system.divisors, strict=True)))
-        probes += [Probe("noise", grown), Probe("phantom", grown)]
+        grown = (shape[0] + 1, shape[1], *(size + step for size, step in zip(shape[2:], spec.divisors, strict=True)))
+        probes += [ParityInput("noise", grown), ParityInput("phantom", grown)]
     return tuple(probes)
 
 
-def halved(system: System, shape: tuple[int, ...]) -> tuple[int, ...]:
+def halved(spec: ModelSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
     """One instance at half the spatial size, in multiples of what the network divides by.
 
     The last axis keeps two of them, so that the deepest level has more than one voxel to normalise over.
     """
-    sizes = [max(step, size // 2 // step * step) for size, step in zip(shape[2:], system.divisors, strict=True)]
-    return (1, shape[1], *sizes[:-1], max(2 * system.divisors[-1], sizes[-1]))
+    sizes = [max(step, size // 2 // step * step) for size, step in zip(shape[2:], spec.divisors, strict=True)]
+    return (1, shape[1], *sizes[:-1], max(2 * spec.divisors[-1], sizes[-1]))

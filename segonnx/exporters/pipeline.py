@@ -37,10 +37,10 @@ from segonnx.optimize.choices import Choices
 from segonnx.optimize.choices import parse as choices_of
 from segonnx.optimize.choices import read as read_tuning
 from segonnx.optimize.search import tune
-from segonnx.sources.catalog import System
+from segonnx.sources.catalog import ModelSpec
 
 if TYPE_CHECKING:
-    from segonnx.models.base import Network
+    from segonnx.models.base import BuiltModel
     from segonnx.optimize import Optimize
 
 T = TypeVar("T")
@@ -130,15 +130,15 @@ class Exported:
 
 
 def export(
-    system: System, settings: Settings, progress: Progress = subprocesses.silent, network: Network | None = None
+    spec: ModelSpec, settings: Settings, progress: Progress = subprocesses.silent, built: BuiltModel | None = None
 ) -> Exported:
     """Export one system to ``settings.out/NAME``.
 
     Args:
-        system: what to export.
+        spec: what to export.
         settings: how.
         progress: told of each step.
-        network: the caller's own, in its inference form. It stays in this process, which then prepares and converts it;
+        built: the caller's own, in its inference form. It stays in this process, which then prepares and converts it;
             nothing is kept of what is there already. None builds the system's network.
 
     Raises:
@@ -146,7 +146,7 @@ def export(
         ParityError: the network isn't the published one, or its ONNX file computes something else. Nothing is written.
     """
     started = time.perf_counter()
-    target = settings.out / (settings.folder or folder_name(system))
+    target = settings.out / (settings.folder or folder_name(spec))
     stages: dict[str, Stage] = {}
 
     def stage(name: str, function: Callable[..., T], *args: Any) -> T:
@@ -166,36 +166,36 @@ def export(
     _require_tunable(settings)
     tuning = None if settings.tuning is None else read_tuning(settings.tuning)
     if settings.checkpoints or settings.pretrained:
-        system = stage("adapt", adapt, system, settings.weights)
+        spec = stage("adapt", adapt, spec, settings.weights)
     if settings.output == "labels":
-        labels.require(system)
-    shape = input_shape(system, settings.shape, settings.batch)
-    seeded = network is None and settings.weights.random
-    arguments = _arguments(system, settings, shape, tuning) | ({} if seeded else {"seed": None})
-    if network is not None and os.path.lexists(target) and not settings.overwrite:
+        labels.require(spec)
+    shape = input_shape(spec, settings.shape, settings.batch)
+    seeded = built is None and settings.weights.random
+    arguments = _arguments(spec, settings, shape, tuning) | ({} if seeded else {"seed": None})
+    if built is not None and os.path.lexists(target) and not settings.overwrite:
         raise InputError(f"{target} exists: overwrite=True replaces it")
     if (kept := _existing(target, arguments, settings, progress)) is not None:
         return Exported(target, kept, True, {}, time.perf_counter() - started)
-    planned = parity_inputs.plan(system, shape, dynamic=settings.dynamic)
-    _require_memory(system, shape, times=2 if settings.tune else 1)
+    planned = parity_inputs.plan(spec, shape, dynamic=settings.dynamic)
+    _require_memory(spec, shape, times=2 if settings.tune else 1)
     with files.staging(target) as work:
-        _require_disk(system, shape, work)
+        _require_disk(spec, shape, work)
         artifact = work / "artifact"
         artifact.mkdir()
-        if network is None:
-            prepared = stage("prepare", prepare, system, settings.weights, shape, planned, work, settings.threads)
+        if built is None:
+            prepared = stage("prepare", prepare, spec, settings.weights, shape, planned, work, settings.threads)
         else:
-            prepared = here("prepare", prepare_network, network, system.modality, shape, planned, work)
+            prepared = here("prepare", prepare_network, built, spec.modality, shape, planned, work)
 
         def converting(name: str, optimize: Optimize, choices: Choices, path: Path) -> Converted:
-            how = (system, shape, settings.dynamic, optimize, choices)
-            if network is None:
+            how = (spec, shape, settings.dynamic, optimize, choices)
+            if built is None:
                 return stage(name, convert, *how, work, path)
-            return here(name, convert_network, network, *how, path)
+            return here(name, convert_network, built, *how, path)
 
         if settings.tune:
             converting("stock", "none", Choices(), work / "stock.onnx")
-            search = (planned[0], system.modality, settings.max_weight_growth, settings.threads, settings.tune_time)
+            search = (planned[0], spec.modality, settings.max_weight_growth, settings.threads, settings.tune_time)
             tuning = stage("tune", tune, work / "stock.onnx", *search)
             for path in work.glob("stock.onnx*"):
                 path.unlink()
@@ -205,17 +205,17 @@ def export(
         account = stage("assemble", assemble, work / MODEL, converted, work / STATE, artifact)
         (work / STATE).unlink()
         steady = settings.optimize == "none"
-        checks = (planned, system.modality, work, steady)
+        checks = (planned, spec.modality, work, steady)
         measured = stage("measure", measure, artifact, *checks, settings.output, settings.threads)
         if settings.output == "labels":
-            name = system.output or settings.output
+            name = spec.output or settings.output
             converted = stage("labels", labels.put, artifact, converted, name, *checks, settings.threads)
         progress("hashing the artifact")
-        weights = _weights(system, settings, prepared, seeded=seeded)
-        content = _manifest(system, settings, artifact, arguments, prepared, weights, converted, account, measured)
+        weights = _weights(spec, settings, prepared, seeded=seeded)
+        content = _manifest(spec, settings, artifact, arguments, prepared, weights, converted, account, measured)
         content |= {} if tuning is None else {"tuning": tuning}
         (artifact / layout.CARD).write_text(card.render(content), encoding="utf-8")
-        (artifact / layout.SBOM).write_text(sbom.render(system.name), encoding="utf-8")
+        (artifact / layout.SBOM).write_text(sbom.render(spec.name), encoding="utf-8")
         content["files"] = _files(artifact)
         manifest.validate({**content, "digest": "0" * 64})
         (artifact / layout.MANIFEST).write_bytes(manifest.seal(content))
@@ -224,36 +224,36 @@ def export(
     return Exported(target, content, False, stages, time.perf_counter() - started)
 
 
-def folder_name(system: System) -> str:
+def folder_name(spec: ModelSpec) -> str:
     """The name of a system's artifact folder."""
-    return system.name.replace(":", "-").replace("/", "-")
+    return spec.name.replace(":", "-").replace("/", "-")
 
 
-def input_shape(system: System, spatial: tuple[int, ...] | None, batch: int = 1) -> tuple[int, ...]:
+def input_shape(spec: ModelSpec, spatial: tuple[int, ...] | None, batch: int = 1) -> tuple[int, ...]:
     """The system's input shape with another batch size and other spatial sizes.
 
     Raises:
         InputError: their number is wrong, or the network can't take them.
     """
     if spatial is None:
-        return (batch, *system.input_shape[1:])
-    wanted = len(system.input_shape) - 2
+        return (batch, *spec.input_shape[1:])
+    wanted = len(spec.input_shape) - 2
     axes = "D,H,W" if wanted == 3 else "H,W"
     if len(spatial) != wanted:
-        raise InputError(f"{system.name} takes {wanted} spatial sizes, {axes}; --shape gives {len(spatial)}")
-    for size, step in zip(spatial, system.divisors, strict=True):
+        raise InputError(f"{spec.name} takes {wanted} spatial sizes, {axes}; --shape gives {len(spatial)}")
+    for size, step in zip(spatial, spec.divisors, strict=True):
         if size <= 0 or size % step:
-            alike = len(set(system.divisors)) == 1
-            each = step if alike else f"{','.join(map(str, system.divisors))} along the axes"
+            alike = len(set(spec.divisors)) == 1
+            each = step if alike else f"{','.join(map(str, spec.divisors))} along the axes"
             raise InputError(
-                f"{system.name} takes spatial sizes that are positive multiples of {each}; --shape has {size}"
+                f"{spec.name} takes spatial sizes that are positive multiples of {each}; --shape has {size}"
             )
-    if (wanted == 3 or system.family == "nnunet") and spatial == system.divisors:
-        raise InputError(f"{system.name} needs more than one voxel at its deepest level: double a size of --shape")
-    return (batch, system.input_shape[1], *spatial)
+    if (wanted == 3 or spec.family == "nnunet") and spatial == spec.divisors:
+        raise InputError(f"{spec.name} needs more than one voxel at its deepest level: double a size of --shape")
+    return (batch, spec.input_shape[1], *spatial)
 
 
-def memory_needed(system: System, shape: tuple[int, ...]) -> int:
+def memory_needed(spec: ModelSpec, shape: tuple[int, ...]) -> int:
     """Bytes that the largest process of an export takes, rounded up from measured peaks.
 
     The weights and a quarter (they're mapped from a file, and once loaded by the runtime), and once more where the
@@ -262,8 +262,8 @@ def memory_needed(system: System, shape: tuple[int, ...]) -> int:
     """
     from segonnx.optimize.unroll_depth import MAX_BYTES
 
-    parameters = system.reference.training_parameters if system.reference is not None else system.parameters
-    logits = 4 * shape[0] * system.num_classes * math.prod(shape[2:])
+    parameters = spec.reference.training_parameters if spec.reference is not None else spec.parameters
+    logits = 4 * shape[0] * spec.num_classes * math.prod(shape[2:])
     return (9 if 4 * parameters <= MAX_BYTES else 5) * parameters + 6 * logits + 10**9
 
 
@@ -279,37 +279,37 @@ def _require_tunable(settings: Settings) -> None:
         raise InputError("--tune times one shape: give the shape that you'll run most with --shape, without --dynamic")
 
 
-def _require_memory(system: System, shape: tuple[int, ...], times: int = 1) -> None:
-    needed, available = times * memory_needed(system, shape), hardware.available_memory()
+def _require_memory(spec: ModelSpec, shape: tuple[int, ...], times: int = 1) -> None:
+    needed, available = times * memory_needed(spec, shape), hardware.available_memory()
     if needed > available:
         raise ResourceError(
-            f"{system.name} needs about {needed / 1e9:.1f} GB of memory to export, {available / 1e9:.1f} GB are "
+            f"{spec.name} needs about {needed / 1e9:.1f} GB of memory to export, {available / 1e9:.1f} GB are "
             "available: close other programs, use a larger machine, or a smaller --shape"
         )
 
 
-def _require_disk(system: System, shape: tuple[int, ...], work: Path) -> None:
-    parameters = system.reference.training_parameters if system.reference is not None else system.parameters
-    logits = 4 * shape[0] * system.num_classes * math.prod(shape[2:])
+def _require_disk(spec: ModelSpec, shape: tuple[int, ...], work: Path) -> None:
+    parameters = spec.reference.training_parameters if spec.reference is not None else spec.parameters
+    logits = 4 * shape[0] * spec.num_classes * math.prod(shape[2:])
     # The weights as safetensors and as ONNX (twice while they move inside), the logits of the probes and as test data.
     needed = 4 * parameters * (2 if 4 * parameters > 2**30 else 3) + 4 * logits + 10**7
     free = shutil.disk_usage(work).free
     if needed > free:
         raise ResourceError(
-            f"{system.name} needs about {needed / 1e9:.2f} GB of disk to export, {work.parent} has {free / 1e9:.2f} GB "
+            f"{spec.name} needs about {needed / 1e9:.2f} GB of disk to export, {work.parent} has {free / 1e9:.2f} GB "
             "free: free some space, or choose another folder with --out"
         )
 
 
 def _arguments(
-    system: System, settings: Settings, shape: tuple[int, ...], tuning: Mapping[str, Any] | None = None
+    spec: ModelSpec, settings: Settings, shape: tuple[int, ...], tuning: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     try:
         digests = [sha256(path) for path in settings.checkpoints]
     except OSError as error:
         raise CheckpointError(f"{error.filename} can't be read: {error.strerror}") from error
     arguments = {
-        "name": system.name,
+        "name": spec.name,
         "shape": list(shape),
         "dynamic": settings.dynamic,
         "optimize": settings.optimize,
@@ -328,8 +328,8 @@ def _arguments(
         arguments["output"] = "labels"
     if settings.trust:
         arguments["trusted"] = True
-    if system.described:
-        text = json.dumps([system.options, system.described], sort_keys=True)
+    if spec.described:
+        text = json.dumps([spec.options, spec.described], sort_keys=True)
         arguments["plans_sha256"] = hashlib.sha256(text.encode()).hexdigest()
     return arguments
 
@@ -357,7 +357,7 @@ def _files(artifact: Path) -> dict[str, dict[str, Any]]:
 
 
 def _manifest(
-    system: System,
+    spec: ModelSpec,
     settings: Settings,
     artifact: Path,
     arguments: dict[str, Any],
@@ -373,30 +373,30 @@ def _manifest(
     differences = [one.difference for one in measured]
     return {
         "schema_version": manifest.SCHEMA_VERSION,
-        "name": system.name,
+        "name": spec.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "family": system.family,
-        "source": system.source,
+        "family": spec.family,
+        "source": spec.source,
         "parameters": {
             "count": prepared.parameters,
-            "reference": system.reference.parameters if system.reference is not None else None,
-            "published": system.published_parameters,
+            "reference": spec.reference.parameters if spec.reference is not None else None,
+            "published": spec.published_parameters,
             "published_figures": [
                 {"text": figure.text, "source": figure.source, "num_classes": figure.num_classes}
-                for figure in system.published
+                for figure in spec.published
             ],
             **asdict(account),
         },
         "macs": prepared.macs,
         "inputs": [describe(value) for value in graph.input],
-        "outputs": [{**describe(value), **_kind(system, settings)} for value in graph.output],
+        "outputs": [{**describe(value), **_kind(spec, settings)} for value in graph.output],
         "opset": converted.opset,
         "ir_version": converted.ir_version,
         "operators": converted.operators,
         "weights": weights,
-        "preprocessing": PREPROCESSING.get(system.modality, {}),
+        "preprocessing": PREPROCESSING.get(spec.modality, {}),
         "labels": [],
-        **{key: value for key, value in system.described.items() if key != "inference" or settings.output == "logits"},
+        **{key: value for key, value in spec.described.items() if key != "inference" or settings.output == "logits"},
         "parity": {
             "inputs": [
                 {"kind": one.probe.kind, "shape": list(one.probe.shape), "sha256": one.sha256, **asdict(one.difference)}
@@ -418,18 +418,18 @@ def _manifest(
     }
 
 
-def _kind(system: System, settings: Settings) -> dict[str, Any]:
+def _kind(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
     """What the manifest says of an output that isn't logits."""
-    return {"kind": "labels", "classes": max(2, system.num_classes)} if settings.output == "labels" else {}
+    return {"kind": "labels", "classes": max(2, spec.num_classes)} if settings.output == "labels" else {}
 
 
-def _weights(system: System, settings: Settings, prepared: Prepared, *, seeded: bool) -> dict[str, Any]:
+def _weights(spec: ModelSpec, settings: Settings, prepared: Prepared, *, seeded: bool) -> dict[str, Any]:
     files = " and ".join(f"file {_short(path)}" for path in settings.checkpoints)
-    source = system.weights_source or files
+    source = spec.weights_source or files
     weights = {
         "source": f"seeded random weights (seed {settings.seed}); they predict nothing" if seeded else source,
         "sha256": prepared.weights_sha256,
-        "licence": "apache-2.0" if seeded else system.licence,
+        "licence": "apache-2.0" if seeded else spec.licence,
         "seed": settings.seed if seeded else None,
     }
     return {**weights, "trusted": True} if settings.trust and settings.checkpoints else weights

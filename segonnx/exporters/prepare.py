@@ -11,11 +11,11 @@ import numpy as np
 from segonnx.core import synthetic_inputs
 from segonnx.core.files import sha256
 from segonnx.core.subprocesses import Progress
-from segonnx.exporters.parity_inputs import Probe, halved
-from segonnx.sources.catalog import System
+from segonnx.exporters.parity_inputs import ParityInput, halved
+from segonnx.sources.catalog import ModelSpec
 
 if TYPE_CHECKING:
-    from segonnx.models.base import Network
+    from segonnx.models.base import BuiltModel
 
 STATE = "weights.safetensors"
 
@@ -57,7 +57,7 @@ class Weights:
         return not self.checkpoints and not self.pretrained
 
 
-def adapt(system: System, weights: Weights, progress: Progress) -> System:
+def adapt(spec: ModelSpec, weights: Weights, progress: Progress) -> ModelSpec:
     """The system as its weights need it: with their classes and input channels, and what is known of them.
 
     Raises:
@@ -69,17 +69,17 @@ def adapt(system: System, weights: Weights, progress: Progress) -> System:
 
     if weights.pretrained:
         progress("looking up the published weights")
-        return models.pretrained(system)
-    if len(weights.checkpoints) != 1 or system.builder not in infer_sizes.BUILDERS:
-        return system
+        return models.pretrained(spec)
+    if len(weights.checkpoints) != 1 or spec.builder not in infer_sizes.BUILDERS:
+        return spec
     path = weights.checkpoints[0]
     progress(f"reading {path.name}")
-    if "arguments" in system.options:  # of a folder of smp, which tells the sizes
-        return smp.describe(system, path)
-    return infer_sizes.fit(system, files.read(path, weights.trust), path)
+    if "arguments" in spec.options:  # of a folder of smp, which tells the sizes
+        return smp.describe(spec, path)
+    return infer_sizes.infer(spec, files.read(path, weights.trust), path)
 
 
-def network_with_weights(system: System, weights: Weights, progress: Progress) -> Network:
+def network_with_weights(spec: ModelSpec, weights: Weights, progress: Progress) -> BuiltModel:
     """The system's network in its inference form, with its weights.
 
     Raises:
@@ -95,34 +95,34 @@ def network_with_weights(system: System, weights: Weights, progress: Progress) -
 
     progress("building the network")
     if weights.pretrained:
-        network = models.build(system, pretrained=True)
+        built = models.build(spec, pretrained=True)
     else:
-        network = models.build_empty(system) if weights.random else models.build(system)
-    training_parameters = counting.parameters(network.module)
+        built = models.build_empty(spec) if weights.random else models.build(spec)
+    training_parameters = counting.parameters(built.module)
     if weights.random:
         progress("setting random weights")
-        random_weights.randomize(network.module, weights.seed)
+        random_weights.randomize(built.module, weights.seed)
         progress("calibrating the random weights")
-        random_weights.calibrate(network.module, torch.from_numpy(_calibration_inputs(system)))
-    if network.members:
-        for part, path in zip(network.members, weights.checkpoints, strict=True):
+        random_weights.initialise(built.module, torch.from_numpy(_calibration_inputs(spec)))
+    if built.members:
+        for part, path in zip(built.members, weights.checkpoints, strict=True):
             progress(f"loading {path.name}")
-            files.load(replace(network, module=part), path, weights.trust)
+            files.load(replace(built, module=part), path, weights.trust)
     elif weights.checkpoints:
         (path,) = weights.checkpoints
         progress(f"loading {path.name}")
-        network = files.load(network, path, weights.trust)
-    network = network.finalized()
+        built = files.load(built, path, weights.trust)
+    built = built.finalized()
     progress("checking parameter parity")
-    parameters.require(system, counting.parameters_per_module(network.module), training_parameters)
-    return network
+    parameters.require(spec, counting.parameters_per_module(built.module), training_parameters)
+    return built
 
 
 def prepare(
-    system: System,
+    spec: ModelSpec,
     weights: Weights,
     shape: tuple[int, ...],
-    probes: tuple[Probe, ...],
+    probes: tuple[ParityInput, ...],
     folder: Path,
     threads: int,
     progress: Progress,
@@ -139,22 +139,27 @@ def prepare(
     from segonnx.models import counting
 
     torch.set_num_threads(threads)
-    network = network_with_weights(system, weights, progress)
-    macs = counting.macs(models.build_meta(system).finalized(), shape, all_heads=False)
-    return write_down(network, system.modality, macs, probes, folder, progress)
+    built = network_with_weights(spec, weights, progress)
+    macs = counting.macs(models.build_meta(spec).finalized(), shape, all_heads=False)
+    return write_down(built, spec.modality, macs, probes, folder, progress)
 
 
 def prepare_network(
-    network: Network, modality: str, shape: tuple[int, ...], probes: tuple[Probe, ...], folder: Path, progress: Progress
+    built: BuiltModel,
+    modality: str,
+    shape: tuple[int, ...],
+    probes: tuple[ParityInput, ...],
+    folder: Path,
+    progress: Progress,
 ) -> Prepared:
     """Write down a network that is in this process; see ``write_down``."""
     from segonnx.models import counting
 
-    return write_down(network, modality, counting.macs(network, shape, all_heads=False), probes, folder, progress)
+    return write_down(built, modality, counting.macs(built, shape, all_heads=False), probes, folder, progress)
 
 
 def write_down(
-    network: Network, modality: str, macs: int, probes: tuple[Probe, ...], folder: Path, progress: Progress
+    built: BuiltModel, modality: str, macs: int, probes: tuple[ParityInput, ...], folder: Path, progress: Progress
 ) -> Prepared:
     """Write the network's weights to ``weights.safetensors`` and its logits on probe i to ``logits_i.npy``."""
     import torch
@@ -162,18 +167,18 @@ def write_down(
     from segonnx.models import checkpoints, counting
 
     progress("writing the weights")
-    checkpoints.save(network.module, folder / STATE)
+    checkpoints.save(built.module, folder / STATE)
     for i, probe in enumerate(probes):
         progress(f"running PyTorch on {probe.name}")
         with torch.inference_mode():
-            logits = network.module(torch.from_numpy(probe.make(modality)))
+            logits = built.module(torch.from_numpy(probe.make(modality)))
         np.save(folder / f"logits_{i}.npy", logits.numpy())
         del logits
     progress("hashing the weights")
-    return Prepared(counting.parameters(network.module), macs, sha256(folder / STATE))
+    return Prepared(counting.parameters(built.module), macs, sha256(folder / STATE))
 
 
-def write_weights(system: System, seed: int, path: Path, progress: Progress) -> str:
+def write_weights(spec: ModelSpec, seed: int, path: Path, progress: Progress) -> str:
     """Write the random weights that an export with this seed has, and give their file's SHA-256.
 
     Raises:
@@ -181,27 +186,27 @@ def write_weights(system: System, seed: int, path: Path, progress: Progress) -> 
     """
     from segonnx.models import checkpoints
 
-    network = network_with_weights(system, Weights(seed=seed), progress)
+    built = network_with_weights(spec, Weights(seed=seed), progress)
     progress("writing the weights")
-    checkpoints.save(network.module, path)
+    checkpoints.save(built.module, path)
     return sha256(path)
 
 
-def _calibration_inputs(system: System) -> synthetic_inputs.Array:
+def _calibration_inputs(spec: ModelSpec) -> synthetic_inputs.Array:
     """A batch to set the scale of random weights on.
 
     BatchNorm gets its statistics from all kinds of inputs at the system's own size. Networks in 3D normalise each
     instance by itself, so half the size and two kinds do, at a sixteenth of the cost.
     """
-    if len(system.input_shape) == 5:
-        shape = halved(system, system.input_shape)
-        probes = [Probe("noise", shape), Probe("phantom", shape)]
+    if len(spec.input_shape) == 5:
+        shape = halved(spec, spec.input_shape)
+        probes = [ParityInput("noise", shape), ParityInput("phantom", shape)]
     else:
-        shape = system.input_shape
+        shape = spec.input_shape
         probes = [
-            Probe("noise", shape),
-            Probe("noise", shape, seed=1),
-            Probe("phantom", shape),
-            Probe("constant", shape),
+            ParityInput("noise", shape),
+            ParityInput("noise", shape, seed=1),
+            ParityInput("phantom", shape),
+            ParityInput("constant", shape),
         ]
-    return np.concatenate([probe.make(system.modality) for probe in probes])
+    return np.concatenate([probe.make(spec.modality) for probe in probes])

@@ -14,7 +14,7 @@ def _as_it_is(module: nn.Module) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Network:
+class BuiltModel:
     """A network as it was trained, and how it is made ready for inference.
 
     Attributes:
@@ -32,6 +32,6 @@ class Network:
     training_forward: Callable[[torch.Tensor], object] | None = None
     members: tuple[nn.Module, ...] = ()
 
-    def finalized(self) -> Network:
+    def finalized(self) -> BuiltModel:
         """The same network in its inference form, in eval mode."""
         return replace(self, module=self.finalize(self.module).eval(), finalize=_as_it_is)

@@ -22,8 +22,8 @@ from torch import nn
 from segonnx import models
 from segonnx.errors import CheckpointError
 from segonnx.models import pickles
-from segonnx.models.base import Network
-from segonnx.sources.catalog import System
+from segonnx.models.base import BuiltModel
+from segonnx.sources.catalog import ModelSpec
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "network_weights", "model_state_dict", "model")
 """Keys under which checkpoints keep their weights, in the order in which they are looked for: timm's averaged weights,
@@ -66,29 +66,29 @@ def save(module: nn.Module, path: Path) -> None:
     save_file(tensors, path)
 
 
-def restore(system: System, path: Path) -> Network:
+def restore(spec: ModelSpec, path: Path) -> BuiltModel:
     """The system's network in its inference form, with the state that ``save`` wrote, mapped from the file.
 
     The weights take no memory of their own: their pages belong to the file, and are shared by all that map it.
     """
     from safetensors.torch import load_file
 
-    network = models.build_without_weights(system).finalized()
-    module = network.module
+    built = models.build_without_weights(spec).finalized()
+    module = built.module
     tensors = load_file(path)
     module.load_state_dict(tensors, strict=False, assign=True)
     for name, _ in list(module.named_buffers()):
         parent, _, leaf = name.rpartition(".")
         if leaf in module.get_submodule(parent)._non_persistent_buffers_set:  # a state dict leaves these out
             setattr(module.get_submodule(parent), leaf, tensors[name])
-    return network
+    return built
 
 
-def load(network: Network, path: Path, trust: bool = False) -> Network:
+def load(built: BuiltModel, path: Path, trust: bool = False) -> BuiltModel:
     """Load a checkpoint into the network.
 
     Args:
-        network: the network in its training form, built.
+        built: the network in its training form, built.
         path: see ``read``.
         trust: see ``content``.
 
@@ -99,11 +99,11 @@ def load(network: Network, path: Path, trust: bool = False) -> Network:
         CheckpointError: the file can't be read, or doesn't fit the network to the last tensor.
     """
     tensors = read(path, trust)
-    if network.finalize is not Network.finalize and tensors.keys() != network.module.state_dict().keys():
-        twin = replace(network, module=copy.deepcopy(network.module).to("meta")).finalized()
+    if built.finalize is not BuiltModel.finalize and tensors.keys() != built.module.state_dict().keys():
+        twin = replace(built, module=copy.deepcopy(built.module).to("meta")).finalized()
         if tensors.keys() == twin.module.state_dict().keys():
-            network = network.finalized()
-    wanted = network.module.state_dict()
+            built = built.finalized()
+    wanted = built.module.state_dict()
     missing = [name for name in wanted if name not in tensors]
     extra = [name for name in tensors if name not in wanted]
     wrong = [name for name in wanted if name in tensors and tensors[name].shape != wanted[name].shape]
@@ -114,8 +114,8 @@ def load(network: Network, path: Path, trust: bool = False) -> Network:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{path}: {name} holds NaN or infinite values")
-    network.module.load_state_dict(tensors)
-    return network
+    built.module.load_state_dict(tensors)
+    return built
 
 
 def read(path: Path, trust: bool = False) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from segonnx.models.base import Network
+from segonnx.models.base import BuiltModel
 
 MODULE_DEPTH = 3
 """How many parts of a parameter's name make the module that it's counted under."""
@@ -33,19 +33,19 @@ def per_module(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
     return dict(counts)
 
 
-def macs(network: Network, shape: tuple[int, ...], *, all_heads: bool) -> int:
+def macs(built: BuiltModel, shape: tuple[int, ...], *, all_heads: bool) -> int:
     """Multiply-adds of one pass: convolutions, linear layers, matrix products and attention.
 
     Args:
-        network: in its inference form; on the meta device the pass takes no time.
+        built: in its inference form; on the meta device the pass takes no time.
         shape: of the input, (N, C, spatial...).
         all_heads: count the heads that only training runs too, as papers do.
     """
     from torch.nn.utils import parametrize
     from torch.utils.flop_counter import FlopCounterMode
 
-    module = network.module.eval()
-    forward = network.training_forward if all_heads and network.training_forward is not None else module
+    module = built.module.eval()
+    forward = built.training_forward if all_heads and built.training_forward is not None else module
     counter = FlopCounterMode(display=False)
     with torch.inference_mode(), parametrize.cached():
         for child in module.modules():

@@ -13,7 +13,7 @@ import torch
 from segonnx import models
 from segonnx.errors import CheckpointError, InputError
 from segonnx.sources import catalog
-from segonnx.sources.catalog import System
+from segonnx.sources.catalog import ModelSpec
 
 BUILDERS = ("stunet", "plain_unet", "timm_unet", "timm_encoder", "smp")
 """The families whose classes and input channels are read off their checkpoints."""
@@ -21,13 +21,13 @@ BUILDERS = ("stunet", "plain_unet", "timm_unet", "timm_encoder", "smp")
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def fit(system: System, tensors: Mapping[str, torch.Tensor], path: Path) -> System:
+def infer(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], path: Path) -> ModelSpec:
     """The system with the classes and the input channels of a checkpoint.
 
     What was published of it stays where it holds for that many classes; the counted reference doesn't.
 
     Args:
-        system: what the checkpoint is said to be of.
+        spec: what the checkpoint is said to be of.
         tensors: of the checkpoint.
         path: of the checkpoint, for messages.
 
@@ -35,29 +35,29 @@ def fit(system: System, tensors: Mapping[str, torch.Tensor], path: Path) -> Syst
         CheckpointError: it is of another reference system; the message names it.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    sized = _sized(system, shapes)
+    sized = _sized(spec, shapes)
     if not _is_of(sized, shapes):
         for other in catalog.systems():
             names = set().union(*_forms(other))
-            if other.name != system.name and names >= shapes.keys() and _is_of(_sized(other, shapes), shapes):
-                raise CheckpointError(f"{path} isn't of {system.name}, it is of {other.name}: export that")
+            if other.name != spec.name and names >= shapes.keys() and _is_of(_sized(other, shapes), shapes):
+                raise CheckpointError(f"{path} isn't of {spec.name}, it is of {other.name}: export that")
     return sized
 
 
-def _sized(system: System, shapes: Shapes) -> System:
-    channels = system.input_shape[1]
-    num_classes = _differing(system, shapes, "num_classes", system.num_classes)
-    in_channels = _differing(system, shapes, "in_channels", channels)
-    if (num_classes, in_channels) == (system.num_classes, channels):
-        return system
-    options: dict[str, Any] = dict(system.options)
+def _sized(spec: ModelSpec, shapes: Shapes) -> ModelSpec:
+    channels = spec.input_shape[1]
+    num_classes = _differing(spec, shapes, "num_classes", spec.num_classes)
+    in_channels = _differing(spec, shapes, "in_channels", channels)
+    if (num_classes, in_channels) == (spec.num_classes, channels):
+        return spec
+    options: dict[str, Any] = dict(spec.options)
     if in_channels != channels:
         options["in_channels"] = in_channels
-    holds = [f for f in system.published if (f.num_classes or system.num_classes) == num_classes]
+    holds = [f for f in spec.published if (f.num_classes or spec.num_classes) == num_classes]
     return replace(
-        system,
+        spec,
         options=options,
-        input_shape=(system.input_shape[0], in_channels, *system.input_shape[2:]),
+        input_shape=(spec.input_shape[0], in_channels, *spec.input_shape[2:]),
         num_classes=num_classes,
         published=tuple(replace(f, num_classes=None) for f in holds) if in_channels == channels else (),
         published_macs=(),
@@ -66,13 +66,13 @@ def _sized(system: System, shapes: Shapes) -> System:
     )
 
 
-def _differing(system: System, shapes: Shapes, option: str, value: int) -> int:
+def _differing(spec: ModelSpec, shapes: Shapes, option: str, value: int) -> int:
     """The value of a builder's option that makes the network's shapes those of the checkpoint; else ``value``.
 
     Two networks that differ by one in that option tell which tensors it sets, along which axis.
     """
     try:
-        here, grown = _forms(system), _forms(system, **{option: value + 1})
+        here, grown = _forms(spec), _forms(spec, **{option: value + 1})
     except InputError:  # smp's mit_b0 takes three channels alone
         return value
     found = set()
@@ -84,13 +84,13 @@ def _differing(system: System, shapes: Shapes, option: str, value: int) -> int:
     return found.pop() if len(found) == 1 else value
 
 
-def _is_of(system: System, shapes: Shapes) -> bool:
-    return any(form == shapes for form in _forms(system))
+def _is_of(spec: ModelSpec, shapes: Shapes) -> bool:
+    return any(form == shapes for form in _forms(spec))
 
 
-def _forms(system: System, **overrides: Any) -> tuple[Shapes, ...]:
+def _forms(spec: ModelSpec, **overrides: Any) -> tuple[Shapes, ...]:
     """The shapes of the network's tensors by name, in its training form and in its inference form."""
-    network = models.build_meta(system, **overrides)
-    training = {name: tuple(tensor.shape) for name, tensor in network.module.state_dict().items()}
-    module = network.finalized().module
+    built = models.build_meta(spec, **overrides)
+    training = {name: tuple(tensor.shape) for name, tensor in built.module.state_dict().items()}
+    module = built.finalized().module
     return training, {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from segonnx.errors import InputError
-from segonnx.models.base import Network
+from segonnx.models.base import BuiltModel
 from segonnx.sources.nnunet.plans import CLASSES, Architecture
 
 DEEP_SUPERVISION = "deep-supervision head; inference uses the last head alone"
@@ -72,7 +72,7 @@ def trained_architecture(planned: Architecture, trainer: str, patch_size: tuple[
 
 def build(
     *, architecture: str, arguments: Mapping[str, Any], in_channels: int, num_classes: int, folds: int = 1
-) -> Network:
+) -> BuiltModel:
     """Build a network, or the mean of ``folds`` of them.
 
     Args:
@@ -94,8 +94,8 @@ def build(
     heads = "|".join(map(str, range(stages - 2)))
     unused = {rf"(folds\.\d+\.)?decoder\.seg_layers\.({heads})\..*": DEEP_SUPERVISION} if heads else {}
     if folds == 1:
-        return Network(members[0], unused)
-    return Network(Ensemble(members), unused, members=tuple(members))
+        return BuiltModel(members[0], unused)
+    return BuiltModel(Ensemble(members), unused, members=tuple(members))
 
 
 def _member(architecture: str, arguments: Mapping[str, Any], in_channels: int, num_classes: int) -> nn.Module:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from segonnx.models.base import Network
+from segonnx.models.base import BuiltModel
 
 
-def build(*, features: Sequence[int], num_classes: int, in_channels: int = 1) -> Network:
+def build(*, features: Sequence[int], num_classes: int, in_channels: int = 1) -> BuiltModel:
     """Build a 3D PlainConvUNet: kernel 3, stride 2 after the first stage, two convolutions per stage."""
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
@@ -31,7 +31,7 @@ def build(*, features: Sequence[int], num_classes: int, in_channels: int = 1) ->
         nonlin_kwargs={"inplace": True},
         deep_supervision=False,
     )
-    return Network(
+    return BuiltModel(
         module,
         unused={
             rf"decoder\.seg_layers\.[0-{stages - 3}]\..*": "deep-supervision head; inference uses the last head alone"

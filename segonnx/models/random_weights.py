@@ -46,7 +46,7 @@ def randomize(module: nn.Module, seed: int) -> None:
 
 
 @torch.no_grad()
-def calibrate(module: nn.Module, x: torch.Tensor) -> None:
+def initialise(module: nn.Module, x: torch.Tensor) -> None:
     """Scale every convolution and linear layer to unit variance on ``x``, and set BatchNorm statistics from it.
 
     Args:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from segonnx.errors import InputError
-from segonnx.models.base import Network
+from segonnx.models.base import BuiltModel
 from segonnx.sources import smp
-from segonnx.sources.catalog import System
+from segonnx.sources.catalog import ModelSpec
 
 
 def build(
@@ -25,7 +25,7 @@ def build(
     in_channels: int = 3,
     arguments: Mapping[str, Any] | None = None,
     auxiliary: Mapping[str, Any] | None = None,
-) -> Network:
+) -> BuiltModel:
     """Build ``architecture`` (unet, segformer, ...) on ``encoder`` (resnet34, mit_b0, tu-*, ...), without weights.
 
     Args:
@@ -64,7 +64,7 @@ def build(
     if auxiliary is not None:
         module.register_forward_hook(_mask)
         unused[r"classification_head\..*"] = "second head, which classifies the image"
-    return Network(module, unused)
+    return BuiltModel(module, unused)
 
 
 def _mask(_module: object, _inputs: object, outputs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -72,30 +72,30 @@ def _mask(_module: object, _inputs: object, outputs: tuple[torch.Tensor, torch.T
     return outputs[0]
 
 
-def describe(system: System, path: Path) -> System:
+def describe(spec: ModelSpec, path: Path) -> ModelSpec:
     """The system with the preprocessing that its encoder was pretrained with, where smp knows it.
 
     A folder of smp doesn't tell with what the network was trained; it's most often that.
     """
     from segmentation_models_pytorch.encoders import get_preprocessing_params
 
-    encoder = system.options["encoder"]
+    encoder = spec.options["encoder"]
     config = json.loads((path.parent / smp.CONFIG).read_bytes())
     pretrained = config.get("encoder_weights") or "imagenet"
     try:
         found = get_preprocessing_params(encoder, pretrained)
     except Exception:  # noqa: BLE001 (not in the cache, no network, no such weights: there's nothing to tell)
         note = "as the network was trained; smp's folder doesn't tell"
-        return replace(system, described={**system.described, "preprocessing": _note(system, note)})
+        return replace(spec, described={**spec.described, "preprocessing": _note(spec, note)})
     note = (
         f"scaled to {found['input_range']}, then normalised per channel with mean and standard deviation as for "
         f"{encoder}'s {pretrained} weights, if the network was trained so: smp's folder doesn't tell"
     )
-    return replace(system, described={**system.described, "preprocessing": {**_note(system, note), **found}})
+    return replace(spec, described={**spec.described, "preprocessing": {**_note(spec, note), **found}})
 
 
-def _note(system: System, note: str) -> dict[str, Any]:
-    return {"modality": system.modality, "note": note}
+def _note(spec: ModelSpec, note: str) -> dict[str, Any]:
+    return {"modality": spec.modality, "note": note}
 
 
 def _known(name: str, names: list[str], what: str) -> None:

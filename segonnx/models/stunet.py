@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from segonnx.models.base import Network
+from segonnx.models.base import BuiltModel
 
 STAGE_WIDTHS = (1, 2, 4, 8, 16, 16)
 """Channels of the six stages, in multiples of the base width."""
@@ -92,10 +92,10 @@ class STUNet(nn.Module):
         return decoded
 
 
-def build(*, depth: int, width: int, num_classes: int, in_channels: int = 1) -> Network:
+def build(*, depth: int, width: int, num_classes: int, in_channels: int = 1) -> BuiltModel:
     """Build STU-Net with ``depth`` residual blocks per stage and ``width`` channels in the first stage."""
     module = STUNet(depth=depth, width=width, num_classes=num_classes, in_channels=in_channels)
-    return Network(
+    return BuiltModel(
         module,
         unused={r"seg_outputs\.[0-3]\..*": "deep-supervision head; inference uses the last head alone"},
         training_forward=module.forward_all_heads,

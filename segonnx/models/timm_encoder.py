@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from segonnx.errors import CheckpointError
-from segonnx.models.base import Network
-from segonnx.sources.catalog import System
+from segonnx.models.base import BuiltModel
+from segonnx.sources.catalog import ModelSpec
 
 
 def reparameterize(module: nn.Module) -> nn.Module:
@@ -20,7 +20,7 @@ def reparameterize(module: nn.Module) -> nn.Module:
         return reparameterize_model(module, inplace=True)
 
 
-def build(*, encoder: str, num_classes: int, in_channels: int = 3, pretrained: bool = False) -> Network:
+def build(*, encoder: str, num_classes: int, in_channels: int = 3, pretrained: bool = False) -> BuiltModel:
     """Build the timm classifier ``encoder``.
 
     Args:
@@ -44,19 +44,19 @@ def build(*, encoder: str, num_classes: int, in_channels: int = 3, pretrained: b
             f"timm's weights of {encoder} can't be had: {lines[0][:200]}; without a network they must be in the cache "
             "of Hugging Face (HF_HOME)"
         ) from error
-    return Network(module, finalize=reparameterize)
+    return BuiltModel(module, finalize=reparameterize)
 
 
-def published(system: System) -> System:
+def published(spec: ModelSpec) -> ModelSpec:
     """The system with what timm says of the weights that it publishes: origin, licence, normalisation."""
     import timm
 
-    encoder = system.options["encoder"]
+    encoder = spec.options["encoder"]
     told = timm.get_pretrained_cfg(encoder)
     if told is None or not (told.hf_hub_id or told.url):
         raise CheckpointError(f"timm publishes no weights of {encoder}")
     preprocessing = {
-        "modality": system.modality,
+        "modality": spec.modality,
         "note": f"RGB scaled to 0..1, then normalised per channel; trained at {told.input_size[-1]} pixels",
         "mean": list(told.mean),
         "std": list(told.std),
@@ -64,7 +64,7 @@ def published(system: System) -> System:
         "crop_pct": told.crop_pct,
     }
     return replace(
-        system,
+        spec,
         licence=told.license or "unknown",
         weights_source=f"timm {encoder}.{told.tag}, {told.hf_hub_id or told.url}",
         described={"preprocessing": preprocessing},

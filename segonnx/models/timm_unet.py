@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from segonnx.models.base import Network
+from segonnx.models.base import BuiltModel
 from segonnx.models.timm_encoder import reparameterize
 
 DECODER_CHANNELS = (256, 128, 64, 32)
@@ -59,6 +59,8 @@ class TimmUNet(nn.Module):
         return self.head(self.up(x))  # type: ignore[no-any-return]
 
 
-def build(*, encoder: str, num_classes: int, in_channels: int = 3) -> Network:
+def build(*, encoder: str, num_classes: int, in_channels: int = 3) -> BuiltModel:
     """Build the U-Net on the timm encoder ``encoder``."""
-    return Network(TimmUNet(encoder=encoder, num_classes=num_classes, in_channels=in_channels), finalize=reparameterize)
+    return BuiltModel(
+        TimmUNet(encoder=encoder, num_classes=num_classes, in_channels=in_channels), finalize=reparameterize
+    )

@@ -22,7 +22,7 @@ from segonnx.core import files, hardware
 from segonnx.core.subprocesses import Progress
 from segonnx.core.synthetic_inputs import Array
 from segonnx.errors import InputError, ResourceError
-from segonnx.exporters.parity_inputs import Probe
+from segonnx.exporters.parity_inputs import ParityInput
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,7 +47,7 @@ Tuning = dict[str, Any]
 
 def tune(
     stock: Path,
-    probe: Probe,
+    probe: ParityInput,
     modality: str,
     max_weight_growth: float | None,
     threads: int,
@@ -320,7 +320,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segonnx" / "tuning"
 
 
-def _cache(stock: Path, probe: Probe, max_weight_growth: float | None, threads: int, seconds: float) -> Path:
+def _cache(stock: Path, probe: ParityInput, max_weight_growth: float | None, threads: int, seconds: float) -> Path:
     """The cache's file for this graph, whatever its weights are, on this machine."""
     import onnx_ir as ir
 

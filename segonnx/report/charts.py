@@ -138,16 +138,16 @@ def _accuracy(rows: list[Row], names: dict[Case, str]) -> list[Chart]:
     values: list[dict[str, Any]] = []
     for row in rows:
         try:
-            system = catalog.find(row.model)
+            known = catalog.find(row.model)
         except InputError:
             continue
-        if system.dsc_percent is not None and row.input_shape == system.input_shape:
+        if known.dsc_percent is not None and row.input_shape == known.input_shape:
             assert row.images_per_s is not None
             values.append(
                 {
                     "model": names[row.case], "runtime": row.backend, "slices": row.images_per_s,
-                    "dsc": system.dsc_percent, "slices/s": tables.significant(row.images_per_s),
-                    "Dice": f"{system.dsc_percent:g} %",
+                    "dsc": known.dsc_percent, "slices/s": tables.significant(row.images_per_s),
+                    "Dice": f"{known.dsc_percent:g} %",
                 }
             )  # fmt: skip
     if len({one["model"] for one in values}) < 2:

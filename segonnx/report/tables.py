@@ -16,7 +16,7 @@ from segonnx.bench.comparison import Comparison
 from segonnx.bench.result import OK, Result, Row
 from segonnx.errors import InputError
 from segonnx.sources import catalog
-from segonnx.sources.catalog import System
+from segonnx.sources.catalog import ModelSpec
 
 Ratio = Callable[[dict[str, tuple[float, float]]], float]
 """A ratio, computed from (images per second, efficiency) by model."""
@@ -41,22 +41,22 @@ def _table(*columns: str, title: str | None = None) -> Table:
     return table
 
 
-def systems(rows: Sequence[System]) -> str:
+def systems(rows: Sequence[ModelSpec]) -> str:
     """The catalogue."""
     table = _table("<name", "<family", "<input", "classes", "parameters", "<published", "multiply-adds", "<source")
-    for system in rows:
-        assert system.reference is not None
+    for spec in rows:
+        assert spec.reference is not None
         table.add_row(
-            system.name,
-            catalog.FAMILIES[system.family],
-            shape(system.input_shape),
-            str(system.num_classes),
-            f"{system.reference.parameters:,}",
+            spec.name,
+            catalog.FAMILIES[spec.family],
+            shape(spec.input_shape),
+            str(spec.num_classes),
+            f"{spec.reference.parameters:,}",
             ", ".join(
-                figure.text + (f" @{figure.num_classes}" if figure.num_classes else "") for figure in system.published
+                figure.text + (f" @{figure.num_classes}" if figure.num_classes else "") for figure in spec.published
             ),
-            f"{system.reference.macs / 1e9:,.2f} G",
-            system.source,
+            f"{spec.reference.macs / 1e9:,.2f} G",
+            spec.source,
         )
     return _render(table)
 
@@ -117,8 +117,8 @@ def _swept(rows: Sequence[Row]) -> list[str]:
 
 
 def _cells(row: Row, result: Result, sweep: Sequence[str]) -> list[str]:
-    system = _system(row.model)
-    published = system.published_time if system is not None and row.input_shape == system.input_shape else None
+    spec = _system(row.model)
+    published = spec.published_time if spec is not None and row.input_shape == spec.input_shape else None
     values = {
         "input": shape(row.input_shape),
         "ns/voxel": significant(row.ns_per_voxel) if row.ns_per_voxel else "-",
@@ -172,7 +172,7 @@ def interval(value: float, ends: tuple[float, float]) -> str:
     return f"{seconds(value)} ±{100 * stats.half_width(value, ends):.1f} %"
 
 
-def _system(name: str) -> System | None:
+def _system(name: str) -> ModelSpec | None:
     try:
         return catalog.find(name)
     except InputError:
@@ -217,19 +217,19 @@ class Conclusion:
 def conclusions(result: Result) -> list[Conclusion]:
     """The source's three conclusions, for every backend that timed the models that they speak of."""
     found = []
-    unets = [system.name for system in catalog.systems() if system.family == "2d"]
+    unets = [spec.name for spec in catalog.systems() if spec.family == "2d"]
     volumes = ["stunet-s", "totalsegmentator", "stunet-b"]
     for backend in dict.fromkeys(row.backend for row in result.rows):
         speed = {
             row.model: (row.images_per_s, row.efficiency)
             for row in sorted(result.rows, key=lambda row: row.threads)  # of a sweep, the most threads
             if row.backend == backend and row.images_per_s is not None and row.efficiency is not None
-            if (system := _system(row.model)) is not None and row.input_shape == system.input_shape
+            if (spec := _system(row.model)) is not None and row.input_shape == spec.input_shape
         }
         theirs = {
-            system.name: (system.published_time.images_per_s, system.published_time.efficiency)
-            for system in catalog.systems()
-            if system.published_time is not None
+            spec.name: (spec.published_time.images_per_s, spec.published_time.efficiency)
+            for spec in catalog.systems()
+            if spec.published_time is not None
         }
         claims: tuple[tuple[str, list[str], Ratio], ...] = (
             (

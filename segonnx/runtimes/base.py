@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from segonnx.core.synthetic_inputs import Array
 from segonnx.runtimes.operator_kinds import kind
-from segonnx.sources.catalog import System
+from segonnx.sources.catalog import ModelSpec
 
 Needs = Literal["network", "artifact", "stock"]
 Outputs = Literal["bound", "fresh"]
@@ -18,17 +18,17 @@ GraphOptimization = Literal["all", "layout", "extended", "basic", "disabled"]
 
 
 @dataclass(frozen=True)
-class Subject:
+class Runnable:
     """What is run.
 
     Attributes:
-        system: the network, for runtimes that need it.
+        spec: the network, for runtimes that need it.
         weights: safetensors of the network's inference form, for the same.
         model: the ONNX file, for runtimes that need an artifact.
         stock: the same without rewrites (``segonnx export --optimize none``), for runtimes that show what those gain.
     """
 
-    system: System | None = None
+    spec: ModelSpec | None = None
     weights: Path | None = None
     model: Path | None = None
     stock: Path | None = None
@@ -93,7 +93,7 @@ class Runtime(ABC):
         """Why this runtime can't run here and what to install, or None where it can."""
 
     @abstractmethod
-    def load(self, subject: Subject, options: Options) -> None:
+    def load(self, runnable: Runnable, options: Options) -> None:
         """Import the library and read the model."""
 
     def prepare(self, example: Array) -> None:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, ClassVar
 
 from segonnx.core.synthetic_inputs import Array
-from segonnx.runtimes.base import Operator, Options, Runtime, Subject, by_type
+from segonnx.runtimes.base import Operator, Options, Runnable, Runtime, by_type
 
 if TYPE_CHECKING:
     import torch
@@ -35,20 +35,20 @@ class EagerRuntime(Runtime):
     def missing(cls) -> str | None:
         return None if importlib.util.find_spec("torch") else "PyTorch isn't installed: pip install 'segonnx[export]'"
 
-    def load(self, subject: Subject, options: Options) -> None:
+    def load(self, runnable: Runnable, options: Options) -> None:
         if not options.spinning:
             os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch loads OpenMP
         import torch
 
         from segonnx.models import checkpoints
 
-        assert subject.system is not None and subject.weights is not None
+        assert runnable.spec is not None and runnable.weights is not None
         torch.set_num_threads(options.threads)
         torch.set_num_interop_threads(1)
         self._options = options
-        self._module = checkpoints.restore(subject.system, subject.weights).module
+        self._module = checkpoints.restore(runnable.spec, runnable.weights).module
         if self.channels_last:
-            self._module.to(memory_format=self._format(len(subject.system.input_shape)))
+            self._module.to(memory_format=self._format(len(runnable.spec.input_shape)))
 
     def run(self, x: Array) -> Array:
         import torch

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from segonnx.core.synthetic_inputs import Array
-from segonnx.runtimes.base import Needs, Operator, Options, Runtime, Subject, by_type
+from segonnx.runtimes.base import Needs, Operator, Options, Runnable, Runtime, by_type
 
 if TYPE_CHECKING:
     import openvino
@@ -30,12 +30,12 @@ class OpenVinoRuntime(Runtime):
         found = importlib.util.find_spec("openvino")
         return None if found else "OpenVINO isn't installed: pip install 'segonnx[openvino]'"
 
-    def load(self, subject: Subject, options: Options) -> None:
+    def load(self, runnable: Runnable, options: Options) -> None:
         import openvino
 
-        assert subject.model is not None
+        assert runnable.model is not None
         self._options = options
-        self._model = openvino.Core().read_model(subject.model)
+        self._model = openvino.Core().read_model(runnable.model)
 
     def prepare(self, example: Array) -> None:  # noqa: ARG002 (the file has its shapes)
         import openvino
@@ -93,5 +93,5 @@ class OpenVinoStockRuntime(OpenVinoRuntime):
     name = "openvino-stock"
     needs = "stock"
 
-    def load(self, subject: Subject, options: Options) -> None:
-        super().load(replace(subject, model=subject.stock), options)
+    def load(self, runnable: Runnable, options: Options) -> None:
+        super().load(replace(runnable, model=runnable.stock), options)

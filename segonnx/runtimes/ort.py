@@ -14,7 +14,7 @@ import numpy as np
 
 from segonnx.core.synthetic_inputs import Array
 from segonnx.errors import InputError
-from segonnx.runtimes.base import GraphOptimization, Needs, Operator, Options, Outputs, Runtime, Subject, by_type
+from segonnx.runtimes.base import GraphOptimization, Needs, Operator, Options, Outputs, Runnable, Runtime, by_type
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -63,11 +63,11 @@ class OrtRuntime(Runtime):
     def missing(cls) -> str | None:
         return None  # part of the base install
 
-    def load(self, subject: Subject, options: Options) -> None:
+    def load(self, runnable: Runnable, options: Options) -> None:
         import onnxruntime  # noqa: F401 (loading it is part of this)
 
-        assert subject.model is not None
-        self._model, self._options = str(subject.model), options
+        assert runnable.model is not None
+        self._model, self._options = str(runnable.model), options
 
     def prepare(self, example: Array) -> None:  # noqa: ARG002 (the file has its shapes)
         import onnxruntime
@@ -147,5 +147,5 @@ class OrtStockRuntime(OrtRuntime):
     name = "ort-stock"
     needs = "stock"
 
-    def load(self, subject: Subject, options: Options) -> None:
-        super().load(replace(subject, model=subject.stock), options)
+    def load(self, runnable: Runnable, options: Options) -> None:
+        super().load(replace(runnable, model=runnable.stock), options)

@@ -81,7 +81,7 @@ class PublishedTime:
 
 
 @dataclass(frozen=True)
-class System:
+class ModelSpec:
     """One network: how it is built, what goes in, and what its counts must be.
 
     Attributes:
@@ -164,8 +164,8 @@ _STUNET = "github uni-medical/STU-Net"
 
 def _stunet(
     size: str, depth: int, width: int, dsc: float, macs: str, *figures: Figure, time: PublishedTime | None = None
-) -> System:
-    return System(
+) -> ModelSpec:
+    return ModelSpec(
         name=f"stunet-{size}",
         family="3d",
         builder="stunet",
@@ -181,8 +181,8 @@ def _stunet(
     )
 
 
-def _unet(name: str, encoder: str, published: str, *time: float) -> System:
-    return System(
+def _unet(name: str, encoder: str, published: str, *time: float) -> ModelSpec:
+    return ModelSpec(
         name=f"unet-{name}",
         family="2d",
         builder="timm_unet",
@@ -196,8 +196,8 @@ def _unet(name: str, encoder: str, published: str, *time: float) -> System:
     )
 
 
-def _encoder(name: str, encoder: str, published: str, images_per_s: float, efficiency: float) -> System:
-    return System(
+def _encoder(name: str, encoder: str, published: str, images_per_s: float, efficiency: float) -> ModelSpec:
+    return ModelSpec(
         name=f"encoder-{name}",
         family="encoder",
         builder="timm_encoder",
@@ -212,7 +212,7 @@ def _encoder(name: str, encoder: str, published: str, images_per_s: float, effic
 
 
 _SYSTEMS = (
-    System(
+    ModelSpec(
         name="totalsegmentator",
         family="3d",
         builder="plain_unet",
@@ -245,7 +245,7 @@ _SYSTEMS = (
 
 
 @functools.cache
-def systems() -> tuple[System, ...]:
+def systems() -> tuple[ModelSpec, ...]:
     """The reference systems, in the order of the source's tables, each with its counted reference."""
     counted = json.loads(importlib.resources.files("segonnx.sources").joinpath("reference.json").read_text("utf-8"))
     from dataclasses import replace
@@ -255,10 +255,10 @@ def systems() -> tuple[System, ...]:
 
 def names() -> list[str]:
     """The names of the reference systems."""
-    return [system.name for system in _SYSTEMS]
+    return [spec.name for spec in _SYSTEMS]
 
 
-def find(name: str) -> System:
+def find(name: str) -> ModelSpec:
     """The system called ``name``: a reference system, or ``smp:ARCHITECTURE:ENCODER``.
 
     Raises:
@@ -266,20 +266,20 @@ def find(name: str) -> System:
     """
     if name.startswith("smp:"):
         return _smp(name)
-    for system in systems():
-        if system.name == name:
-            return system
+    for spec in systems():
+        if spec.name == name:
+            return spec
     near = difflib.get_close_matches(name, names(), n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise InputError(f"no system is called {name!r}{hint} (`segonnx list` shows all, smp:ARCH:ENCODER opens smp)")
 
 
-def _smp(name: str) -> System:
+def _smp(name: str) -> ModelSpec:
     parts = name.split(":")
     if len(parts) != 3 or not all(parts):
         raise InputError(f"{name!r} isn't smp:ARCHITECTURE:ENCODER, for example smp:unet:resnet34")
     _, architecture, encoder = parts
-    return System(
+    return ModelSpec(
         name=name,
         family="smp",
         builder="smp",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segonnx.errors import InputError
-from segonnx.sources.catalog import IMAGE, System
+from segonnx.sources.catalog import IMAGE, ModelSpec
 
 ARCHITECTURES = (
     "Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "DeepLabV3", "DeepLabV3Plus", "PAN", "UPerNet",
@@ -28,7 +28,7 @@ _ARGUMENTS = {"encoder_depth", "encoder_output_stride", "upsampling", "dynamic_i
 _FAMILIES = ("decoder_", "psp_")  # all that begin so are arguments of decoders
 
 
-def find(source: str) -> tuple[System, Path]:
+def find(source: str) -> tuple[ModelSpec, Path]:
     """The network of a folder here, or of OWNER/NAME on Hugging Face's hub, from its cache or the network.
 
     Raises:
@@ -46,11 +46,11 @@ def find(source: str) -> tuple[System, Path]:
         raise InputError(
             f"{source} is no folder here, and can't be had from Hugging Face's hub or its cache: {lines[0][:200]}"
         ) from error
-    system, weights = read(folder, source.partition("/")[2])
-    return replace(system, weights_source=f"{source} of Hugging Face, {weights.name}"), weights
+    spec, weights = read(folder, source.partition("/")[2])
+    return replace(spec, weights_source=f"{source} of Hugging Face, {weights.name}"), weights
 
 
-def read(folder: Path, name: str) -> tuple[System, Path]:
+def read(folder: Path, name: str) -> tuple[ModelSpec, Path]:
     """The network of a folder, which is to be called ``name``, and its file of weights.
 
     Raises:
@@ -84,7 +84,7 @@ def read(folder: Path, name: str) -> tuple[System, Path]:
             raise InputError(f"{path}: aux_params isn't plain data of a sensible size")
         options["auxiliary"] = aux
     activation = config.get("activation")
-    system = System(
+    spec = ModelSpec(
         name=name,
         family="smp",
         builder="smp",
@@ -96,7 +96,7 @@ def read(folder: Path, name: str) -> tuple[System, Path]:
         weights_source=f"file {name}/{weights.name}",
         described={"activation": str(activation)} if activation else {},
     )
-    return system, weights
+    return spec, weights
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from segonnx.bench.plan import Model
+from segonnx.bench.plan import Target
 from segonnx.core import synthetic_inputs
-from segonnx.runtimes.base import Operator, Options, Runtime, Subject
+from segonnx.runtimes.base import Operator, Options, Runnable, Runtime
 from segonnx.runtimes.ort import OrtRuntime
 
 SHAPE = (1, 5, 4)
@@ -31,7 +31,7 @@ class Steady(Runtime):
     def missing(cls) -> str | None:
         return None
 
-    def load(self, subject: Subject, options: Options) -> None:
+    def load(self, runnable: Runnable, options: Options) -> None:
         pass
 
     def run(self, x: synthetic_inputs.Array) -> synthetic_inputs.Array:
@@ -86,7 +86,7 @@ class Unloadable(Steady):
 
     name = "unloadable"
 
-    def load(self, subject: Subject, options: Options) -> None:
+    def load(self, runnable: Runnable, options: Options) -> None:
         raise ValueError("this model is too strange")
 
 
@@ -159,7 +159,7 @@ class Drawn(Steady):
 
     name = "drawn"
 
-    def load(self, subject: Subject, options: Options) -> None:
+    def load(self, runnable: Runnable, options: Options) -> None:
         self.seconds = 0.005 * (1 + os.getpid() % 7 / 7)
 
 
@@ -181,7 +181,7 @@ class Spinning(Steady):
 
     name = "spinning"
 
-    def load(self, subject: Subject, options: Options) -> None:
+    def load(self, runnable: Runnable, options: Options) -> None:
         for _ in range(os.cpu_count() or 1):
             threading.Thread(target=self._spin, daemon=True).start()
 
@@ -201,6 +201,6 @@ KNOWN: dict[str, type[Runtime]] = {
 }  # fmt: skip
 
 
-def model(folder: Path) -> Model:
+def model(folder: Path) -> Target:
     """A model for them."""
-    return Model("fake", "2d", 10**6, 10**6, (1, 3, 4), "RGB", artifact=folder)
+    return Target("fake", "2d", 10**6, 10**6, (1, 3, 4), "RGB", artifact=folder)

@@ -24,7 +24,7 @@ from segonnx.core import hardware, subprocesses, synthetic_inputs
 from segonnx.errors import InputError, VerifyError
 from segonnx.exporters import pipeline
 from segonnx.runtimes.base import Operator
-from segonnx.sources.catalog import System
+from segonnx.sources.catalog import ModelSpec
 from tests.bench import fakes
 from tests.conftest import ROOT, SMALL
 from tests.conftest import run as segonnx
@@ -160,7 +160,7 @@ def test_a_damaged_artifact_is_not_timed(artifact: Path) -> None:
         targets.from_artifact(artifact, lambda _: None)
 
 
-def test_a_system_without_artifact_is_exported_first(tiny: System, tmp_path: Path) -> None:
+def test_a_system_without_artifact_is_exported_first(tiny: ModelSpec, tmp_path: Path) -> None:
     made: list[pipeline.Exported] = []
     settings = Settings(("ort-stock", "ort"), (2,), Rule(rounds=1))
     model = targets.from_system(tiny, tmp_path, settings, made.append, lambda _: None)

@@ -37,7 +37,7 @@ from segonnx.models import random_weights
 from segonnx.optimize.labels import LabelsPass
 from segonnx.report import tables
 from segonnx.sources import catalog
-from segonnx.sources.catalog import System
+from segonnx.sources.catalog import ModelSpec
 from segonnx.sources.nnunet import folder, plans
 from tests import handmade
 from tests.bench import fakes
@@ -53,7 +53,7 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = models.build_empty(catalog.find(NAME)).finalized()
     random_weights.randomize(network.module, 0)
     torch.manual_seed(0)
-    random_weights.calibrate(network.module, torch.randn(2, 3, 64, 96))
+    random_weights.initialise(network.module, torch.randn(2, 3, 64, 96))
     path = tmp_path_factory.mktemp("unet") / "unet"
     return segonnx.export(
         network.module, torch.zeros(1, 3, 64, 96), path, result="labels", unused=network.unused
@@ -70,7 +70,7 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).finalized()
     random_weights.randomize(network.module, 0)
     x = torch.zeros(1, 1, *plan.patch_size)
-    random_weights.calibrate(
+    random_weights.initialise(
         network.module, torch.from_numpy(np.random.default_rng(0).standard_normal(x.shape, np.float32))
     )
     path = tmp_path_factory.mktemp("volume") / "volume"
@@ -234,7 +234,7 @@ def test_networks_without_labels_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_classes_that_overlap_are_refused(tiny: System, tmp_path: Path) -> None:
+def test_classes_that_overlap_are_refused(tiny: ModelSpec, tmp_path: Path) -> None:
     described = handmade.dataset()
     described["labels"] = {"background": 0, "whole": [1, 2], "core": 2}
     described["regions_class_order"] = [1, 2]
@@ -315,7 +315,7 @@ def put(unet: Path, tmp_path: Path) -> Callable[[], Converted]:
     artifact.mkdir()
     path = artifact / "model.onnx"
     onnx.save(model, path, save_as_external_data=True, location="model.onnx.data")
-    probe = parity_inputs.Probe("phantom", (1, 3, 64, 96))
+    probe = parity_inputs.ParityInput("phantom", (1, 3, 64, 96))
     np.save(parity.saved_labels(tmp_path, 0), labels_of(parity.run(path, probe.make("RGB"), 1)))
     converted = Converted(20, 10, {"Cast": 0}, {}, ("SomePass",), (), {}, output="logits")
     return lambda: labels.put(artifact, converted, "labels", (probe,), "RGB", tmp_path, False, 1, lambda _: None)

@@ -13,35 +13,35 @@ from segonnx.sources.catalog import Figure
 
 
 def test_the_built_network_passes() -> None:
-    system = catalog.find("stunet-s")
-    counted = parameters.count(system)
-    parameters.require(system, counted.modules, counted.training_parameters)
+    spec = catalog.find("stunet-s")
+    counted = parameters.count(spec)
+    parameters.require(spec, counted.modules, counted.training_parameters)
 
 
 def test_a_mismatch_names_the_module_and_the_numbers() -> None:
-    system = catalog.find("stunet-s")
-    modules = counting.parameters_per_module(models.build_meta(system, in_channels=2).module)
+    spec = catalog.find("stunet-s")
+    modules = counting.parameters_per_module(models.build_meta(spec, in_channels=2).module)
     with pytest.raises(ParityError, match="parameter parity failed") as caught:
-        parameters.require(system, modules, sum(modules.values()))
+        parameters.require(spec, modules, sum(modules.values()))
     lines = str(caught.value).splitlines()
     # A second input channel: 16 * 27 weights more in the first convolution, and 16 in its projection.
     assert [line.split() for line in lines[2:]] == [["conv_blocks_context.0.0", "7,472", "7,920", "+448"]]
 
 
 def test_the_training_form_is_checked_too() -> None:
-    system = catalog.find("encoder-mobileone-s0")
-    counted = parameters.count(system)
+    spec = catalog.find("encoder-mobileone-s0")
+    counted = parameters.count(spec)
     with pytest.raises(ParityError, match="training parameters"):
-        parameters.require(system, counted.modules, counted.training_parameters - 1)
+        parameters.require(spec, counted.modules, counted.training_parameters - 1)
 
 
 @pytest.mark.parametrize("field", ["published", "published_macs"])
 def test_a_published_figure_that_does_not_match_fails(field: str) -> None:
-    system = catalog.find("stunet-s")
-    figure = getattr(system, field)[-1]
+    spec = catalog.find("stunet-s")
+    figure = getattr(spec, field)[-1]
     wrong = replace(figure, text="14.7M" if field == "published" else "0.12T")
-    assert all(check.passed for check in parameters.check(system))
-    failed = [check for check in parameters.check(replace(system, **{field: (wrong,)})) if not check.passed]
+    assert all(check.passed for check in parameters.check(spec))
+    failed = [check for check in parameters.check(replace(spec, **{field: (wrong,)})) if not check.passed]
     assert len(failed) == 1
     assert failed[0].expected == wrong.text
 

@@ -18,21 +18,21 @@ from segonnx.exporters import accounting, parity_inputs
 from segonnx.exporters.assemble import Converted, assemble
 from segonnx.exporters.convert import convert
 from segonnx.exporters.parity import measure
-from segonnx.exporters.parity_inputs import Probe
+from segonnx.exporters.parity_inputs import ParityInput
 from segonnx.exporters.prepare import STATE, Weights, prepare
 from segonnx.exporters.provenance import Origin
 from segonnx.optimize.choices import Choices
 from segonnx.sources import catalog
-from segonnx.sources.catalog import System
+from segonnx.sources.catalog import ModelSpec
 
 
 @dataclass
 class Case:
-    system: System
+    spec: ModelSpec
     folder: Path
     artifact: Path
     converted: Converted
-    probes: tuple[Probe, ...]
+    probes: tuple[ParityInput, ...]
 
     def change(self, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
         """Replace an initializer of the artifact's model."""
@@ -43,7 +43,7 @@ class Case:
         onnx.save(model, path)
 
     def measure(self, *, steady: bool = False) -> None:
-        measure(self.artifact, self.probes, self.system.modality, self.folder, steady, "logits", 2, lambda _: None)
+        measure(self.artifact, self.probes, self.spec.modality, self.folder, steady, "logits", 2, lambda _: None)
 
     def account(self) -> accounting.Account:
         converted = self.converted
@@ -53,19 +53,19 @@ class Case:
         )  # fmt: skip
 
 
-def _make(system: System, folder: Path, optimize: Literal["cpu", "none"] = "cpu") -> Case:
+def _make(spec: ModelSpec, folder: Path, optimize: Literal["cpu", "none"] = "cpu") -> Case:
     artifact = folder / "artifact"
     artifact.mkdir()
-    planned = parity_inputs.plan(system, system.input_shape, dynamic=False)
-    prepare(system, Weights(), system.input_shape, planned, folder, 2, lambda _: None)
+    planned = parity_inputs.plan(spec, spec.input_shape, dynamic=False)
+    prepare(spec, Weights(), spec.input_shape, planned, folder, 2, lambda _: None)
     path = folder / "model.onnx"
-    converted = convert(system, system.input_shape, False, optimize, Choices(), folder, path, lambda _: None)
+    converted = convert(spec, spec.input_shape, False, optimize, Choices(), folder, path, lambda _: None)
     assemble(path, converted, folder / STATE, artifact, lambda _: None)
-    return Case(system, folder, artifact, converted, planned)
+    return Case(spec, folder, artifact, converted, planned)
 
 
 @pytest.fixture(scope="module")
-def made(tiny: System, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+def made(tiny: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     encoder = catalog.find("encoder-mobilenetv3-small")
     return {
         "3d": _make(tiny, tmp_path_factory.mktemp("3d")),
@@ -234,13 +234,13 @@ def test_an_invalid_graph_is_refused(case: Case) -> None:
 
 
 def test_probes_have_the_size_of_the_file() -> None:
-    system = catalog.find("stunet-h")
-    planned = parity_inputs.plan(system, system.input_shape, dynamic=False)
-    assert [probe.shape for probe in planned] == [system.input_shape] * 3
+    spec = catalog.find("stunet-h")
+    planned = parity_inputs.plan(spec, spec.input_shape, dynamic=False)
+    assert [probe.shape for probe in planned] == [spec.input_shape] * 3
     assert [probe.kind for probe in planned] == ["noise", "phantom", "constant"]
 
 
-def test_a_stock_graph_is_spared_onnx_runtimes_norm(tiny: System, tmp_path: Path) -> None:
+def test_a_stock_graph_is_spared_onnx_runtimes_norm(tiny: ModelSpec, tmp_path: Path) -> None:
     case = _make(tiny, tmp_path, "none")
     assert "InstanceNormalization" in case.converted.operators
     assert case.converted.rewrites == ()

@@ -22,12 +22,12 @@ from segonnx.errors import CheckpointError, InputError, ParityError, ResourceErr
 from segonnx.exporters import pipeline
 from segonnx.exporters.pipeline import Settings
 from segonnx.sources import catalog
-from segonnx.sources.catalog import System
+from segonnx.sources.catalog import ModelSpec
 from tests.conftest import ROOT, SMALL, run
 
 
 @pytest.fixture(scope="module")
-def tiny_artifact(tiny: System, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_artifact(tiny: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pipeline.export(tiny, Settings(tmp_path_factory.mktemp("tiny"))).folder
 
 
@@ -54,7 +54,7 @@ def test_the_manifest_tells_what_was_done(exports: Path) -> None:
     ]  # fmt: skip
 
 
-def test_an_export_gives_the_same_bytes_each_time(tiny: System, tiny_artifact: Path, tmp_path: Path) -> None:
+def test_an_export_gives_the_same_bytes_each_time(tiny: ModelSpec, tiny_artifact: Path, tmp_path: Path) -> None:
     again = pipeline.export(tiny, Settings(tmp_path)).folder
     for name in ("model.onnx", "data.json", "test_data_set_0/input_0.pb", "test_data_set_0/output_0.pb"):
         assert (again / name).read_bytes() == (tiny_artifact / name).read_bytes(), name
@@ -95,7 +95,7 @@ def test_an_export_with_the_same_arguments_is_kept(exports: Path) -> None:
     assert (exports / SMALL / "manifest.json").stat() == before
 
 
-def test_other_arguments_and_damage_need_overwrite(tiny: System, tiny_artifact: Path, tmp_path: Path) -> None:
+def test_other_arguments_and_damage_need_overwrite(tiny: ModelSpec, tiny_artifact: Path, tmp_path: Path) -> None:
     target = shutil.copytree(tiny_artifact, tmp_path / tiny.name)
     with pytest.raises(InputError, match=r"other arguments \(seed\): --overwrite"):
         pipeline.export(tiny, Settings(tmp_path, seed=1))
@@ -109,14 +109,16 @@ def test_other_arguments_and_damage_need_overwrite(tiny: System, tiny_artifact: 
     assert os.listdir(tmp_path) == [tiny.name]
 
 
-def test_a_mismatch_of_parameters_stops_the_export(tiny: System, tmp_path: Path) -> None:
+def test_a_mismatch_of_parameters_stops_the_export(tiny: ModelSpec, tmp_path: Path) -> None:
     reference = catalog.find("stunet-s").reference
     with pytest.raises(ParityError, match="parameter parity failed"):
         pipeline.export(replace(tiny, reference=reference), Settings(tmp_path))
     assert os.listdir(tmp_path) == []
 
 
-def test_a_failed_numeric_check_writes_nothing(tiny: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_numeric_check_writes_nothing(
+    tiny: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The whole pipeline, with a converter that damages the graph on its way out.
     monkeypatch.setattr(pipeline, "convert", convert_and_damage)
     with pytest.raises(ParityError, match="numeric parity failed"):
@@ -124,10 +126,10 @@ def test_a_failed_numeric_check_writes_nothing(tiny: System, tmp_path: Path, mon
     assert os.listdir(tmp_path) == []
 
 
-def convert_and_damage(system, shape, dynamic, optimize, choices, folder, path, progress):  # type: ignore[no-untyped-def]
+def convert_and_damage(spec, shape, dynamic, optimize, choices, folder, path, progress):  # type: ignore[no-untyped-def]
     from segonnx.exporters.convert import convert
 
-    converted = convert(system, shape, dynamic, optimize, choices, folder, path, progress)
+    converted = convert(spec, shape, dynamic, optimize, choices, folder, path, progress)
     model = onnx.load(str(path))
     leaky = next(node for node in model.graph.node if node.op_type == "LeakyRelu")
     leaky.attribute[0].f *= 2
@@ -135,7 +137,7 @@ def convert_and_damage(system, shape, dynamic, optimize, choices, folder, path, 
     return converted
 
 
-def test_dynamic_sizes_run_at_other_sizes(tiny: System, tmp_path: Path) -> None:
+def test_dynamic_sizes_run_at_other_sizes(tiny: ModelSpec, tmp_path: Path) -> None:
     import onnxruntime
 
     exported = pipeline.export(tiny, Settings(tmp_path, dynamic=True))
@@ -147,19 +149,19 @@ def test_dynamic_sizes_run_at_other_sizes(tiny: System, tmp_path: Path) -> None:
     assert session.run(None, {"input": x})[0].shape == (3, 5, 32, 96, 64)
 
 
-def test_another_shape_is_exported(tiny: System, tmp_path: Path) -> None:
+def test_another_shape_is_exported(tiny: ModelSpec, tmp_path: Path) -> None:
     exported = pipeline.export(tiny, Settings(tmp_path, shape=(32, 64, 96)))
     assert exported.manifest["inputs"][0]["shape"] == [1, 1, 32, 64, 96]
     assert exported.manifest["outputs"][0]["shape"] == [1, 5, 32, 64, 96]
 
 
 @pytest.mark.parametrize("spatial", [(32, 32, 32), (64, 64), (64, 64, 33), (0, 64, 64), (-32, 64, 64)])
-def test_shapes_that_the_network_cannot_take_are_refused(tiny: System, spatial: tuple[int, ...]) -> None:
+def test_shapes_that_the_network_cannot_take_are_refused(tiny: ModelSpec, spatial: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="--shape"):
         pipeline.input_shape(tiny, spatial)
 
 
-def test_a_checkpoint_is_exported_with_its_own_numbers(tiny: System, tmp_path: Path) -> None:
+def test_a_checkpoint_is_exported_with_its_own_numbers(tiny: ModelSpec, tmp_path: Path) -> None:
     import torch
 
     from segonnx import models
@@ -200,7 +202,7 @@ def test_a_full_disk_is_said_before_the_work(small_disk: Path) -> None:
 
 
 def test_a_disk_that_fills_up_during_the_work_leaves_nothing(
-    tiny: System, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: ModelSpec, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "_require_disk", lambda *_: None)
     with pytest.raises(ResourceError, match="the disk is full"):

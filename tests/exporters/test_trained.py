@@ -23,18 +23,18 @@ from segonnx.exporters.pipeline import Settings
 from segonnx.exporters.prepare import Weights, adapt, network_with_weights
 from segonnx.models import random_weights
 from segonnx.sources import catalog
-from segonnx.sources.catalog import System
+from segonnx.sources.catalog import ModelSpec
 from tests.conftest import SMALL, run
 
-TIMM = [system.name for system in catalog.systems() if system.builder == "timm_encoder"]
-UNETS = [system.name for system in catalog.systems() if system.builder == "timm_unet"]
+TIMM = [spec.name for spec in catalog.systems() if spec.builder == "timm_encoder"]
+UNETS = [spec.name for spec in catalog.systems() if spec.builder == "timm_unet"]
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 
 def _scaled(module: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
     """Weights as a training leaves them: no two alike, logits of a sensible size."""
     random_weights.randomize(module, 5)
-    random_weights.calibrate(module, x)
+    random_weights.initialise(module, x)
     for norm in module.modules():  # a channel that few pixels hardly moved would blow rounding up
         if isinstance(norm, torch.nn.BatchNorm2d) and norm.running_var is not None:
             norm.running_var.clamp_(min=0.25)
@@ -105,8 +105,8 @@ def test_a_timm_checkpoint_loads_as_timm_loads_it(kind: str, tmp_path: Path) -> 
     path = tmp_path / f"w.{kind}"
     module = _timm_checkpoint(SMALL, path, kind)
     weights = Weights((path,))
-    system = adapt(catalog.find(SMALL), weights, lambda _: None)
-    network = network_with_weights(system, weights, lambda _: None)
+    spec = adapt(catalog.find(SMALL), weights, lambda _: None)
+    network = network_with_weights(spec, weights, lambda _: None)
     x = torch.randn(1, 1, 64, 96)
     with torch.inference_mode():
         assert torch.equal(network.module(x), module(x))
@@ -122,8 +122,8 @@ def test_every_timm_checkpoint_agrees_with_timm(name: str, kind: str, tmp_path: 
 @pytest.mark.slow  # four exports
 @pytest.mark.parametrize("name", UNETS)
 def test_every_unet_checkpoint_agrees_with_its_network(name: str, tmp_path: Path) -> None:
-    system = catalog.find(name)
-    module = _scaled(models.build(system, num_classes=5).module, _inputs(3))
+    spec = catalog.find(name)
+    module = _scaled(models.build(spec, num_classes=5).module, _inputs(3))
     torch.save({"model": module.state_dict()}, tmp_path / "w.pth")
     _export(name, "--weights", tmp_path / "w.pth", "--out", tmp_path, "--shape", "128,96")
     _agree(tmp_path / name, module, torch.randn(1, 3, 128, 96))
@@ -268,7 +268,7 @@ def test_a_repository_of_the_hub_is_read_from_the_cache(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["base_ep4k.model", pytest.param("base_ep4k.pth", marks=pytest.mark.slow)])
-def test_a_stunet_file_of_other_classes_agrees_with_stunet(file: str, tiny: System, tmp_path: Path) -> None:
+def test_a_stunet_file_of_other_classes_agrees_with_stunet(file: str, tiny: ModelSpec, tmp_path: Path) -> None:
     """The layouts of both versions of nnU-Net, with what they keep beside the weights."""
     module = _scaled(models.build(tiny, num_classes=7, in_channels=2).module, torch.randn(1, 2, 32, 32, 64))
     losses = [np.float64(0.5), np.float32(0.25)]
@@ -297,8 +297,8 @@ def test_a_stunet_file_of_other_classes_agrees_with_stunet(file: str, tiny: Syst
 
 @pytest.mark.slow  # a full-size network
 def test_the_published_layout_of_stunet_s_is_exported(tmp_path: Path) -> None:
-    system = catalog.find("stunet-s")
-    module = _scaled(models.build(system, num_classes=105).module, torch.randn(1, 1, 32, 64, 64))
+    spec = catalog.find("stunet-s")
+    module = _scaled(models.build(spec, num_classes=105).module, torch.randn(1, 1, 32, 64, 64))
     torch.save({"state_dict": module.state_dict(), "epoch": 4000}, tmp_path / "small_ep4k.model")
     _export("stunet-s", "--weights", tmp_path / "small_ep4k.model", "--out", tmp_path, "--shape", "64,64,64")
     manifest = verify(tmp_path / "stunet-s").manifest

@@ -24,11 +24,11 @@ from segonnx import models
 from segonnx.errors import CheckpointError
 from segonnx.models import checkpoints, random_weights
 from segonnx.sources import catalog
-from segonnx.sources.catalog import System
+from segonnx.sources.catalog import ModelSpec
 
 
 @pytest.fixture
-def state(tiny: System) -> dict[str, torch.Tensor]:
+def state(tiny: ModelSpec) -> dict[str, torch.Tensor]:
     module = models.build_empty(tiny).module
     random_weights.randomize(module, 7)
     return module.state_dict()
@@ -41,14 +41,14 @@ def _write(path: Path, content: Any) -> Path:
 
 @pytest.mark.parametrize("wrapper", [None, *checkpoints.WRAPPERS])
 def test_checkpoints_load_under_their_wrappers(
-    wrapper: str | None, tiny: System, state: dict[str, torch.Tensor], tmp_path: Path
+    wrapper: str | None, tiny: ModelSpec, state: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     network = models.build(tiny)
     checkpoints.load(network, _write(tmp_path / "w.pth", state if wrapper is None else {wrapper: state, "epoch": 4000}))
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.module.state_dict().items())
 
 
-def test_safetensors_load(tiny: System, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_safetensors_load(tiny: ModelSpec, state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     save_file(state, tmp_path / "w.safetensors")
     network = models.build(tiny)
     checkpoints.load(network, tmp_path / "w.safetensors")
@@ -347,7 +347,7 @@ def test_prefixes_of_wrapped_modules_go(prefix: str, tmp_path: Path) -> None:
 
 
 def test_checkpoints_of_another_network_are_refused_in_one_line(
-    tiny: System, state: dict[str, torch.Tensor], tmp_path: Path
+    tiny: ModelSpec, state: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     name = "seg_outputs.4.weight"
     with_nan = {**state, name: torch.full_like(state[name], float("nan"))}
@@ -366,13 +366,13 @@ def test_checkpoints_of_another_network_are_refused_in_one_line(
 
 
 @pytest.mark.parametrize("name", ["stunet-tiny", "encoder-lcnet-100", "smp:segformer:mit_b0", "totalsegmentator"])
-def test_saved_state_is_restored_to_the_last_tensor(name: str, tiny: System, tmp_path: Path) -> None:
-    system = tiny if name == tiny.name else catalog.find(name)
+def test_saved_state_is_restored_to_the_last_tensor(name: str, tiny: ModelSpec, tmp_path: Path) -> None:
+    spec = tiny if name == tiny.name else catalog.find(name)
     if name == "totalsegmentator":
-        system = replace(system, options={"features": (4, 4, 4)})
-    network = models.build(system).finalized()
+        spec = replace(spec, options={"features": (4, 4, 4)})
+    network = models.build(spec).finalized()
     checkpoints.save(network.module, tmp_path / "w.safetensors")
-    restored = checkpoints.restore(system, tmp_path / "w.safetensors").module
+    restored = checkpoints.restore(spec, tmp_path / "w.safetensors").module
     expected = checkpoints.state(network.module)
     assert checkpoints.state(restored).keys() == expected.keys()
     for key, tensor in checkpoints.state(restored).items():

@@ -15,9 +15,8 @@ from segonnx.errors import CheckpointError, ParityError
 from segonnx.exporters import parameters
 from segonnx.exporters.prepare import Weights, adapt, network_with_weights
 from segonnx.models import counting
-from segonnx.models.infer_sizes import fit
 from segonnx.sources import catalog
-from segonnx.sources.catalog import System
+from segonnx.sources.catalog import ModelSpec
 
 FILE = Path("base_ep4k.model")
 STUNETS = ("stunet-s", "stunet-b", "stunet-l", "stunet-h")
@@ -30,17 +29,17 @@ def _state(name: str, **overrides: Any) -> Mapping[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", STUNETS)
 def test_stunet_of_the_paper_is_known_by_its_105_classes(name: str) -> None:
-    system = fit(catalog.find(name), _state(name, num_classes=105), FILE)
-    assert system.num_classes == 105
-    assert system.input_shape == catalog.find(name).input_shape
-    network = models.build_meta(system)
-    assert counting.parameters(network.module) == AT_105_CLASSES[name] == system.parameters
+    spec = infer(catalog.find(name), _state(name, num_classes=105), FILE)
+    assert spec.num_classes == 105
+    assert spec.input_shape == catalog.find(name).input_shape
+    network = models.build_meta(spec)
+    assert counting.parameters(network.module) == AT_105_CLASSES[name] == spec.parameters
     # What the paper prints for so many classes is still held against it.
-    assert [figure.source for figure in system.published] == ["arXiv 2304.06716"]
+    assert [figure.source for figure in spec.published] == ["arXiv 2304.06716"]
     modules = counting.parameters_per_module(network.module)
-    parameters.require(system, modules, AT_105_CLASSES[name])
+    parameters.require(spec, modules, AT_105_CLASSES[name])
     with pytest.raises(ParityError, match=r"published parameters \(arXiv"):
-        parameters.require(system, {**modules, "more": 10**7}, AT_105_CLASSES[name])
+        parameters.require(spec, {**modules, "more": 10**7}, AT_105_CLASSES[name])
 
 
 @pytest.mark.parametrize("name", STUNETS)
@@ -48,10 +47,10 @@ def test_stunet_of_the_paper_is_known_by_its_105_classes(name: str) -> None:
 def test_stunet_of_another_size_is_recognised(name: str, said: str) -> None:
     tensors = _state(name, num_classes=14)
     if name == said:
-        assert fit(catalog.find(said), tensors, FILE).num_classes == 14
+        assert infer(catalog.find(said), tensors, FILE).num_classes == 14
         return
     with pytest.raises(CheckpointError, match=f"isn't of {said}, it is of {name}: export that"):
-        fit(catalog.find(said), tensors, FILE)
+        infer(catalog.find(said), tensors, FILE)
 
 
 @pytest.mark.parametrize(("name", "classes", "channels"), [
@@ -60,32 +59,32 @@ def test_stunet_of_another_size_is_recognised(name: str, said: str) -> None:
     ("smp:fpn:resnet18", 9, 2), pytest.param("smp:segformer:mit_b0", 9, 3, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_classes_and_channels_are_those_of_the_file(name: str, classes: int, channels: int) -> None:
-    system = catalog.find(name)
-    found = fit(system, _state(name, num_classes=classes, in_channels=channels), FILE)
+    spec = catalog.find(name)
+    found = infer(spec, _state(name, num_classes=classes, in_channels=channels), FILE)
     assert (found.num_classes, found.input_shape[1]) == (classes, channels)
-    same = (classes, channels) == (system.num_classes, system.input_shape[1])
-    assert found.reference == (system.reference if same else None)
-    assert (found == system) is same
+    same = (classes, channels) == (spec.num_classes, spec.input_shape[1])
+    assert found.reference == (spec.reference if same else None)
+    assert (found == spec) is same
     assert models.build_meta(found).module.state_dict().keys() == _state(name).keys()
 
 
 def test_merged_branches_of_mobileone_are_recognised() -> None:
-    system = catalog.find("encoder-mobileone-s0")
-    merged = models.build_meta(system, num_classes=5, in_channels=1).finalized().module.state_dict()
+    spec = catalog.find("encoder-mobileone-s0")
+    merged = models.build_meta(spec, num_classes=5, in_channels=1).finalized().module.state_dict()
     assert any("reparam" in name for name in merged)
-    found = fit(system, merged, FILE)
+    found = infer(spec, merged, FILE)
     assert (found.num_classes, found.input_shape[1]) == (5, 1)
 
 
 def test_a_file_of_nothing_known_changes_nothing() -> None:
-    system = catalog.find("encoder-lcnet-100")
-    assert fit(system, {"layer.weight": torch.ones(3, 3)}, FILE) == system
+    spec = catalog.find("encoder-lcnet-100")
+    assert infer(spec, {"layer.weight": torch.ones(3, 3)}, FILE) == spec
 
 
 @pytest.mark.parametrize("form", ["training", "inference"])
 def test_mobileone_loads_in_both_forms_and_computes_the_same(form: str, tmp_path: Path) -> None:
-    system = replace(catalog.find("encoder-mobileone-s0"), num_classes=6, reference=None, published=())
-    network = models.build(system)
+    spec = replace(catalog.find("encoder-mobileone-s0"), num_classes=6, reference=None, published=())
+    network = models.build(spec)
     module = (network.finalized() if form == "inference" else network).module.eval()
     torch.save(module.state_dict(), tmp_path / "w.pth")
     weights = Weights((tmp_path / "w.pth",))
@@ -98,6 +97,6 @@ def test_mobileone_loads_in_both_forms_and_computes_the_same(form: str, tmp_path
         assert (loaded(x) - expected).abs().max() <= 1e-4 * expected.std()
 
 
-def test_systems_of_several_checkpoints_are_taken_as_they_are(tiny: System) -> None:
+def test_systems_of_several_checkpoints_are_taken_as_they_are(tiny: ModelSpec) -> None:
     weights = Weights((Path("a.pth"), Path("b.pth")))
     assert adapt(tiny, weights, lambda _: None) is tiny

@@ -8,7 +8,7 @@ from segonnx.core import synthetic_inputs
 from segonnx.errors import InputError
 from segonnx.models import counting, random_weights
 from segonnx.sources import catalog
-from segonnx.sources.catalog import System
+from segonnx.sources.catalog import ModelSpec
 
 # Layouts of the published STU-Net checkpoints.
 STUNET_NAMES = {
@@ -31,7 +31,7 @@ def test_stunet_has_the_names_of_the_published_checkpoints() -> None:
     assert "conv_blocks_context.2.1.conv3.weight" not in deep  # only a stage's first block projects
 
 
-def test_stunet_inference_uses_the_last_head(tiny: System) -> None:
+def test_stunet_inference_uses_the_last_head(tiny: ModelSpec) -> None:
     network = models.build(tiny)
     x = torch.zeros(1, 1, 32, 64, 32)
     with torch.inference_mode():
@@ -41,11 +41,11 @@ def test_stunet_inference_uses_the_last_head(tiny: System) -> None:
 
 
 def test_reparameterised_mobileone_computes_the_same() -> None:
-    system = catalog.find("encoder-mobileone-s0")
-    network = models.build_empty(system)
+    spec = catalog.find("encoder-mobileone-s0")
+    network = models.build_empty(spec)
     random_weights.randomize(network.module, 0)
     x = torch.from_numpy(synthetic_inputs.make("noise", (2, 3, 64, 64), "RGB"))
-    random_weights.calibrate(network.module, x)
+    random_weights.initialise(network.module, x)
     before = counting.parameters(network.module)
     with torch.inference_mode():
         expected = network.module(x)
@@ -54,9 +54,9 @@ def test_reparameterised_mobileone_computes_the_same() -> None:
     assert counting.parameters(after) < before
 
 
-def test_macs_of_a_convolution_are_counted_right(tiny: System) -> None:
+def test_macs_of_a_convolution_are_counted_right(tiny: ModelSpec) -> None:
     module = torch.nn.Conv2d(3, 8, 3, padding=1, device="meta")
-    network = models.base.Network(module)
+    network = models.base.BuiltModel(module)
     assert counting.macs(network, (2, 3, 16, 16), all_heads=False) == 2 * 16 * 16 * 8 * 3 * 9
 
 
@@ -72,18 +72,18 @@ def test_an_unknown_timm_encoder_of_smp_is_bad_input() -> None:
 
 
 @pytest.mark.parametrize("name", ["encoder-lcnet-100", "unet-mobilenetv3-small", "stunet-tiny"])
-def test_seeded_networks_have_outputs_of_unit_variance(name: str, tiny: System) -> None:
+def test_seeded_networks_have_outputs_of_unit_variance(name: str, tiny: ModelSpec) -> None:
     from segonnx.exporters.prepare import Weights, network_with_weights
 
-    system = tiny if name == tiny.name else catalog.find(name)
-    module = network_with_weights(system, Weights(), lambda _: None).module
+    spec = tiny if name == tiny.name else catalog.find(name)
+    module = network_with_weights(spec, Weights(), lambda _: None).module
     for kind in synthetic_inputs.NAMES:
         with torch.inference_mode():
-            logits = module(torch.from_numpy(synthetic_inputs.make(kind, system.input_shape, system.modality)))
+            logits = module(torch.from_numpy(synthetic_inputs.make(kind, spec.input_shape, spec.modality)))
         assert 0.3 < logits.std() < 3, kind
 
 
-def test_seeded_weights_depend_on_the_seed_alone(tiny: System) -> None:
+def test_seeded_weights_depend_on_the_seed_alone(tiny: ModelSpec) -> None:
     def state(seed: int) -> dict[str, torch.Tensor]:
         module = models.build_empty(tiny).module
         random_weights.randomize(module, seed)

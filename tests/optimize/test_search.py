@@ -16,16 +16,16 @@ from segonnx import optimize
 from segonnx.artifacts.verify import verify
 from segonnx.errors import InputError
 from segonnx.exporters import pipeline
-from segonnx.exporters.parity_inputs import Probe
+from segonnx.exporters.parity_inputs import ParityInput
 from segonnx.exporters.pipeline import Settings
 from segonnx.optimize import choices, search, unroll_depth
 from segonnx.optimize.choices import OPTIONAL, STOCK, Choices
-from segonnx.sources.catalog import System
+from segonnx.sources.catalog import ModelSpec
 from tests.conftest import run
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny: System) -> System:
+def tiny(tiny: ModelSpec) -> ModelSpec:
     """At half the depth: fewer slices, a smaller graph."""
     return replace(tiny, input_shape=(1, 1, 32, 64, 64))
 
@@ -39,13 +39,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="module")
-def tuned(tiny: System, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tuned(tiny: ModelSpec, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tuned")
     return pipeline.export(tiny, Settings(out, tune=True, tune_time=20)).folder
 
 
 @pytest.fixture(scope="module")
-def stock(tiny: System, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stock(tiny: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pipeline.export(tiny, Settings(tmp_path_factory.mktemp("stock"), optimize="none")).folder / "model.onnx"
 
 
@@ -64,7 +64,7 @@ def test_what_was_chosen_is_in_the_manifest(tuned: Path) -> None:
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_every_form_of_every_layer_runs_alone(lanes: int, stock: Path) -> None:
     found = optimize.run(ir.load(stock), Choices(lanes=lanes))[1]
-    one = search._Search(stock, Probe("noise", (1, 1, 32, 64, 64)).make("CT"), 2, float("inf"), lambda _: None)
+    one = search._Search(stock, ParityInput("noise", (1, 1, 32, 64, 64)).make("CT"), 2, float("inf"), lambda _: None)
     raced = set()
     for text, layer in found.items():
         for form in layer.forms if len(layer.forms) > 1 else ():
@@ -78,7 +78,7 @@ def test_every_form_of_every_layer_runs_alone(lanes: int, stock: Path) -> None:
     assert any("(x2)" in text for text in found) and any("+" in text for text in found)
 
 
-def test_a_tuning_is_replayed(tiny: System, tuned: Path, tmp_path: Path) -> None:
+def test_a_tuning_is_replayed(tiny: ModelSpec, tuned: Path, tmp_path: Path) -> None:
     settings = Settings(tmp_path, tuning=tuned / "manifest.json")
     again = pipeline.export(tiny, settings)
     assert (again.folder / "model.onnx").read_bytes() == (tuned / "model.onnx").read_bytes()
@@ -88,7 +88,7 @@ def test_a_tuning_is_replayed(tiny: System, tuned: Path, tmp_path: Path) -> None
         pipeline.export(tiny, Settings(tmp_path))
 
 
-def test_the_same_graph_is_tuned_once(tiny: System, tuned: Path, cache: Path, tmp_path: Path) -> None:
+def test_the_same_graph_is_tuned_once(tiny: ModelSpec, tuned: Path, cache: Path, tmp_path: Path) -> None:
     (kept,) = cache.iterdir()
     steps: list[str] = []
     again = pipeline.export(tiny, Settings(tmp_path, tune=True, tune_time=20, seed=1), steps.append)
@@ -118,7 +118,7 @@ def find(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: 
     monkeypatch.setattr(
         search._Search, "_race_forms", lambda _, one, __: {form: 1 / (1 + i) for i, form in enumerate(one.forms)}
     )
-    x = Probe("noise", (1, 1, 32, 64, 64)).make("CT")
+    x = ParityInput("noise", (1, 1, 32, 64, 64)).make("CT")
     return search._Search(tmp_path / "model.onnx", x, 1, float("inf"), lambda _: None)
 
 
@@ -251,7 +251,7 @@ def test_a_tuning_from_before_there_were_lanes_has_one(tmp_path: Path) -> None:
     assert choices.parse(choices.read(path), "it") == Choices(lanes=1)
 
 
-def test_the_tuning_of_another_network_is_refused(tiny: System, tmp_path: Path) -> None:
+def test_the_tuning_of_another_network_is_refused(tiny: ModelSpec, tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     path.write_text(entry(forms={"1->4 k3 s1 p1 128x128x128": "taps"}))
     with pytest.raises(InputError, match="another network's: there is no convolution 1->4"):

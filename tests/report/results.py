@@ -46,23 +46,23 @@ def make(
         overhead={"wall_s": 100.0, "timed_s": 60.0, "parent_cpu_s": 2.0, "parent_peak_rss_bytes": 10**8},
         created="2026-01-01T00:00:00+00:00",
     )
-    for number, system in enumerate(s for s in catalog.systems() if not names or s.name in names):
-        assert system.reference is not None
+    for number, spec in enumerate(s for s in catalog.systems() if not names or s.name in names):
+        assert spec.reference is not None
         rows = []
         for backend, factor in factors.items():
-            base = factor * system.reference.macs / 5e10
+            base = factor * spec.reference.macs / 5e10
             passes = 1 if base > 0.5 else 8
             times = base * rng.lognormal(0, 0.02, (rounds, passes)) * np.linspace(1, 1.05, rounds)[:, None]
             rows.append(
                 Row(
-                    model=system.name,
-                    family=system.family,
+                    model=spec.name,
+                    family=spec.family,
                     backend=backend,
-                    parameters=system.reference.parameters,
-                    macs=system.reference.inference_macs,
-                    input_shape=system.input_shape,
+                    parameters=spec.reference.parameters,
+                    macs=spec.reference.inference_macs,
+                    input_shape=spec.input_shape,
                     input_sha256="0" * 64,
-                    images=4 if system.family == "3d" else 1,
+                    images=4 if spec.family == "3d" else 1,
                     threads=2,
                     settings={"dtype": "float32", "outputs": "fresh for every run", "version": "1"},
                     rounds=times.tolist(),
@@ -75,7 +75,7 @@ def make(
                     first_result_s=2.5,
                     cpu_s=1.9 * base,
                     peak_rss_bytes=10**9,
-                    memory_bytes=4 * system.reference.parameters + 10**7,
+                    memory_bytes=4 * spec.reference.parameters + 10**7,
                     threads_seen={"total": 5, "busy": 2},
                     cpus=[0, 1],
                     max_abs_error=1e-5,

@@ -215,8 +215,8 @@ def test_findings_say_what_the_verdicts_say() -> None:
 
 def test_the_page_holds_every_figure_without_scripts() -> None:
     page = html.render(results.make())
-    for system in catalog.systems():
-        assert page.count(f'data-value="{system.name}"') == 4
+    for spec in catalog.systems():
+        assert page.count(f'data-value="{spec.name}"') == 4
     assert "http://" not in page.split("<script", 1)[0]
     assert "default-src 'none'" in unescape(page[:1000])
 

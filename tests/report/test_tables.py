@@ -8,16 +8,16 @@ from segonnx.sources import catalog
 
 
 def _row(name: str, images_per_s: float, backend: str = "ort") -> Row:
-    system = catalog.find(name)
-    assert system.reference is not None
-    images = 4 if system.family == "3d" else 1
+    spec = catalog.find(name)
+    assert spec.reference is not None
+    images = 4 if spec.family == "3d" else 1
     row = Row(
         model=name,
-        family=system.family,
+        family=spec.family,
         backend=backend,
-        parameters=system.reference.parameters,
-        macs=system.reference.inference_macs,
-        input_shape=system.input_shape,
+        parameters=spec.reference.parameters,
+        macs=spec.reference.inference_macs,
+        input_shape=spec.input_shape,
         input_sha256="",
         images=images,
         rounds=[[images / images_per_s]] * 5,
@@ -30,7 +30,7 @@ def _row(name: str, images_per_s: float, backend: str = "ort") -> Row:
 
 
 def _as_published(backend: str = "ort") -> list[Row]:
-    published = [system for system in catalog.systems() if system.published_time is not None]
+    published = [spec for spec in catalog.systems() if spec.published_time is not None]
     return [_row(s.name, s.published_time.images_per_s, backend) for s in published if s.published_time]
 
 
@@ -44,11 +44,11 @@ def test_the_sources_own_figures_confirm_its_conclusions() -> None:
 
 def test_published_efficiency_is_images_per_second_and_million_parameters() -> None:
     for row in _as_published():
-        system = catalog.find(row.model)
-        assert system.published_time is not None
-        assert row.efficiency == pytest.approx(system.published_time.efficiency, rel=0.02, abs=0.006), row.model
-        if system.published_time.time_ms is not None:
-            assert row.median_s == pytest.approx(system.published_time.time_ms / 1e3, rel=0.02)
+        spec = catalog.find(row.model)
+        assert spec.published_time is not None
+        assert row.efficiency == pytest.approx(spec.published_time.efficiency, rel=0.02, abs=0.006), row.model
+        if spec.published_time.time_ms is not None:
+            assert row.median_s == pytest.approx(spec.published_time.time_ms / 1e3, rel=0.02)
 
 
 def test_a_conclusion_can_fail() -> None:

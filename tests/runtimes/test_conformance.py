@@ -23,30 +23,30 @@ from segonnx.errors import InputError
 from segonnx.exporters import pipeline
 from segonnx.exporters.prepare import write_weights
 from segonnx.runtimes import operator_kinds, ort
-from segonnx.runtimes.base import Options, Runtime, Subject
-from segonnx.sources.catalog import System
+from segonnx.runtimes.base import Options, Runnable, Runtime
+from segonnx.sources.catalog import ModelSpec
 
 
 @dataclass
 class Ready:
-    subject: Subject
+    runnable: Runnable
     x: synthetic_inputs.Array
 
 
 @pytest.fixture(scope="module")
-def ready(tiny: System, tmp_path_factory: pytest.TempPathFactory) -> Ready:
+def ready(tiny: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Ready:
     folder = tmp_path_factory.mktemp("runtimes")
     exported = pipeline.export(tiny, pipeline.Settings(folder))
     subprocesses.call(write_weights, tiny, 0, folder / "weights.safetensors")
     stock = pipeline.export(tiny, pipeline.Settings(folder / "stock", optimize="none"))
-    subject = Subject(tiny, folder / "weights.safetensors", exported.folder / MODEL, stock.folder / MODEL)
-    return Ready(subject, synthetic_inputs.make("phantom", tiny.input_shape, tiny.modality))
+    runnable = Runnable(tiny, folder / "weights.safetensors", exported.folder / MODEL, stock.folder / MODEL)
+    return Ready(runnable, synthetic_inputs.make("phantom", tiny.input_shape, tiny.modality))
 
 
 def check(name: str, ready: Ready, options: Options, progress: subprocesses.Progress) -> dict[str, Any]:
     """Runs in a process of its own, as runtimes do."""
     runtime = runtimes.get(name)()
-    runtime.load(ready.subject, options)
+    runtime.load(ready.runnable, options)
     runtime.prepare(ready.x)
     one = runtime.run(ready.x)
     first = one.copy()
@@ -146,7 +146,7 @@ def test_a_profile_names_fused_kernels(answers: Callable[..., dict[str, Any]]) -
 def test_options_reach_onnx_runtime(ready: Ready, answers: Callable[..., dict[str, Any]]) -> None:
     import onnx
 
-    operators = [node.op_type for node in onnx.load(str(ready.subject.model), load_external_data=False).graph.node]
+    operators = [node.op_type for node in onnx.load(str(ready.runnable.model), load_external_data=False).graph.node]
     plain = answers("ort", profile=True, graph_optimization="disabled", spinning=False, arena=False)
     settings = {"graph_optimization": "disabled", "spinning": "off", "arena": "off"}
     assert settings.items() <= plain["settings"].items()
@@ -160,7 +160,7 @@ def test_options_reach_onnx_runtime(ready: Ready, answers: Callable[..., dict[st
 def serve_once(name: str, ready: Ready, options: Options, folder: Path) -> tuple[Loaded, str]:
     """Load in the bench's own worker; what that answered, and what it printed."""
     np.save(folder / "x.npy", ready.x)
-    job = Job(runtimes.get(name), ready.subject, options, (0,), folder / "x.npy", folder / "logits.npy", folder)
+    job = Job(runtimes.get(name), ready.runnable, options, (0,), folder / "x.npy", folder / "logits.npy", folder)
     with subprocesses.Worker(serve, job) as worker:
         status, loaded = worker.receive(name)
         assert status == "ok", loaded
@@ -196,7 +196,7 @@ def calls_out(ready: Ready, progress: subprocesses.Progress) -> tuple[list[str],
     telling = {"socket.connect", "socket.sendto", "socket.getaddrinfo", "subprocess.Popen", "os.posix_spawn", "os.fork"}
     sys.addaudithook(lambda event, _: seen.append(event) if event in telling else None)
     runtime = runtimes.get("openvino")()
-    runtime.load(ready.subject, Options(1))
+    runtime.load(ready.runnable, Options(1))
     runtime.prepare(ready.x)
     runtime.run(ready.x)
     runtime.close()
@@ -219,7 +219,7 @@ def profile_files(
     """Names in the folder for temporary files while ONNX Runtime is loaded, and once it's closed."""
     tempfile.tempdir = str(folder)
     runtime = runtimes.get("ort")()
-    runtime.load(ready.subject, Options(1, profile=True))
+    runtime.load(ready.runnable, Options(1, profile=True))
     runtime.prepare(ready.x)
     runtime.run(ready.x)
     during = [one.name for one in folder.iterdir()]
@@ -319,6 +319,6 @@ def test_bf16_computes_in_bf16(ready: Ready, answers: Callable[[str], dict[str, 
 
 def run_bf16(ready: Ready, progress: subprocesses.Progress) -> synthetic_inputs.Array:
     runtime = runtimes.get("eager")()
-    runtime.load(ready.subject, Options(2, bf16=True))
+    runtime.load(ready.runnable, Options(2, bf16=True))
     assert runtime.describe()["dtype"] == "bfloat16 autocast"
     return runtime.run(ready.x)

@@ -44,9 +44,9 @@ def test_multiply_adds_are_the_published_ones() -> None:
 
 
 def test_modules_add_up() -> None:
-    for system in catalog.systems():
-        assert system.reference is not None
-        assert sum(system.reference.modules.values()) == system.reference.parameters
+    for spec in catalog.systems():
+        assert spec.reference is not None
+        assert sum(spec.reference.modules.values()) == spec.reference.parameters
 
 
 @pytest.mark.parametrize(

@@ -27,13 +27,13 @@ def _folder(path: Path, config: object, weights: str = "model.safetensors") -> P
 
 @pytest.mark.parametrize("weights", smp.WEIGHTS)
 def test_a_folder_tells_its_network(weights: str, tmp_path: Path) -> None:
-    system, path = smp.find(str(_folder(tmp_path / "liver", {**CONFIG, "in_channels": 1}, weights)))
+    spec, path = smp.find(str(_folder(tmp_path / "liver", {**CONFIG, "in_channels": 1}, weights)))
     assert path == tmp_path / "liver" / weights
-    assert (system.name, system.family, system.builder) == ("liver", "smp", "smp")
-    assert system.input_shape == (1, 1, 512, 512)
-    assert (system.num_classes, system.modality) == (4, "other")
-    assert system.options["architecture"] == "unet"
-    assert system.options["arguments"]["decoder_channels"] == [64, 32, 16, 8, 8]
+    assert (spec.name, spec.family, spec.builder) == ("liver", "smp", "smp")
+    assert spec.input_shape == (1, 1, 512, 512)
+    assert (spec.num_classes, spec.modality) == (4, "other")
+    assert spec.options["architecture"] == "unet"
+    assert spec.options["arguments"]["decoder_channels"] == [64, 32, 16, 8, 8]
 
 
 @pytest.mark.parametrize(

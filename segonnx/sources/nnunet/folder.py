@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from segonnx.core import subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import CheckpointError, InputError
-from segonnx.sources.catalog import Reference, System
+from segonnx.sources.catalog import ModelSpec, Reference
 from segonnx.sources.nnunet import plans, totalsegmentator
 from segonnx.sources.nnunet.plans import DATASET, PLANS, Plan
 
@@ -37,11 +37,11 @@ class Trained:
     """A network of a folder, ready for ``pipeline.export``.
 
     Attributes:
-        system: the network, with all that its inference needs.
+        spec: the network, with all that its inference needs.
         checkpoints: the files of its weights; several for the mean of several folds.
     """
 
-    system: System
+    spec: ModelSpec
     checkpoints: tuple[Path, ...]
 
 
@@ -274,14 +274,14 @@ def _check_belongs(meta: _Meta, plan: Plan, model: Path) -> None:
         )
 
 
-def _system(plan: Plan, meta: _Meta, folds: list[str], which: Which) -> System:
+def _system(plan: Plan, meta: _Meta, folds: list[str], which: Which) -> ModelSpec:
     from segonnx.models import nnunet
 
     architecture = nnunet.trained_architecture(plan.architecture, meta.trainer, plan.patch_size)
     task = totalsegmentator.task(plan.dataset, meta.trainer)
     tail = f"fold_{folds[0]}" if len(folds) == 1 else "ensemble"
     name = f"{plan.dataset}-{meta.trainer}__{plan.plans}__{plan.configuration}-{tail}"
-    return System(
+    return ModelSpec(
         name=_slug(name if which == "final" else f"{name}-{which}"),
         family="nnunet",
         builder="nnunet",
@@ -370,7 +370,7 @@ def _label_names(plan: Plan, task: totalsegmentator.Task | None) -> list[dict[st
     ]
 
 
-def _parameters(system: System, tensors: Mapping[str, torch.Tensor], meta: _Meta) -> dict[str, int]:
+def _parameters(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], meta: _Meta) -> dict[str, int]:
     """The sizes of the checkpoint's parameters, each once, under the first of its names.
 
     A decoder registers its encoder again, and a block its layers: what has several names in the network must be one
@@ -384,7 +384,7 @@ def _parameters(system: System, tensors: Mapping[str, torch.Tensor], meta: _Meta
     from segonnx import models
     from segonnx.models import checkpoints
 
-    module = models.build_meta(system).module
+    module = models.build_meta(spec).module
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wrong := [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]:
@@ -406,15 +406,15 @@ def _parameters(system: System, tensors: Mapping[str, torch.Tensor], meta: _Meta
     return sizes
 
 
-def _counted(system: System, sizes: Mapping[str, int]) -> System:
+def _counted(spec: ModelSpec, sizes: Mapping[str, int]) -> ModelSpec:
     """The system with the counts of its checkpoints as what it must have."""
     from segonnx import models
     from segonnx.models import counting
 
-    macs = counting.macs(models.build_meta(system).finalized(), system.input_shape, all_heads=False)
+    macs = counting.macs(models.build_meta(spec).finalized(), spec.input_shape, all_heads=False)
     modules = counting.per_module(sizes.items())
     total = sum(sizes.values())
-    return replace(system, reference=Reference(total, total, modules, macs, macs))
+    return replace(spec, reference=Reference(total, total, modules, macs, macs))
 
 
 def _slug(name: str) -> str:

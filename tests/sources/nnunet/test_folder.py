@@ -98,7 +98,7 @@ def _run_the_documents_example(artifact: Path) -> None:
 
 def test_the_manifest_holds_all_that_inference_needs(folder: Path) -> None:
     (one, *_) = _read(folder, "0")
-    described = one.system.described
+    described = one.spec.described
     json.dumps(described)
     preprocessing = described["preprocessing"]
     assert preprocessing["image_reader_writer"] == "SimpleITKIO"
@@ -136,7 +136,7 @@ def test_the_manifest_holds_all_that_inference_needs(folder: Path) -> None:
 def test_each_fold_is_an_artifact_of_its_own(folder: Path) -> None:
     every = trained_folder.trained(folder)
     assert [one.checkpoints[0].parent.name for one in every] == ["fold_0", "fold_1", "fold_all"]
-    assert len({one.system.name for one in every}) == 3
+    assert len({one.spec.name for one in every}) == 3
 
 
 @pytest.mark.slow
@@ -144,9 +144,9 @@ def test_an_ensemble_is_the_mean_of_its_folds(folder: Path, tmp_path: Path) -> N
     every = trained_folder.trained(folder)
     (ensemble,) = trained_folder.trained(folder, fold="ensemble")
     assert [path.parent.name for path in ensemble.checkpoints] == ["fold_0", "fold_1"]
-    exported = pipeline.export(ensemble.system, Settings(tmp_path, checkpoints=ensemble.checkpoints))
+    exported = pipeline.export(ensemble.spec, Settings(tmp_path, checkpoints=ensemble.checkpoints))
     parameters = exported.manifest["parameters"]
-    single = every[0].system.reference
+    single = every[0].spec.reference
     assert single is not None
     assert parameters["count"] == parameters["reference"] == 2 * single.parameters
     assert exported.manifest["macs"] == 2 * single.macs
@@ -155,7 +155,7 @@ def test_an_ensemble_is_the_mean_of_its_folds(folder: Path, tmp_path: Path) -> N
     x = np.random.default_rng(1).standard_normal((1, 1, 8, 16, 24), dtype=np.float32)
     outputs = []
     for one in every[:2]:
-        network = models.build(one.system).module.eval()
+        network = models.build(one.spec).module.eval()
         content = torch.load(one.checkpoints[0], weights_only=False)
         network.load_state_dict(content["network_weights"])
         with torch.inference_mode():
@@ -167,18 +167,18 @@ def test_an_ensemble_is_the_mean_of_its_folds(folder: Path, tmp_path: Path) -> N
 
 def test_sizes_are_multiples_of_the_strides_of_each_axis(folder: Path) -> None:
     (one,) = _read(folder, "0")
-    assert one.system.divisors == (2, 4, 4)
+    assert one.spec.divisors == (2, 4, 4)
     with pytest.raises(InputError, match="multiples of 2,4,4 along the axes; --shape has 18"):
-        pipeline.input_shape(one.system, (6, 18, 24))
+        pipeline.input_shape(one.spec, (6, 18, 24))
     with pytest.raises(InputError, match="more than one voxel at its deepest level"):
-        pipeline.input_shape(one.system, (2, 4, 4))
-    assert pipeline.input_shape(one.system, (6, 20, 24)) == (1, 1, 6, 20, 24)
+        pipeline.input_shape(one.spec, (2, 4, 4))
+    assert pipeline.input_shape(one.spec, (6, 20, 24)) == (1, 1, 6, 20, 24)
 
 
 @pytest.mark.slow
 def test_open_sizes_run_at_other_sizes(folder: Path, tmp_path: Path) -> None:
     (one,) = _read(folder, "0")
-    exported = pipeline.export(one.system, Settings(tmp_path, checkpoints=one.checkpoints, dynamic=True))
+    exported = pipeline.export(one.spec, Settings(tmp_path, checkpoints=one.checkpoints, dynamic=True))
     x = np.zeros((2, 1, 6, 20, 12), np.float32)
     assert _answer(exported.folder, x).shape == (2, 3, 6, 20, 12)
 
@@ -200,7 +200,7 @@ def test_every_network_that_a_plan_may_name_is_exported(name: str, tmp_path: Pat
         arguments["n_blocks_per_stage"] = arguments.pop("n_conv_per_stage")
     folder = handmade.write(tmp_path, planned, handmade.dataset())
     (one,) = _read(folder)
-    exported = pipeline.export(one.system, Settings(tmp_path / "artifacts", checkpoints=one.checkpoints))
+    exported = pipeline.export(one.spec, Settings(tmp_path / "artifacts", checkpoints=one.checkpoints))
     parameters = exported.manifest["parameters"]
     assert parameters["count"] == parameters["reference"]
 
@@ -213,7 +213,7 @@ def test_a_changed_plan_makes_another_artifact(copy: Path) -> None:
     _strip(copy / "fold_0" / "checkpoint_final.pth")
     (after,) = _read(copy, "0")
     digests = [
-        pipeline._arguments(one.system, Settings(Path(), checkpoints=one.checkpoints), one.system.input_shape)
+        pipeline._arguments(one.spec, Settings(Path(), checkpoints=one.checkpoints), one.spec.input_shape)
         for one in (before, after)
     ]
     assert digests[0]["plans_sha256"] != digests[1]["plans_sha256"]
@@ -314,7 +314,7 @@ def test_tensors_that_are_one_must_not_differ(copy: Path) -> None:
     weights = {name: tensor.clone() for name, tensor in content["network_weights"].items()}
     torch.save(content | {"network_weights": weights}, checkpoint)
     (apart,) = _read(copy, "0")  # stored apart, alike
-    assert apart.system.reference is not None
+    assert apart.spec.reference is not None
     name = next(name for name in weights if name.startswith("decoder.encoder.") and name.endswith(".weight"))
     weights[name] += 1
     torch.save(content | {"network_weights": weights}, checkpoint)
