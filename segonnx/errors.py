@@ -14,6 +14,12 @@ SegonnxError
 from __future__ import annotations
 
 
+def first_line(error: BaseException, length: int = 300) -> str:
+    """The first line of what an error says, cut at ``length`` letters; its class, where it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)[:length]
+
+
 class SegonnxError(Exception):
     """Base of every error that is printed as one line instead of a traceback."""
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import importlib.resources
 import json
 from pathlib import Path
 from typing import Any
 
 from segonnx.artifacts.layout import MANIFEST
+from segonnx.core import documents
 from segonnx.errors import VerifyError
 
 SCHEMA_VERSION = 1
@@ -49,12 +48,10 @@ def parse(data: bytes, path: Path) -> Manifest:
     Raises:
         VerifyError: it isn't as it was written.
     """
-    if len(data) > MAX_BYTES:
-        raise VerifyError(f"{path} is larger than {MAX_BYTES:,} bytes")
+    content = documents.parse(data, path, MAX_BYTES, error=VerifyError)
     try:
-        content = json.loads(data)
         same = isinstance(content, dict) and seal(content) == data
-    except (ValueError, RecursionError) as error:  # no JSON, or what only Python takes for it: NaN, half characters
+    except (ValueError, RecursionError) as error:  # what only Python takes for text: half characters
         raise VerifyError(f"{path} isn't JSON: {error}") from error
     validate(content)
     if not same:
@@ -69,19 +66,12 @@ def validate(content: object) -> None:
     Raises:
         VerifyError: it doesn't fit; the message names the first place.
     """
-    if (wrong := misfit(content)) is not None:
-        raise VerifyError(f"{MANIFEST} doesn't fit its schema at {wrong}")
+    documents.require(content, schema(), MANIFEST, error=VerifyError)
 
 
 def misfit(content: object, entry: str | None = None) -> str | None:
     """The first place where a manifest, or an entry of one, doesn't fit the schema, and why; None if it fits."""
-    import jsonschema
-
-    part = schema() if entry is None else schema()["properties"][entry]
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(part).iter_errors(content))
-    if error is None:
-        return None
-    return f"{'/'.join(map(str, error.absolute_path)) or 'its top'}: {error.message[:200]}"
+    return documents.misfit(content, schema() if entry is None else schema()["properties"][entry])
 
 
 def gives_labels(content: Manifest) -> bool:
@@ -89,11 +79,9 @@ def gives_labels(content: Manifest) -> bool:
     return bool(content["outputs"][0].get("kind") == "labels")
 
 
-@functools.cache
 def schema() -> dict[str, Any]:
     """The JSON Schema of manifest.json."""
-    text = importlib.resources.files("segonnx.artifacts").joinpath("manifest.schema.json").read_text("utf-8")
-    result: dict[str, Any] = json.loads(text)
+    result: dict[str, Any] = documents.packaged("segonnx.artifacts", "manifest.schema.json")
     return result
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from segonnx.artifacts.layout import SIGNATURE
 from segonnx.core import files
-from segonnx.errors import InputError, VerifyError
+from segonnx.errors import InputError, VerifyError, first_line
 
 
 def sign(artifact: Path, key: Path) -> Path:
@@ -31,7 +31,7 @@ def sign(artifact: Path, key: Path) -> Path:
     try:
         config = signing.Config().use_elliptic_key_signer(private_key=key)
     except (ValueError, TypeError) as error:
-        raise InputError(f"{key} is no private key of an elliptic curve in PEM: {_line(error)}") from error
+        raise InputError(f"{key} is no private key of an elliptic curve in PEM: {first_line(error)}") from error
     target = artifact / SIGNATURE
     with tempfile.TemporaryDirectory() as work:
         made = Path(work) / SIGNATURE
@@ -56,14 +56,14 @@ def check(artifact: Path, key: Path) -> None:
     try:
         config = verifying.Config().use_elliptic_key_verifier(public_key=key)
     except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{key} is no public key of an elliptic curve in PEM: {_line(error)}") from error
+        raise InputError(f"{key} is no public key of an elliptic curve in PEM: {first_line(error)}") from error
     path = artifact / SIGNATURE
     if path.is_symlink() or not path.is_file():
         raise VerifyError(f"{artifact} isn't signed: it has no {SIGNATURE}")
     try:
         config.set_hashing_config(_hashing()).verify(artifact, path)
     except Exception as error:  # the file is a stranger's, and the library says by many classes that it is wrong
-        raise VerifyError(f"{artifact} isn't as the owner of {key} signed it: {_line(error)}") from error
+        raise VerifyError(f"{artifact} isn't as the owner of {key} signed it: {first_line(error)}") from error
 
 
 def _hashing() -> Any:
@@ -81,7 +81,3 @@ def _library(part: str) -> ModuleType:
 def _require_file(key: Path) -> None:
     if not key.is_file():
         raise InputError(f"{key} is not a file")
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

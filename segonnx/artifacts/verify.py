@@ -13,9 +13,10 @@ from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest
 from segonnx.core import hardware, subprocesses
 from segonnx.core.files import sha256
+from segonnx.core.ort_session import SessionSettings, open_session
 from segonnx.core.subprocesses import Progress
 from segonnx.core.tolerances import TOLERANCES, Agreement, Difference, Tolerance, compare, compare_labels
-from segonnx.errors import VerifyError
+from segonnx.errors import VerifyError, first_line
 
 TIMEOUT_S = 1800.0
 """A step that takes longer hangs: a graph may hold a loop without end."""
@@ -174,7 +175,7 @@ def _check_graph(folder: Path, content: Manifest, progress: Progress) -> None:
         found["inputs"] = [describe(value) for value in model.graph.input]
         found["outputs"] = [describe(value) for value in model.graph.output]
     except Exception as error:
-        raise VerifyError(f"{path} isn't a valid ONNX model: {_first_line(error)}") from error
+        raise VerifyError(f"{path} isn't a valid ONNX model: {first_line(error, 500)}") from error
     for what, values in found.items():
         said = [{key: value[key] for key in ("name", "shape", "dtype")} for value in content[what]]
         if values != said:
@@ -195,23 +196,14 @@ def describe(value: onnx.ValueInfoProto) -> dict[str, object]:  # type: ignore[n
 
 
 def _replay(folder: Path, labels: bool, threads: int, progress: Progress) -> Difference | Agreement:
-    import onnxruntime
-
     progress("loading the model in ONNX Runtime")
     subprocesses.cap_memory(hardware.available_memory())
     x, expected = testdata.read(folder / layout.INPUT), testdata.read(folder / layout.OUTPUT)
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
-    settings.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(str(folder / MODEL), settings, providers=["CPUExecutionProvider"])
+        session = open_session(folder / MODEL, SessionSettings(threads=threads))
         progress("replaying the test data")
         found = session.run(None, {session.get_inputs()[0].name: x})[0]
     except Exception as error:
-        raise VerifyError(f"{folder} doesn't run: {_first_line(error)}") from error
+        raise VerifyError(f"{folder} doesn't run: {first_line(error, 500)}") from error
     progress("comparing")
     return compare_labels(expected, found) if labels else compare(expected, found)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:500]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.resources
 import json
 import math
 from collections.abc import Sequence
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segonnx.bench import stats
-from segonnx.core import files
+from segonnx.core import documents, files
 from segonnx.errors import InputError
 from segonnx.runtimes.base import Operator
 
@@ -259,22 +257,11 @@ def read(path: Path) -> Result:
     Raises:
         InputError: there is none, or it isn't one.
     """
-    import jsonschema
-
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} is larger than {MAX_BYTES:,} bytes: no result of a bench")
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"can't read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} isn't JSON: {error}") from error
+    content = documents.read(path, MAX_BYTES)
     if isinstance(content, dict) and content.get("schema_version") == 1:
         raise InputError(f"{path} was written by an older segonnx, without the rounds' times: run the bench again")
-    wrong = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema()).iter_errors(content))
-    if wrong is not None:
-        where = "/".join(map(str, wrong.absolute_path)) or "its top"
-        raise InputError(f"{path} isn't the result of a bench: at {where}: {wrong.message[:200]}")
+    if (wrong := documents.misfit(content, schema())) is not None:
+        raise InputError(f"{path} isn't the result of a bench: at {wrong}")
     content.pop("schema_version")
     content["rows"] = [Row.from_dict(row) for row in content["rows"]]
     content["ratios"] = [
@@ -318,9 +305,7 @@ def merge(results: Sequence[Result]) -> Result:
     )
 
 
-@functools.cache
 def schema() -> dict[str, Any]:
     """The JSON Schema of a result."""
-    text = importlib.resources.files("segonnx.bench").joinpath("result.schema.json").read_text("utf-8")
-    content: dict[str, Any] = json.loads(text)
+    content: dict[str, Any] = documents.packaged("segonnx.bench", "result.schema.json")
     return content

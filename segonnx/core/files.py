@@ -92,6 +92,25 @@ def write(path: Path, content: str | bytes) -> None:
         raise ResourceError(f"can't write {path}: {error.strerror}") from error
 
 
+def require_space(needed: int, folder: Path, what: str, hint: str) -> None:
+    """See to it that a folder's disk has room.
+
+    Args:
+        needed: bytes.
+        folder: where they are to be written.
+        what: needs them, for the message.
+        hint: what a user may do, for the message.
+
+    Raises:
+        ResourceError: there is too little.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ResourceError(
+            f"{what} needs about {needed / 1e9:.2f} GB of disk, {folder} has {free / 1e9:.2f} GB free: {hint}"
+        )
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
-from segonnx.errors import ResourceError, SegonnxError, StageError
+from segonnx.errors import ResourceError, SegonnxError, StageError, first_line
 
 T = TypeVar("T")
 _NO_SPACE = ("No space left on device", "Disk quota exceeded", "StorageFull", " requested and ")  # the last is NumPy's
@@ -226,7 +226,7 @@ def translate(error: BaseException) -> SegonnxError:
         return ResourceError("the memory ran out")
     if isinstance(error, PermissionError):
         return ResourceError(f"no permission: {error.filename or text}")
-    ours = StageError(f"{type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else 'no message'}")
+    ours = StageError(f"{type(error).__name__}: {first_line(error, 1000) if text.strip() else 'no message'}")
     ours.add_note("".join(traceback.format_exception(error)))
     return ours
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from segonnx.core import subprocesses
 from segonnx.core.subprocesses import Progress
-from segonnx.errors import ConversionError, ResourceError
+from segonnx.errors import ConversionError, ResourceError, first_line
 from segonnx.exporters.assemble import Converted
 from segonnx.exporters.prepare import STATE
 from segonnx.sources.catalog import ModelSpec
@@ -141,8 +141,7 @@ def _program(built: BuiltModel, spec: ModelSpec, shape: tuple[int, ...], dynamic
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        lines = str(cause).strip().splitlines() or [type(cause).__name__]
-        raise ConversionError(f"torch can't express {spec.name} in ONNX: {lines[0][:300]}") from error
+        raise ConversionError(f"torch can't express {spec.name} in ONNX: {first_line(cause)}") from error
     finally:
         logger.setLevel(level)
     assert program is not None

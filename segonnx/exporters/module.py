@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from segonnx.core import hardware
 from segonnx.core.subprocesses import Progress
-from segonnx.errors import InputError
+from segonnx.errors import InputError, first_line
 from segonnx.exporters import pipeline
 from segonnx.exporters.accounting import FEW
 from segonnx.exporters.pipeline import Exported, Settings
@@ -165,8 +165,7 @@ def _try(module: nn.Module, example: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
             given = module(example.detach().cpu())
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"the module fails on the example input: {lines[0][:300]}") from error
+        raise InputError(f"the module fails on the example input: {first_line(error)}") from error
     if isinstance(given, dict):
         raise InputError(f"the module gives several outputs: choose one with output=, of {', '.join(map(repr, given))}")
     if isinstance(given, (list, tuple)):

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from segonnx.artifacts import testdata
 from segonnx.artifacts.layout import MODEL
 from segonnx.core import synthetic_inputs
+from segonnx.core.ort_session import SessionSettings, open_session
 from segonnx.core.subprocesses import Progress
 from segonnx.core.tolerances import TOLERANCES, Difference, compare, labels_of, spread_of
 from segonnx.errors import ParityError
@@ -112,14 +113,8 @@ def saved_labels(folder: Path, i: int) -> Path:
 
 def run(path: Path, x: synthetic_inputs.Array, threads: int) -> npt.NDArray[Any]:
     """What the file gives for ``x`` in ONNX Runtime."""
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
-    settings.log_severity_level = 3
-    settings.enable_cpu_mem_arena = False  # freed memory goes back at once: models of several gigabytes need it
-
-    session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    # Freed memory goes back at once: models of several gigabytes need it.
+    session = open_session(path, SessionSettings(threads=threads, arena=False))
     given: npt.NDArray[Any] = session.run(None, {session.get_inputs()[0].name: x})[0]
     return given
 

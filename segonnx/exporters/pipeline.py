@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -293,12 +292,7 @@ def _require_disk(spec: ModelSpec, shape: tuple[int, ...], work: Path) -> None:
     logits = 4 * shape[0] * spec.num_classes * math.prod(shape[2:])
     # The weights as safetensors and as ONNX (twice while they move inside), the logits of the probes and as test data.
     needed = 4 * parameters * (2 if 4 * parameters > 2**30 else 3) + 4 * logits + 10**7
-    free = shutil.disk_usage(work).free
-    if needed > free:
-        raise ResourceError(
-            f"{spec.name} needs about {needed / 1e9:.2f} GB of disk to export, {work.parent} has {free / 1e9:.2f} GB "
-            "free: free some space, or choose another folder with --out"
-        )
+    files.require_space(needed, work, spec.name, "free some space, or choose another folder with --out")
 
 
 def _arguments(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from segonnx.errors import InputError
+from segonnx.errors import InputError, first_line
 from segonnx.models.base import BuiltModel
 from segonnx.sources.nnunet.plans import CLASSES, Architecture
 
@@ -88,7 +88,7 @@ def build(
     try:
         members = [_member(architecture, arguments, in_channels, num_classes) for _ in range(folds)]
     except (AssertionError, TypeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"dynamic-network-architectures can't build this {architecture}: {reason}") from error
     stages = arguments.get("n_stages", 2)
     heads = "|".join(map(str, range(stages - 2)))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from segonnx.errors import CheckpointError
+from segonnx.errors import CheckpointError, first_line
 from segonnx.models.base import BuiltModel
 from segonnx.sources.catalog import ModelSpec
 
@@ -39,10 +39,9 @@ def build(*, encoder: str, num_classes: int, in_channels: int = 3, pretrained: b
     except Exception as error:
         if not pretrained:
             raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"timm's weights of {encoder} can't be had: {lines[0][:200]}; without a network they must be in the cache "
-            "of Hugging Face (HF_HOME)"
+            f"timm's weights of {encoder} can't be had: {first_line(error, 200)}; without a network they must be in "
+            "the cache of Hugging Face (HF_HOME)"
         ) from error
     return BuiltModel(module, finalize=reparameterize)
 

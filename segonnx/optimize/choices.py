@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from segonnx.artifacts.manifest import misfit
+from segonnx.core import documents
 from segonnx.errors import InputError
 from segonnx.optimize.convolutions import FORMS
 from segonnx.optimize.unroll_depth import LANES
@@ -52,15 +52,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file can't be read, or holds no such entry that this version can replay.
     """
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"--tuning {path} can't be read: {error.strerror}") from error
-    try:
-        content = json.loads(text) if len(text) <= MAX_FILE_BYTES else None
-    except (ValueError, RecursionError):
-        content = None
+    content = documents.read(path, MAX_FILE_BYTES)
     tuning = content.get("tuning") if isinstance(content, dict) else None
     if not isinstance(tuning, dict):
         raise InputError(f"--tuning {path} holds no tuning: give the manifest.json of an artifact exported with --tune")

@@ -19,6 +19,7 @@ import numpy as np
 
 from segonnx._version import __version__
 from segonnx.core import files, hardware
+from segonnx.core.ort_session import SessionSettings, open_session
 from segonnx.core.subprocesses import Progress
 from segonnx.core.synthetic_inputs import Array
 from segonnx.errors import InputError, ResourceError
@@ -213,7 +214,7 @@ class _Search:
     def _session(self, choices: Choices) -> Session:
         self._rewrite(choices)
         try:
-            return Session(str(self._candidate), self._x, self._threads)
+            return Session(self._candidate, self._x, self._threads)
         finally:
             self._candidate.unlink()
 
@@ -231,15 +232,8 @@ class Session:
         threads: of ONNX Runtime.
     """
 
-    def __init__(self, model: str | bytes, x: Array, threads: int) -> None:
-        import onnxruntime
-
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads
-        settings.inter_op_num_threads = 1
-        settings.log_severity_level = 3
-        settings.add_session_config_entry("session.force_spinning_stop", "1")
-        self._session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+    def __init__(self, model: Path | bytes, x: Array, threads: int) -> None:
+        self._session = open_session(model, SessionSettings(threads=threads, spinning="while-running"))
         output = self._session.get_outputs()[0]
         self._out = np.empty(output.shape, np.float32)
         self._binding = self._session.io_binding()

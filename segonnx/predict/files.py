@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from segonnx.core import subprocesses
+from segonnx.core.files import require_space
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, ResourceError
 from segonnx.predict import images
@@ -135,11 +135,8 @@ def _probabilities(path: Path, shape: tuple[int, ...], *, asked: bool) -> Iterat
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        needed, free = 2 * 4 * math.prod(shape), shutil.disk_usage(path.parent).free
-        if needed > free:
-            raise ResourceError(
-                f"the probabilities of {path.name} need up to {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} are free"
-            )
+        needed = 2 * 4 * math.prod(shape)
+        require_space(needed, path.parent, f"the array of probabilities of {path.name}", "free some space")
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             raw, packed = Path(folder) / "probabilities.npy", Path(folder) / "probabilities.npz"
             array = np.lib.format.open_memmap(raw, mode="w+", dtype=np.float32, shape=shape)

@@ -12,7 +12,8 @@ import numpy as np
 from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.verify import verify
 from segonnx.core import hardware
-from segonnx.errors import InputError, VerifyError
+from segonnx.core.ort_session import SessionSettings, open_session
+from segonnx.errors import InputError, VerifyError, first_line
 from segonnx.predict import config, pipeline
 from segonnx.predict.pipeline import Times
 from segonnx.predict.resampling import Array
@@ -36,7 +37,6 @@ class Artifact:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None, concurrent: int = 1) -> None:
-        import onnxruntime
 
         folder = Path(path)
         if not folder.is_dir():
@@ -45,15 +45,10 @@ class Artifact:
             raise InputError(f"concurrent= takes a number above 0; found {concurrent}")
         self.manifest = verify(folder, replay=False).manifest
         self.recipe = config.read(self.manifest, folder)
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads or hardware.usable_cores()
-        settings.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(folder / MODEL), settings, providers=["CPUExecutionProvider"]
-            )
+            self._session = open_session(folder / MODEL, SessionSettings(threads=threads or hardware.usable_cores()))
         except Exception as error:
-            raise VerifyError(f"{folder} doesn't load: {str(error).strip().splitlines()[0]}") from error
+            raise VerifyError(f"{folder} doesn't load: {first_line(error)}") from error
         self._input, self._output = self.manifest["inputs"][0]["name"], self.manifest["outputs"][0]["name"]
         self._places = threading.Semaphore(concurrent)
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from segonnx.core.ort_session import GraphOptimization
 from segonnx.core.synthetic_inputs import Array
 from segonnx.runtimes.operator_kinds import kind
 from segonnx.sources.catalog import ModelSpec
 
 Needs = Literal["network", "artifact", "stock"]
 Outputs = Literal["bound", "fresh"]
-GraphOptimization = Literal["all", "layout", "extended", "basic", "disabled"]
 
 
 @dataclass(frozen=True)

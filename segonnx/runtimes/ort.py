@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
 
+from segonnx.core.ort_session import GraphOptimization, SessionSettings, open_session
 from segonnx.core.synthetic_inputs import Array
 from segonnx.errors import InputError
-from segonnx.runtimes.base import GraphOptimization, Needs, Operator, Options, Outputs, Runnable, Runtime, by_type
+from segonnx.runtimes.base import Needs, Operator, Options, Outputs, Runnable, Runtime, by_type
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -53,7 +54,7 @@ class OrtRuntime(Runtime):
     needs: ClassVar[Needs] = "artifact"
 
     def __init__(self) -> None:
-        self._model = ""
+        self._model = Path()
         self._options = Options(1)
         self._session: onnxruntime.InferenceSession | None = None
         self._output: Array | None = None
@@ -67,25 +68,23 @@ class OrtRuntime(Runtime):
         import onnxruntime  # noqa: F401 (loading it is part of this)
 
         assert runnable.model is not None
-        self._model, self._options = str(runnable.model), options
+        self._model, self._options = runnable.model, options
 
     def prepare(self, example: Array) -> None:  # noqa: ARG002 (the file has its shapes)
-        import onnxruntime
-
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = self._options.threads
-        settings.inter_op_num_threads = 1
-        settings.log_severity_level = 3
-        settings.enable_cpu_mem_arena = self._options.arena
-        level = self._options.graph_optimization
-        name = "ORT_DISABLE_ALL" if level == "disabled" else f"ORT_ENABLE_{level.upper()}"
-        settings.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, name)
-        settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(self._options.spinning)))
-        if self._options.profile:
+        options, prefix = self._options, None
+        if options.profile:
             self._folder = tempfile.TemporaryDirectory(prefix="segonnx-")
-            settings.enable_profiling = True
-            settings.profile_file_prefix = os.path.join(self._folder.name, "profile")  # noqa: PTH118 (ORT's prefix)
-        self._session = onnxruntime.InferenceSession(self._model, settings, providers=["CPUExecutionProvider"])
+            prefix = os.path.join(self._folder.name, "profile")  # noqa: PTH118 (ORT's prefix)
+        self._session = open_session(
+            self._model,
+            SessionSettings(
+                threads=options.threads,
+                arena=options.arena,
+                spinning="on" if options.spinning else "off",
+                graph_optimization=options.graph_optimization,
+                profile=prefix,
+            ),
+        )
         output = self._session.get_outputs()[0]
         if self._options.outputs == "bound" and all(isinstance(size, int) for size in output.shape):
             self._output = np.empty(output.shape, _TYPES[output.type])

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib.resources
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
+from segonnx.core import documents
 from segonnx.errors import InputError
 
 VOLUME = (1, 1, 64, 128, 128)
@@ -247,7 +246,7 @@ _SYSTEMS = (
 @functools.cache
 def systems() -> tuple[ModelSpec, ...]:
     """The reference systems, in the order of the source's tables, each with its counted reference."""
-    counted = json.loads(importlib.resources.files("segonnx.sources").joinpath("reference.json").read_text("utf-8"))
+    counted = documents.packaged("segonnx.sources", "reference.json")
     from dataclasses import replace
 
     return tuple(replace(s, reference=Reference(**counted[s.name])) for s in _SYSTEMS)

@@ -5,12 +5,12 @@ The configuration is data of others: architectures and arguments are those of a 
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from segonnx.errors import InputError
+from segonnx.core import documents
+from segonnx.errors import InputError, first_line
 from segonnx.sources.catalog import IMAGE, ModelSpec
 
 ARCHITECTURES = (
@@ -42,9 +42,9 @@ def find(source: str) -> tuple[ModelSpec, Path]:
     try:
         folder = Path(snapshot_download(source, allow_patterns=[CONFIG, *WEIGHTS]))
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"{source} is no folder here, and can't be had from Hugging Face's hub or its cache: {lines[0][:200]}"
+            f"{source} is no folder here, and can't be had from Hugging Face's hub or its cache: "
+            f"{first_line(error, 200)}"
         ) from error
     spec, weights = read(folder, source.partition("/")[2])
     return replace(spec, weights_source=f"{source} of Hugging Face, {weights.name}"), weights
@@ -102,12 +102,7 @@ def read(folder: Path, name: str) -> tuple[ModelSpec, Path]:
 def _config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{path} is missing; smp's save_pretrained writes it")
-    if path.stat().st_size > MAX_BYTES:
-        raise InputError(f"{path} is larger than {MAX_BYTES:,} bytes")
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} isn't JSON: {error}") from error
+    config = documents.read(path, MAX_BYTES)
     if not isinstance(config, dict):
         raise InputError(f"{path} doesn't hold names and values")
     return config

@@ -15,6 +15,7 @@ from segonnx.errors import CheckpointError, ParityError
 from segonnx.exporters import parameters
 from segonnx.exporters.prepare import Weights, adapt, network_with_weights
 from segonnx.models import counting
+from segonnx.models.infer_sizes import infer
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
 

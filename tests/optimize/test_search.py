@@ -221,9 +221,9 @@ def entry(**changes: Any) -> str:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "holds no tuning"),
+        ("", "isn't JSON"),
         ("[]", "holds no tuning"),
-        ("[" * 100_000, "holds no tuning"),
+        ("[" * 100_000, "isn't JSON"),
         ('{"name": "x"}', "holds no tuning"),
         (entry(forms=[]), "at forms: [] is not of type 'object'"),
         (entry(kept=None), "'kept' is a required property"),

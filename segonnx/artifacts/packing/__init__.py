@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from types import ModuleType
 
+from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.packing import bundle, oci, triton, zipped
 from segonnx.artifacts.verify import verify
 from segonnx.core import files, subprocesses
@@ -41,7 +42,7 @@ def pack(
     _require_free(out, overwrite=overwrite)
     content = verify(artifact, replay=False, progress=progress).manifest
     with files.staging(out) as work:
-        _require_disk(sum(entry["bytes"] for entry in content["files"].values()), work)
+        _require_space(content, work)
         made = work / "packed"
         try:
             FORMATS[form].write(artifact, content, made, progress)
@@ -75,7 +76,7 @@ def unpack(packed: Path, out: Path, *, overwrite: bool = False, progress: Progre
         progress("reading the manifest")
         content = source.manifest()
         with files.staging(out) as work:
-            _require_disk(sum(entry["bytes"] for entry in content["files"].values()), work)
+            _require_space(content, work)
             artifact = work / "artifact"
             artifact.mkdir()
             try:
@@ -92,10 +93,6 @@ def _require_free(out: Path, *, overwrite: bool) -> None:
         raise InputError(f"{out} exists: --overwrite replaces it")
 
 
-def _require_disk(needed: int, work: Path) -> None:
-    free = shutil.disk_usage(work).free
-    if needed > free:
-        raise ResourceError(
-            f"{needed / 1e9:.2f} GB of disk are needed, {work.parent} has {free / 1e9:.2f} GB free: "
-            "free some space, or choose another --out"
-        )
+def _require_space(content: Manifest, work: Path) -> None:
+    needed = sum(entry["bytes"] for entry in content["files"].values())
+    files.require_space(needed, work, content["name"], "free some space, or choose another --out")

@@ -6,12 +6,12 @@ say what ``segonnx.models.nnunet`` can build. Nothing here needs torch or nnU-Ne
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from segonnx.core import documents
 from segonnx.errors import InputError
 
 PLANS = "plans.json"
@@ -318,21 +318,10 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing, too large, or isn't one.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} is larger than {MAX_BYTES:,} bytes")
-        content = json.loads(path.read_bytes(), parse_constant=_refuse)
-    except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} isn't JSON: {error}") from error
+    content: object = documents.read(path, MAX_BYTES)
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object")
     return content
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
 
 
 def plan(plans: Mapping[str, Any], dataset: Mapping[str, Any], configuration: str, where: Path) -> Plan:
@@ -395,13 +384,8 @@ def divisors(architecture: Architecture, axes: int) -> tuple[int, ...]:
 
 
 def _check(content: object, schema: Mapping[str, Any], where: Path) -> None:
-    import jsonschema
-
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(content))
-    if error is not None:
-        place = "".join(f"/{part}" for part in error.absolute_path)
-        message = error.message if len(error.message) <= 200 else f"{error.message[:200]}..."
-        raise InputError(f"{where}{place}: {' '.join(message.split())}")
+    if (wrong := documents.misfit(content, schema)) is not None:
+        raise InputError(f"{where}/{wrong}")
 
 
 def _resolve(every: Mapping[str, Any], name: str, where: Path) -> dict[str, Any]:

@@ -5,11 +5,10 @@ The table in ``totalsegmentator.json`` is made from TotalSegmentator's own by ``
 
 from __future__ import annotations
 
-import functools
-import importlib.resources
-import json
 from dataclasses import dataclass
 from typing import Any
+
+from segonnx.core import documents
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,6 @@ def task(dataset: str, trainer: str) -> Task | None:
     return Task(found["name"], found["licence"], tuple(found["classes"]))
 
 
-@functools.cache
 def _tasks() -> dict[str, dict[str, Any]]:
-    text = importlib.resources.files("segonnx.sources.nnunet").joinpath("totalsegmentator.json").read_text("utf-8")
-    tasks: dict[str, dict[str, Any]] = json.loads(text)
+    tasks: dict[str, dict[str, Any]] = documents.packaged("segonnx.sources.nnunet", "totalsegmentator.json")
     return tasks

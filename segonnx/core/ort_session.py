@@ -1,0 +1,62 @@
+"""The one place that makes a session of ONNX Runtime: on the CPU, quiet, with as many threads as it is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+GraphOptimization = Literal["all", "layout", "extended", "basic", "disabled"]
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """How a session runs.
+
+    Attributes:
+        threads: of each operator; 0 leaves the number to ONNX Runtime.
+        arena: keep freed memory for the next run; without it, memory goes back to the system at once.
+        spinning: let idle threads wait actively for a while: ``on``, ``off``, or ``while-running``: until a run ends.
+        graph_optimization: what ONNX Runtime does to the graph.
+        profile: prefix of the file that its profiler writes; None for no profile.
+    """
+
+    threads: int = 0
+    arena: bool = True
+    spinning: Literal["on", "off", "while-running"] = "on"
+    graph_optimization: GraphOptimization = "all"
+    profile: str | None = None
+
+
+def open_session(model: Path | bytes, settings: SessionSettings | None = None) -> onnxruntime.InferenceSession:
+    """A session of ONNX Runtime on the CPU.
+
+    Args:
+        model: the file, or its bytes.
+        settings: how it runs.
+
+    Raises:
+        Exception: ONNX Runtime's own, of many classes: the model doesn't load.
+    """
+    import onnxruntime
+
+    how = settings or SessionSettings()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = how.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = how.arena
+    level = how.graph_optimization
+    name = "ORT_DISABLE_ALL" if level == "disabled" else f"ORT_ENABLE_{level.upper()}"
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, name)
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(how.spinning != "off")))
+    if how.spinning == "while-running":
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    if how.profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = how.profile
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
