@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from segonnx.cli import main
+from segonnx.cli import COMMANDS
 from tests.conftest import ROOT, SMALL, run
 
-COMMANDS = sorted(main.commands)
 HEAVY = ("torch", "onnxruntime", "onnx", "numpy", "timm", "rich.table")
 
 

@@ -21,7 +21,7 @@ from segonnx.artifacts.layout import MANIFEST
 from segonnx.artifacts.packing import oci, triton
 from segonnx.artifacts.packing import zipped as zipped_form
 from segonnx.artifacts.verify import verify
-from segonnx.cli import PACKINGS
+from segonnx.commands.pack import PACKINGS
 from segonnx.errors import InputError, SegonnxError, VerifyError
 from tests.conftest import ROOT, SMALL, message, run
 

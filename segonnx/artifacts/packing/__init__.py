@@ -6,7 +6,6 @@ where their programs look for it, and can't be made into an artifact again.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from types import ModuleType
 

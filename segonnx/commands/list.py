@@ -1,0 +1,75 @@
+"""``segonnx list``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from segonnx.commands import options
+
+
+@click.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of a table.")
+@click.option("--check", is_flag=True, help="Build every network without memory, count it, and compare. Needs torch.")
+def command(as_json: bool, check: bool) -> None:
+    """Show the reference systems.
+
+    \b
+    segonnx list
+    segonnx list --json | jq '.[].name'
+    segonnx list --check
+    """
+    from segonnx.report import tables
+    from segonnx.sources import catalog
+
+    systems = catalog.systems()
+    if as_json:
+        click.echo(json.dumps([_as_json(spec) for spec in systems], indent=2))
+    elif not check:
+        click.echo(tables.systems(systems))
+    if check:
+        _check_catalogue()
+
+
+def _as_json(spec: Any) -> dict[str, Any]:
+    reference = spec.reference
+    return {
+        "name": spec.name,
+        "family": spec.family,
+        "input_shape": list(spec.input_shape),
+        "num_classes": spec.num_classes,
+        "parameters": reference.parameters,
+        "training_parameters": reference.training_parameters,
+        "published_parameters": spec.published_parameters,
+        "published": [
+            {"text": f.text, "source": f.source, "num_classes": f.num_classes or spec.num_classes}
+            for f in spec.published
+        ],
+        "macs": reference.macs,
+        "inference_macs": reference.inference_macs,
+        "source": spec.source,
+        "published_dsc_percent": spec.dsc_percent,
+    }
+
+
+def _check_catalogue() -> None:
+    options.require_torch("list --check")
+    from segonnx.errors import ParityError
+    from segonnx.exporters import parameters
+    from segonnx.sources import catalog
+
+    failed = []
+    for spec in catalog.systems():
+        assert spec.reference is not None
+        counted = parameters.count(spec)
+        checks = parameters.check(spec, counted)
+        for one in checks:
+            mark = "ok  " if one.passed else "FAIL"
+            click.echo(f"{mark} {spec.name:32} {one.what}: {one.found:,} (expected {one.expected})")
+        if not all(one.passed for one in checks):
+            failed.append(spec.name)
+            click.echo(parameters.mismatch_table(spec.reference.modules, counted.modules))
+    if failed:
+        raise ParityError(f"{len(failed)} of {len(catalog.systems())} systems differ: {', '.join(failed)}")
