@@ -1,7 +1,7 @@
 """Packs an artifact into the layout of a MONAI bundle: https://docs.monai.io/en/stable/mb_specification.html.
 
-It is no full bundle: MONAI's own programs expect TorchScript or Python. Programs that read ``configs/metadata.json`` and
-``models/model.onnx`` find them in their places.
+It is no full bundle: MONAI's own programs expect TorchScript or Python. Programs that read ``configs/metadata.json``
+and ``models/model.onnx`` find them in their places.
 """
 
 from __future__ import annotations
