@@ -55,12 +55,12 @@ class DoublingRuntime(Runtime):
 def test_a_runtime_is_a_file_and_a_line_in_RUNTIMES(  # noqa: N802 (the registry's name)
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(runtimes, "RUNTIMES", (*runtimes.RUNTIMES, DoublingRuntime))
+    monkeypatch.setitem(runtimes.RUNTIMES, "doubling", f"{__name__}:{DoublingRuntime.__name__}")
     x = np.arange(8, dtype=np.float32).reshape(1, 1, 2, 4)
     np.save(tmp_path / "x.npy", x)
     job = Job(
         runtime=runtimes.get("doubling"),
-        runnable=Runnable(model=tmp_path / "model.onnx"),
+        runnable=Runnable(x.shape, model=tmp_path / "model.onnx"),
         options=Options(1),
         cpus=tuple(hardware.choose_cpus(1)),
         x=tmp_path / "x.npy",

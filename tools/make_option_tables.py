@@ -50,9 +50,10 @@ def _options(name: str) -> Iterator[tuple[str, str]]:
         command = found
     context = click.Context(command, parent=group, info_name=name)
     for parameter in command.params:
-        record = parameter.get_help_record(context)
-        if record is not None and (name == "segonnx" or not shared.issuperset(parameter.opts)):
-            yield record
+        everywhere = shared.issuperset(parameter.opts)
+        if isinstance(parameter, click.Option) and parameter.name != "version" and everywhere == (name == "segonnx"):
+            option, what = parameter.get_help_record(context) or ("", "")
+            yield option.replace("INTEGER RANGE", "N").replace("FLOAT RANGE", "X"), what
 
 
 def _cell(text: str) -> str:
