@@ -3,7 +3,8 @@
 //   gcc -O2 -o replay examples/replay.c -I ORT/include ORT/lib/libonnxruntime.so -lm
 //   LD_LIBRARY_PATH=ORT/lib ./replay artifacts/stunet-s
 //
-// Prints the largest error relative to the standard deviation of the logits; the exit code is 1 where the manifest allows less.
+// Prints the largest error relative to the standard deviation of the logits. The exit code is 1 if the manifest allows
+// less.
 #include <math.h>
 #include <onnxruntime_c_api.h>
 #include <stdio.h>

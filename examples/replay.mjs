@@ -2,7 +2,8 @@
 //
 //   node examples/replay.mjs artifacts/stunet-s
 //
-// Prints the largest error relative to the standard deviation of the logits; the exit code is 1 where the manifest allows less.
+// Prints the largest error relative to the standard deviation of the logits. The exit code is 1 if the manifest allows
+// less.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";

@@ -2,7 +2,8 @@
 
 python examples/replay_openvino.py artifacts/stunet-s
 
-Prints the largest error relative to the standard deviation of the logits; the exit code is 1 where the manifest allows less.
+Prints the largest error relative to the standard deviation of the logits. The exit code is 1 if the manifest allows
+less.
 """
 
 from __future__ import annotations
