@@ -125,6 +125,7 @@ def test_a_rewrite_is_a_file_and_a_line_in_PASSES(  # noqa: N802 (the registry's
         def call(self, model: ir.Model) -> ir.passes.PassResult:
             found = [node for node in model.graph if node.op_type == "Identity"]
             for node in found:
+                assert node.inputs[0] is not None
                 ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
                 model.graph.remove(node, safe=True)
             return ir.passes.PassResult(model, modified=bool(found))

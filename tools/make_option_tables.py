@@ -1,4 +1,4 @@
-"""Writes the tables of options in docs/ from the commands: python tools/make_option_tables.py.
+"""Writes the tables of options in docs/ from the commands: python -m tools.make_option_tables.
 
 A table stands between ``<!-- options NAME: generated -->`` and ``<!-- /options NAME -->``, where NAME is a command, or
 ``segonnx`` for the options that every command takes. tests/test_docs.py checks that the tables are up to date.

@@ -337,7 +337,7 @@ def test_a_killed_run_leaves_no_half_label_map(hand: Path, tmp_path: Path) -> No
 def test_label_maps_are_those_of_nnunet(kind: str, tmp_path: Path) -> None:
     """Trains a small network, exports it, and holds `predict` against nnU-Net's own predictor."""
     nnunet_folders.run("make", kind, tmp_path, root=tmp_path)
-    artifacts = []
+    artifacts: list[Path] = []
     for number, folder in enumerate(nnunet_folders.folders(kind, tmp_path)):
         fold = nnunet_folders.KINDS[kind].runs[number][1]
         done = run("export", "--nnunet", folder, "--fold", fold, "--out", tmp_path / f"artifacts{number}")
