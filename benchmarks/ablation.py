@@ -1,4 +1,4 @@
-"""What each rewrite gains, alone and among the others, and the memory it takes: into docs/performance.md.
+"""What each rewrite gains, alone and among the others, and the memory it takes: into docs/internals/rewrites.md.
 
     python -m benchmarks.ablation [NAME...]
 
@@ -155,7 +155,7 @@ def main(names: list[str]) -> None:
     text = "\n\n".join(
         [f"{where}; medians of at least {ROUNDS} turns and {SECONDS:.0f} s, with 95 % intervals:", *tables]
     )
-    replace(ROOT / "docs" / "performance.md", "ablation", text)
+    replace(ROOT / "docs" / "internals" / "rewrites.md", "ablation", text)
 
 
 if __name__ == "__main__":

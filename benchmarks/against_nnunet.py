@@ -140,7 +140,7 @@ def _raced(own: Any, ours: Artifact, work: Path, paths: list[str], *, mirror: bo
         with contextlib.redirect_stdout(io.StringIO()):  # it prints
             own.predict_from_files_sequential([paths], [str(work / "theirs")])
         middle = time.perf_counter()
-        (done,) = files.predict(ours, work / "in", work / "ours", mirror=mirror, overwrite=True)
+        (done,) = files.predict(ours, work / "in", work / "ours", files.FileOptions(mirror, overwrite=True))
         rows.append({"theirs": middle - began, "ours": time.perf_counter() - middle})
         steps.append(done.seconds)
     rows, steps, network = rows[1:], steps[1:], network[1:]  # the first round warms up

@@ -3,7 +3,8 @@
 //   gcc -O2 -o replay examples/replay.c -I ORT/include ORT/lib/libonnxruntime.so -lm
 //   LD_LIBRARY_PATH=ORT/lib ./replay artifacts/stunet-s
 //
-// Prints the largest error relative to the spread of the logits; the exit code is 1 where the manifest allows less.
+// Prints the largest error relative to the standard deviation of the logits. The exit code is 1 if the manifest allows
+// less.
 #include <math.h>
 #include <onnxruntime_c_api.h>
 #include <stdio.h>
@@ -142,8 +143,8 @@ int main(int count, char **arguments) {
     sum += wanted;
     squares += wanted * wanted;
   }
-  double mean = sum / expected.count, spread = sqrt(squares / expected.count - mean * mean);
-  double error = largest / (spread > 0 ? spread : 1);
+  double mean = sum / expected.count, std = sqrt(squares / expected.count - mean * mean);
+  double error = largest / (std > 0 ? std : 1);
   printf("%.1e\n", error);
   return error <= tolerance(in(artifact, "manifest.json")) ? 0 : 1;
 }

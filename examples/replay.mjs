@@ -2,7 +2,8 @@
 //
 //   node examples/replay.mjs artifacts/stunet-s
 //
-// Prints the largest error relative to the spread of the logits; the exit code is 1 where the manifest allows less.
+// Prints the largest error relative to the standard deviation of the logits. The exit code is 1 if the manifest allows
+// less.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
@@ -56,7 +57,7 @@ for (let i = 0; i < expected.length; i++) {
   sum += expected[i];
   squares += expected[i] ** 2;
 }
-const spread = Math.sqrt(squares / expected.length - (sum / expected.length) ** 2) || 1;
-const error = largest / spread;
+const std = Math.sqrt(squares / expected.length - (sum / expected.length) ** 2) || 1;
+const error = largest / std;
 console.log(error.toExponential(1));
 process.exit(found.length === expected.length && error <= manifest.parity.tolerance.max_rel_error ? 0 : 1);

@@ -2,7 +2,8 @@
 
 python examples/replay_openvino.py artifacts/stunet-s
 
-Prints the largest error relative to the spread of the logits; the exit code is 1 where the manifest allows less.
+Prints the largest error relative to the standard deviation of the logits. The exit code is 1 if the manifest allows
+less.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ x, expected = (
     onnx.numpy_helper.to_array(onnx.load_tensor(artifact / "test_data_set_0" / name))
     for name in ("input_0.pb", "output_0.pb")
 )
-# Where the processor has bfloat16, OpenVINO would compute in it unless told otherwise.
+# Where the processor has bfloat16, OpenVINO computes in it by default.
 model = openvino.Core().compile_model(artifact / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 found = model([x])[0]
 error = float(np.abs(found - expected).max() / expected.std())

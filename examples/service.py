@@ -7,8 +7,12 @@
 A network of several channels takes ``-F image=@...`` for each, in order. An image that doesn't fit is answered with 4xx
 and one line. NaN in a NIfTI file is read as 0, as nnU-Net reads it. Put a server in front that knows who may ask.
 
-SEGONNX_ARTIFACT: the artifact's folder. SEGONNX_RUNNING: predictions at the same time, 1; the others wait.
-SEGONNX_MAX_BYTES: of a request, 256 MiB. SEGONNX_MAX_VOXELS: of an image, as it is and at the network's spacing, 2^28.
+Environment variables:
+
+    SEGONNX_ARTIFACT    the artifact's folder
+    SEGONNX_RUNNING     how many predictions may run at the same time; the others wait (default 1)
+    SEGONNX_MAX_BYTES   the largest request, in bytes (default 256 MiB)
+    SEGONNX_MAX_VOXELS  the largest image, in voxels, as sent and at the network's spacing (default 2^28)
 """
 
 from __future__ import annotations
@@ -34,8 +38,8 @@ from segonnx.predict.predictor import Artifact
 RUNNING = int(os.environ.get("SEGONNX_RUNNING", "1"))
 MAX_BYTES = int(os.environ.get("SEGONNX_MAX_BYTES", "268435456"))
 MAX_VOXELS = int(os.environ.get("SEGONNX_MAX_VOXELS", "268435456"))
-# Files that need no other, and SimpleITK's reader of each. The header of a MetaImage or NRRD file may name any file of
-# this machine; of a cut JPEG or BMP file it makes up what lacks.
+# The formats whose files need no other file, and SimpleITK's reader of each. The header of a MetaImage or NRRD file may
+# name any file of this machine. In a JPEG or BMP file that ends early, SimpleITK makes up the missing pixels.
 READERS = {
     ".nii.gz": "NiftiImageIO",
     ".nii": "NiftiImageIO",
@@ -50,20 +54,20 @@ except SegonnxError as error:
     sys.exit(f"service: {error}")
 
 app = FastAPI(title="segonnx", max_body_size=MAX_BYTES)
-places = anyio.CapacityLimiter(RUNNING)
+slots = anyio.CapacityLimiter(RUNNING)
 
 
 @app.get("/health")
 async def health() -> dict[str, object]:
-    """Answers while predictions run, since these have threads of their own."""
-    return {"artifact": artifact.manifest["name"], "running": places.borrowed_tokens}
+    """Answer at once, also while predictions run: these have threads of their own."""
+    return {"artifact": artifact.manifest["name"], "running": slots.borrowed_tokens}
 
 
 @app.post("/predict")
 async def predict(image: list[UploadFile]) -> Response:
-    """The label map of an image, on its grid."""
+    """Answer with the label map of an image, in the image's geometry."""
     try:
-        labels = await anyio.to_thread.run_sync(_predict, image, limiter=places)
+        labels = await anyio.to_thread.run_sync(_predict, image, limiter=slots)
     except ResourceError as error:  # the disk is full, say
         raise HTTPException(503, "the service lacks room") from error
     except InputError as error:
@@ -73,17 +77,17 @@ async def predict(image: list[UploadFile]) -> Response:
 
 @app.exception_handler(RequestValidationError)
 async def refuse(_: Request, __: RequestValidationError) -> JSONResponse:
-    """One line instead of a tree."""
+    """Answer a request without a form in one line."""
     return JSONResponse({"detail": "send a form whose field image is a file, once for each channel"}, 422)
 
 
 def _predict(uploads: list[UploadFile]) -> bytes:
-    """The bytes of a .nii.gz file; whatever happens, no file stays."""
+    """Predict, and return the bytes of a .nii.gz file. No file stays behind, whatever happens."""
     with tempfile.TemporaryDirectory(prefix="segonnx-") as name:
         folder = Path(name)
         try:
             paths = [_save(upload, folder / f"channel_{i}") for i, upload in enumerate(uploads)]
-            image = images.read(paths, reorient=artifact.recipe.reorients)
+            image = images.read(paths, reorient=artifact.config.reorients)
             _require_size(image)
             labels = artifact.predict(image.array, image.spacing)
         except InputError as error:
@@ -93,8 +97,8 @@ def _predict(uploads: list[UploadFile]) -> bytes:
 
 
 def _save(upload: UploadFile, stem: Path) -> Path:
-    """Write an upload to a file whose name is ours, and see that it is whole, and not too large to be read."""
-    ending = next((one for one in READERS if (upload.filename or "").lower().endswith(one)), None)
+    """Write an upload to a file whose name is ours, and check that it is intact and not too large to be read."""
+    ending = next((known for known in READERS if (upload.filename or "").lower().endswith(known)), None)
     if ending is None:
         raise InputError(f"{stem.name}: the file's name must end with one of {', '.join(READERS)}")
     packed = ending == ".nii.gz"
@@ -108,7 +112,7 @@ def _save(upload: UploadFile, stem: Path) -> Path:
                 file.write(chunk)
                 _require(file.tell() / 8)  # no voxel takes more bytes
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{stem.name} isn't a whole gzip file: {error}") from error
+        raise InputError(f"{stem.name} isn't an intact gzip file: {error}") from error
     if SimpleITK.ImageFileReader.GetImageIOFromFileName(str(path)) != READERS[ending]:
         raise InputError(f"{stem.name} can't be read as a {ending} file")
     header = SimpleITK.ImageFileReader()
@@ -122,9 +126,9 @@ def _save(upload: UploadFile, stem: Path) -> Path:
 
 
 def _require_size(image: images.Image) -> None:
-    """A small image of large voxels becomes a large one at the network's spacing."""
-    wanted = artifact.recipe.spacing
-    own = [image.spacing[axis] for axis in artifact.recipe.forward][-len(wanted) :]
+    """Refuse an image that is too large at the network's spacing, as a small image of large voxels may be."""
+    wanted = artifact.config.spacing
+    own = [image.spacing[axis] for axis in artifact.config.transpose_forward][-len(wanted) :]
     _require(image.array.size * math.prod(own) / math.prod(wanted))
 
 

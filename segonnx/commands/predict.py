@@ -51,17 +51,15 @@ def command(
     images.require()
     if json_path is not None:
         files.require_writable(json_path)
+    options = predict_files.FileOptions(tta, step, probabilities, overwrite)
     done = []
     with Display() as display:
         display("loading the artifact")
         loaded = Artifact(artifact, threads=threads)
-        if tta and not loaded.recipe.mirror_axes:
+        if tta and not loaded.config.mirror_axes:
             display.echo(f"{artifact}: its network was trained without mirroring; --tta changes nothing", err=True)
         first = None if previous is None else Artifact(previous, threads=threads)
-        for one in predict_files.predict(
-            loaded, source, target, previous=first, probabilities=probabilities, mirror=tta, step=step,
-            overwrite=overwrite, progress=display,
-        ):  # fmt: skip
+        for one in predict_files.predict(loaded, source, target, options, previous=first, progress=display):
             done.append(one)
             told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in one.seconds.items())
             display.echo(f"{one.case}: {'x'.join(map(str, one.shape))} -> {one.path} ({told})")

@@ -1,7 +1,8 @@
-"""Predicts files: one image, or every case of a folder."""
+"""Predicts an image file, or every case of a folder."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 import zipfile
@@ -17,20 +18,39 @@ from segonnx.core.files import require_space
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, ResourceError
 from segonnx.predict import images
-from segonnx.predict.pipeline import Times
+from segonnx.predict.config import InferenceConfig
 from segonnx.predict.predictor import Artifact
-from segonnx.predict.resampling import Array
+from segonnx.predict.preprocessing import Times
+from segonnx.predict.resampling import AnyArray
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """How files are predicted.
+
+    Attributes:
+        mirror: Take the mean over mirrored windows; see ``Artifact.predict``.
+        step: The step from window to window, as a fraction of a window; see ``Artifact.predict``.
+        probabilities: Write the probabilities too, as ``CASE.npz`` beside the label map. Its array ``probabilities``
+            is float32 (outputs, z, y, x).
+        overwrite: Replace files that exist.
+    """
+
+    mirror: bool = False
+    step: float | None = None
+    probabilities: bool = False
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """One case.
+    """A case that was predicted.
 
     Attributes:
-        case: its name.
-        path: of the label map.
-        shape: of the image, (z, y, x).
-        seconds: by step.
+        case: The case's name.
+        path: The file of the label map.
+        shape: The shape of the image, (z, y, x).
+        seconds: The seconds that each step took.
     """
 
     case: str
@@ -39,104 +59,135 @@ class Predicted:
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A case that is to be predicted.
+
+    Attributes:
+        case: The case's name.
+        channels: The file of each channel.
+        path: The file of the label map to make.
+    """
+
+    case: str
+    channels: list[Path]
+    path: Path
+
+    @property
+    def probabilities(self) -> Path:
+        """The file of the probabilities to make."""
+        return self.path.with_name(f"{images.stem(self.path.name)}.npz")
+
+
 def predict(
     artifact: Artifact,
     source: Path,
     target: Path,
+    options: FileOptions,
     *,
     previous: Artifact | None = None,
-    probabilities: bool = False,
-    mirror: bool = False,
-    step: float | None = None,
-    overwrite: bool = False,
     progress: Progress = subprocesses.silent,
 ) -> Iterator[Predicted]:
-    """Predict what is in a file or folder, one case after another.
+    """Predict the image in a file, or the cases of a folder one after another.
 
     Args:
-        artifact: to predict with.
-        source: an image, or a folder of files ``CASE_0000.nii.gz``, ...
-        target: a file for an image; for a folder, a folder, which gets a file of each case's name.
-        previous: the first stage of a cascade whose second one ``artifact`` is; it is run first.
-        probabilities: write them too, as ``CASE.npz`` beside the label map: ``probabilities``, (outputs, z, y, x).
-        mirror: see ``Artifact.predict``.
-        step: see ``Artifact.predict``.
-        overwrite: replace label maps that are there.
-        progress: told of each step.
+        artifact: The artifact to predict with.
+        source: An image, or a folder of files ``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ...
+        target: For an image, the file of its label map. For a folder, a folder that gets a file of each case's name.
+        options: How the files are predicted.
+        previous: The first stage of the cascade whose second stage ``artifact`` is. It runs first.
+        progress: A progress callback. It gets the name of each step.
+
+    Yields:
+        Each case, once its label map is written.
 
     Raises:
-        InputError: something is missing, can't be read, doesn't fit, or is there already.
-        ResourceError: the disk is too small, or can't be written.
+        InputError: A file is missing, can't be read, doesn't fit the network, or exists already.
+        ResourceError: The disk is too small, or can't be written.
     """
     images.require()
-    recipe = artifact.recipe
-    if bool(recipe.previous) != (previous is not None):
+    config = artifact.config
+    if bool(config.previous_labels) != (previous is not None):
         raise InputError(
             "the artifact is the second stage of a cascade: give the first one's with --previous"
-            if recipe.previous
+            if config.previous_labels
             else "the artifact is no second stage of a cascade: it takes no --previous"
         )
-    for path, case, files in _planned(artifact, source, target, probabilities=probabilities, overwrite=overwrite):
-        times = Times()
-        progress(f"{case}: reading")
-        with times.of("read"):
-            image = images.read(files, reorient=recipe.reorients)
-
-        def told(done: int, of: int, case: str = case) -> None:
-            progress(f"{case}: window {done} of {of}")
-
-        first = None
-        if previous is not None:
-            first = previous.predict(image.array, image.spacing, mirror=mirror, step=step, progress=told, times=times)
-        with _probabilities(path, (len(recipe.values), *image.array.shape[1:]), asked=probabilities) as array:
-            labels = artifact.predict(
-                image.array, image.spacing, previous=first, probabilities=array, mirror=mirror, step=step,
-                progress=told, times=times,
-            )  # fmt: skip
-            progress(f"{case}: writing")
-        with times.of("write"):
-            images.write(labels, image, path)
-        yield Predicted(case, path, labels.shape, dict(times.seconds))
+    for job in _jobs(config, source, target, options):
+        yield _predict_case(artifact, job, options, previous, progress)
 
 
-def _planned(
-    artifact: Artifact, source: Path, target: Path, *, probabilities: bool, overwrite: bool
-) -> list[tuple[Path, str, list[Path]]]:
-    """What is to be made: the label map's path, the case, and the files of its channels."""
-    recipe = artifact.recipe
-    if probabilities and recipe.reorients:
+def _jobs(config: InferenceConfig, source: Path, target: Path, options: FileOptions) -> list[_Job]:
+    """List the cases to predict, once nothing stands in the way of writing their files."""
+    if options.probabilities and config.reorients:
         raise InputError("the network sees images in another order of axes; --probabilities can't follow it yet")
-    found = images.cases(source, len(recipe.channels), recipe.file_ending, natural=recipe.natural)
+    cases = images.cases(source, len(config.channels), config.file_ending, natural=config.natural)
     if source.is_dir():
         if target.exists() and not target.is_dir():
             raise InputError(f"{target} is a file; the label maps of a folder go into a folder")
-        paths = {case: target / f"{case}{recipe.file_ending}" for case in found}
+        jobs = [_Job(case, files, target / f"{case}{config.file_ending}") for case, files in cases.items()]
     else:
         if target.is_dir():
             raise InputError(f"{target} is a folder; the label map of one image goes into a file")
-        paths = dict.fromkeys(found, target)
-    for path in paths.values():
-        images.require_ending(path)
-        for made in (path, _beside(path)) if probabilities else (path,):
-            if made.exists() and not overwrite:
-                raise InputError(f"{made} exists: --overwrite replaces it")
-    return [(paths[case], case, files) for case, files in found.items()]
+        jobs = [_Job(case, files, target) for case, files in cases.items()]
+    for job in jobs:
+        images.require_ending(job.path)
+        for path in (job.path, job.probabilities) if options.probabilities else (job.path,):
+            if path.exists() and not options.overwrite:
+                raise InputError(f"{path} exists: --overwrite replaces it")
+    return jobs
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{images.stem(path.name)}.npz")
+def _predict_case(
+    artifact: Artifact, job: _Job, options: FileOptions, previous: Artifact | None, progress: Progress
+) -> Predicted:
+    """Read a case, predict it, and write its files."""
+
+    def window_progress(done: int, of: int) -> None:
+        progress(f"{job.case}: window {done} of {of}")
+
+    times = Times()
+    progress(f"{job.case}: reading")
+    with times.of("read"):
+        image = images.read(job.channels, reorient=artifact.config.reorients)
+    first_labels = None
+    if previous is not None:
+        first_labels = previous.predict(
+            image.array,
+            image.spacing,
+            mirror=options.mirror,
+            step=options.step,
+            progress=window_progress,
+            times=times,
+        )
+    with contextlib.ExitStack() as stack:
+        probabilities = None
+        if options.probabilities:
+            shape = (len(artifact.config.label_values), *image.array.shape[1:])
+            probabilities = stack.enter_context(_probabilities_on_disk(job.probabilities, shape))
+        labels = artifact.predict(
+            image.array,
+            image.spacing,
+            previous=first_labels,
+            probabilities=probabilities,
+            mirror=options.mirror,
+            step=options.step,
+            progress=window_progress,
+            times=times,
+        )
+        progress(f"{job.case}: writing")
+    with times.of("write"):
+        images.write(labels, image, job.path)
+    return Predicted(job.case, job.path, labels.shape, dict(times.seconds))
 
 
 @contextmanager
-def _probabilities(path: Path, shape: tuple[int, ...], *, asked: bool) -> Iterator[Array | None]:
-    """An array on disk that becomes a file beside the label map once it is filled."""
-    if not asked:
-        yield None
-        return
+def _probabilities_on_disk(path: Path, shape: tuple[int, ...]) -> Iterator[AnyArray]:
+    """A float32 array on disk, which becomes the compressed file ``path`` once the block has filled it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         needed = 2 * 4 * math.prod(shape)
-        require_space(needed, path.parent, f"the array of probabilities of {path.name}", "free some space")
+        require_space(needed, path.parent, f"the array of probabilities {path.name}", "free some space")
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             raw, packed = Path(folder) / "probabilities.npy", Path(folder) / "probabilities.npz"
             array = np.lib.format.open_memmap(raw, mode="w+", dtype=np.float32, shape=shape)
@@ -144,6 +195,6 @@ def _probabilities(path: Path, shape: tuple[int, ...], *, asked: bool) -> Iterat
             array.flush()
             with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
                 archive.write(raw, raw.name)
-            packed.replace(_beside(path))
+            packed.replace(path)
     except OSError as error:
-        raise ResourceError(f"can't write {_beside(path)}: {error.strerror or error}") from error
+        raise ResourceError(f"can't write {path}: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""Images from files and label maps into them, with their geometry, by SimpleITK; cases in nnU-Net's naming."""
+"""Reads images and writes label maps with their geometry, by SimpleITK. Finds cases by nnU-Net's file names."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from typing import Any
 import numpy as np
 
 from segonnx.errors import InputError, ResourceError
-from segonnx.predict.resampling import Array
+from segonnx.predict.resampling import AnyArray
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
-FLAT = 999
-"""nnU-Net's spacing across the slices of a picture, in its largest spacing within."""
+PICTURE_DEPTH = 999
+"""nnU-Net's z spacing of a picture, in multiples of its larger spacing within the plane."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """What was read.
+    """An image that was read from files.
 
     Attributes:
-        array: (C, z, y, x); a picture has z = 1.
-        spacing: (z, y, x) in mm.
-        geometry: SimpleITK's image, to write others on the same grid.
-        orientation: that the file had, where its axes were put in another order to read it.
+        array: The voxels, (C, z, y, x). A picture has z = 1.
+        spacing: The spacing (z, y, x) in mm.
+        geometry: SimpleITK's image, whose spacing, origin and direction a label map gets.
+        orientation: The orientation of the file, such as ``LPS``, if the image was reoriented. None otherwise.
     """
 
-    array: Array
+    array: AnyArray
     spacing: tuple[float, ...]
     geometry: Any
     orientation: str | None = None
 
 
 def require() -> None:
-    """See to it that images can be read.
+    """Check that images can be read.
 
     Raises:
         InputError: SimpleITK isn't installed.
@@ -54,16 +54,19 @@ def require() -> None:
 
 
 def cases(path: Path, channels: int, ending: str, *, natural: bool = False) -> dict[str, list[Path]]:
-    """The files of each case's channels, by the case's name.
+    """Find the cases, and the file of each of their channels.
 
     Args:
-        path: a file, or a folder of files ``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ...
-        channels: how many the network takes.
-        ending: of the files in a folder that count; where none has it, any that are known do.
-        natural: a picture in a folder may have any name.
+        path: A file, or a folder of files ``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ...
+        channels: The number of channels that the network takes.
+        ending: The file ending to look for in a folder. If no file has it, every known ending counts.
+        natural: A picture in a folder may have any name.
+
+    Returns:
+        The files of each case, in the order of the channels, by the case's name.
 
     Raises:
-        InputError: there are none, or a case lacks a channel.
+        InputError: There is no case, or a case lacks a channel.
     """
     if path.is_file():
         if channels > 1 and not _holds_colours(path):
@@ -71,7 +74,7 @@ def cases(path: Path, channels: int, ending: str, *, natural: bool = False) -> d
         return {stem(path.name): [path]}
     if not path.is_dir():
         raise InputError(f"{path} is neither a file nor a folder")
-    names = sorted(one.name for one in path.iterdir() if one.is_file())
+    names = sorted(file.name for file in path.iterdir() if file.is_file())
     chosen = [name for name in names if name.endswith(ending)] or [name for name in names if name.endswith(ENDINGS)]
     found: dict[str, dict[int, Path]] = {}
     for name in chosen:
@@ -94,8 +97,8 @@ def cases(path: Path, channels: int, ending: str, *, natural: bool = False) -> d
 
 
 def stem(name: str) -> str:
-    """A file's name without the ending."""
-    ending = next((one for one in ENDINGS if name.lower().endswith(one)), Path(name).suffix)
+    """A file's name without its ending."""
+    ending = next((known for known in ENDINGS if name.lower().endswith(known)), Path(name).suffix)
     return name[: len(name) - len(ending)] if ending else name
 
 
@@ -104,24 +107,24 @@ def _holds_colours(path: Path) -> bool:
 
 
 def read(paths: Sequence[Path], *, reorient: bool = False) -> Image:
-    """An image of one file per channel; a file of colours holds several.
+    """Read an image from one file per channel. A file of colours holds several channels.
 
     Args:
-        paths: of the files.
-        reorient: put the axes so that they run to the right, to the front and up.
+        paths: The files, in the order of the channels.
+        reorient: Reorder and flip the axes so that they run to the right, to the front and up.
 
     Raises:
-        InputError: a file can't be read, or the files aren't of one grid.
+        InputError: A file can't be read, or the files differ in shape or spacing.
     """
     itk: Any = importlib.import_module("SimpleITK")  # its functions have no types
 
-    arrays: list[Array] = []
+    arrays: list[AnyArray] = []
     geometry: Any = None
     spacing: tuple[float, ...] = ()
     orientation: str | None = None
     for path in paths:
         try:
-            _require_whole(path)
+            _require_intact(path)
             image = itk.ReadImage(str(path))
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -136,16 +139,19 @@ def read(paths: Sequence[Path], *, reorient: bool = False) -> Image:
         if array.ndim != 4:
             raise InputError(f"{path} has {image.GetDimension()} dimensions; it must have two or three")
         own = tuple(abs(size) for size in reversed(image.GetSpacing()))
-        own = own if len(own) == 3 else (FLAT * max(own), *own)
+        own = own if len(own) == 3 else (PICTURE_DEPTH * max(own), *own)
         if arrays and (array.shape[1:] != arrays[0].shape[1:] or not np.allclose(own, spacing, rtol=1e-4)):
-            raise InputError(f"{path} and {paths[0]} aren't of one grid: {array.shape[1:]} and {arrays[0].shape[1:]}")
+            raise InputError(
+                f"{path} and {paths[0]} differ in shape or spacing: "
+                f"{array.shape[1:]} at {own} mm, and {arrays[0].shape[1:]} at {spacing} mm"
+            )
         arrays.append(array)
         geometry, spacing = geometry if geometry is not None else image, own
     return Image(np.concatenate(arrays), spacing, geometry, orientation)
 
 
-def _require_whole(path: Path) -> None:
-    """SimpleITK makes up what these files lack where they end early."""
+def _require_intact(path: Path) -> None:
+    """Refuse a file that ends early. SimpleITK would make up the missing voxels of these formats."""
     name = path.name.lower()
     if name.endswith((".nii", ".nii.gz")):
         itk: Any = importlib.import_module("SimpleITK")
@@ -154,35 +160,40 @@ def _require_whole(path: Path) -> None:
         header.ReadImageInformation()
         sizes = [int(header.GetMetaData(f"dim[{axis}]")) for axis in range(1, 1 + int(header.GetMetaData("dim[0]")))]
         wanted = float(header.GetMetaData("vox_offset")) + math.prod(sizes) * int(header.GetMetaData("bitpix")) / 8
-        whole = _size(path) >= wanted
+        intact = _size(path) >= wanted
     elif name.endswith((".jpg", ".jpeg")):
-        whole = b"\xff\xd9" in path.read_bytes()  # the mark of its end
+        intact = b"\xff\xd9" in path.read_bytes()  # JPEG's end-of-image marker
     elif name.endswith(".bmp"):
         with path.open("rb") as file:
-            whole = int.from_bytes(file.read(6)[2:], "little") <= path.stat().st_size
+            intact = int.from_bytes(file.read(6)[2:], "little") <= path.stat().st_size
     else:
         return
-    if not whole:
-        raise InputError(f"{path} isn't whole: it ends early")
+    if not intact:
+        raise InputError(f"{path} isn't intact: it ends early")
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, unpacked."""
+    """The number of bytes of a file, unpacked if it is a gzip file."""
     if not path.name.lower().endswith(".gz"):
         return path.stat().st_size
     try:
         with gzip.open(path) as file:
             return sum(len(chunk) for chunk in iter(lambda: file.read(1 << 20), b""))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path} isn't a whole gzip file: {error}") from error
+        raise InputError(f"{path} isn't an intact gzip file: {error}") from error
 
 
-def write(labels: Array, like: Image, path: Path) -> None:
-    """Write a label map (z, y, x) on the grid of an image, whole or not at all.
+def write(labels: AnyArray, like: Image, path: Path) -> None:
+    """Write a label map with the geometry of an image. A failure leaves no file.
+
+    Args:
+        labels: The label map, (z, y, x).
+        like: The image.
+        path: The file to write.
 
     Raises:
-        InputError: the file's ending isn't known.
-        ResourceError: it can't be written.
+        InputError: Label maps aren't written to files of this ending.
+        ResourceError: The file can't be written.
     """
     itk: Any = importlib.import_module("SimpleITK")  # its functions have no types
 
@@ -213,9 +224,9 @@ def require_ending(path: Path) -> str:
     """The file's ending.
 
     Raises:
-        InputError: it isn't one that label maps are written to.
+        InputError: Label maps aren't written to files of this ending.
     """
-    ending = next((one for one in ENDINGS if path.name.lower().endswith(one)), None)
+    ending = next((known for known in ENDINGS if path.name.lower().endswith(known)), None)
     if ending is None or ending in (".jpg", ".jpeg", ".mhd"):
         raise InputError(f"{path}: label maps are written to .nii.gz, .nii, .nrrd, .mha, .png, .bmp or .tif files")
     return ending

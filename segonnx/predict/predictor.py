@@ -1,9 +1,9 @@
-"""An artifact that predicts: for services, and for the command line."""
+"""``segonnx.Artifact``: an artifact that predicts, for services and for the command line."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,84 +15,96 @@ from segonnx.core import hardware
 from segonnx.core.ort_session import SessionSettings, open_session
 from segonnx.errors import InputError, VerifyError, first_line
 from segonnx.predict import config, pipeline
-from segonnx.predict.pipeline import Times
-from segonnx.predict.resampling import Array
+from segonnx.predict.pipeline import PredictOptions
+from segonnx.predict.preprocessing import Times
+from segonnx.predict.resampling import AnyArray
+from segonnx.predict.sliding_window import WindowProgress
 
 if TYPE_CHECKING:
     import os
 
 
 class Artifact:
-    """A verified artifact with its network loaded: made once, used by many threads.
+    """A verified artifact whose network is loaded. Make it once, and use it from any number of threads.
 
     Args:
-        path: the artifact's folder.
-        threads: of ONNX Runtime; None takes all cores.
-        concurrent: how many windows may be in the network at the same time, whatever calls they are of; each takes
-            memory of its own.
+        path: The artifact's folder.
+        threads: The number of ONNX Runtime's threads. None takes all cores.
+        concurrent: The number of windows that may be in the network at the same time, over all calls of ``predict``.
+            Each takes memory of its own.
+
+    Attributes:
+        manifest: The content of the artifact's manifest.
+        config: The artifact's inference config.
 
     Raises:
-        VerifyError: the artifact isn't whole, or doesn't load.
-        InputError: its manifest doesn't say how to predict, or a library isn't installed.
+        VerifyError: The artifact isn't intact, or doesn't load.
+        InputError: The manifest doesn't say how to predict.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None, concurrent: int = 1) -> None:
-
         folder = Path(path)
         if not folder.is_dir():
             raise InputError(f"{folder} is not a folder")
         if concurrent < 1:
             raise InputError(f"concurrent= takes a number above 0; found {concurrent}")
         self.manifest = verify(folder, replay=False).manifest
-        self.recipe = config.read(self.manifest, folder)
+        self.config = config.read(self.manifest, folder)
         try:
             self._session = open_session(folder / MODEL, SessionSettings(threads=threads or hardware.usable_cores()))
         except Exception as error:
             raise VerifyError(f"{folder} doesn't load: {first_line(error)}") from error
         self._input, self._output = self.manifest["inputs"][0]["name"], self.manifest["outputs"][0]["name"]
-        self._places = threading.Semaphore(concurrent)
+        self._slots = threading.Semaphore(concurrent)
 
     def predict(
         self,
-        image: Array,
+        image: AnyArray,
         spacing: Sequence[float],
         *,
-        previous: Array | None = None,
-        probabilities: Array | None = None,
+        previous: AnyArray | None = None,
+        probabilities: AnyArray | None = None,
         mirror: bool = False,
         step: float | None = None,
-        progress: Callable[[int, int], None] = lambda *_: None,
+        progress: WindowProgress = lambda *_: None,
         times: Times | None = None,
-    ) -> Array:
-        """The label map of an image; any number of threads may call this at the same time.
+    ) -> AnyArray:
+        """Compute the label map of an image. Any number of threads may call this at the same time.
 
         Args:
-            image: numbers, (C, z, y, x), or (z, y, x) of a network with one channel, not normalised. z, y, x are the
-                axes as SimpleITK's ``GetArrayFromImage`` gives them.
-            spacing: of these axes, (z, y, x), in mm.
-            previous: of a cascade's second stage: the label map of the first one, whole numbers (z, y, x).
-            probabilities: an array (outputs, z, y, x) of float32, or a memory map, that gets the probability of each
-                output: softmax of labels, sigmoid of regions.
-            mirror: test-time mirroring along the axes that the artifact allows: slower, and a little better.
-            step: between windows, in windows, above 0 and at most 1; None takes the artifact's, nnU-Net's 0.5.
-            progress: called with how many windows of how many are done.
-            times: seconds by step are added to it.
+            image: The image as read, not normalised: any finite numbers, (C, z, y, x), or (z, y, x) if the network
+                takes one channel. The axes are in the order of SimpleITK's ``GetArrayFromImage``.
+            spacing: The image's spacing (z, y, x) in mm.
+            previous: The label map of a cascade's first stage, integers (z, y, x). Only second stages take it.
+            probabilities: An array (outputs, z, y, x) of float32, or a memory map. It is filled with the probability
+                of each output: the softmax of labels, the sigmoid of regions.
+            mirror: Take the mean over mirrored windows, along the axes that the artifact allows (test-time
+                augmentation). It is slower, and a little better.
+            step: The step from window to window, as a fraction of a window, above 0 and at most 1. None takes the
+                artifact's, which is 0.5 in nnU-Net.
+            progress: A progress callback. It gets the number of windows that are done, and the number of all windows.
+            times: The seconds of each step are added to it.
 
         Returns:
-            The labels, uint8 or uint16, (z, y, x).
+            The label map (z, y, x), uint8, or uint16 if a label is above 255.
 
         Raises:
-            InputError: the image doesn't fit the network.
+            InputError: The image doesn't fit the network.
         """
         image = np.asarray(image)
         if step is not None and not 0 < step <= 1:
             raise InputError(f"the step between windows must be above 0 and at most 1; found {step}")
         return pipeline.predict(
-            image[None] if image.ndim == 3 else image, spacing, self.recipe, self._run,
-            previous=previous, probabilities=probabilities, mirror=mirror, step=step, progress=progress, times=times,
-        )  # fmt: skip
+            image[None] if image.ndim == 3 else image,
+            spacing,
+            self.config,
+            self._forward,
+            PredictOptions(mirror, step, progress, times or Times()),
+            previous=previous,
+            probabilities=probabilities,
+        )
 
-    def _run(self, x: Array) -> Array:
-        with self._places:
-            logits: Array = self._session.run([self._output], {self._input: x})[0]
+    def _forward(self, x: AnyArray) -> AnyArray:
+        with self._slots:
+            logits: AnyArray = self._session.run([self._output], {self._input: x})[0]
         return logits

@@ -1,4 +1,7 @@
-"""Sliding windows over a prepared image. Logits come out slice by slice; no more are held than a window is deep."""
+"""Sliding windows over a prepared image.
+
+Logits come out slice by slice, and memory holds those of as many slices as a window is deep.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,24 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from segonnx.predict.resampling import Array
+from segonnx.predict.resampling import AnyArray
 
-Network = Callable[[Array], Array]
-"""From a window (1, C, spatial...) to its logits (1, classes, spatial...), both float32."""
+Forward = Callable[[AnyArray], AnyArray]
+"""The network's forward pass: from a window (1, C, spatial...) to its logits (1, classes, spatial...), both float32."""
+WindowProgress = Callable[[int, int], None]
+"""A progress callback: it gets the number of windows that are done, and the number of all windows."""
 
 
 def starts(size: int, window: int, step: float) -> list[int]:
-    """Where windows begin along an axis: evenly, as far apart as ``step`` windows at most, the last one at the end."""
+    """The indices at which windows start along an axis.
+
+    The starts are evenly spaced, at most ``step`` windows apart, and the last window ends at the axis' end.
+
+    Args:
+        size: The length of the axis, in voxels.
+        window: The length of a window, in voxels.
+        step: The largest step from window to window, as a fraction of a window.
+    """
     count = math.ceil((size - window) / (window * step)) + 1
     if count == 1:
         return [0]
@@ -24,43 +37,51 @@ def starts(size: int, window: int, step: float) -> list[int]:
 
 
 def weights(window: Sequence[int], sigma: float) -> npt.NDArray[np.float32]:
-    """A Gaussian around the window's middle. Its numbers are those of nnU-Net, which holds ten times it in float16.
+    """The Gaussian that weights the logits of a window, largest at its centre.
+
+    The numbers are those of nnU-Net: the Gaussian times ten, rounded to float16.
 
     Args:
-        window: sizes.
-        sigma: in windows.
+        window: The spatial sizes of a window, in voxels.
+        sigma: The standard deviation, as a fraction of the window.
+
+    Returns:
+        The weights, float32, of the window's shape. No weight is 0.
     """
     from scipy.ndimage import gaussian_filter
 
     peak = np.zeros(window)
     peak[tuple(size // 2 for size in window)] = 1
     gaussian = gaussian_filter(peak, [size * sigma for size in window], mode="constant")
-    rounded: Array = (10 * gaussian / gaussian.max()).astype(np.float16)
+    rounded: AnyArray = (10 * gaussian / gaussian.max()).astype(np.float16)
     rounded[rounded == 0] = rounded[rounded > 0].min()
     return rounded.astype(np.float32)
 
 
 def slices(
-    image: Array,
-    network: Network,
+    image: AnyArray,
+    forward: Forward,
     classes: int,
     window: Sequence[int],
     step: float,
     sigma: float,
     mirror_axes: Sequence[int],
-    progress: Callable[[int, int], None],
-) -> Iterator[Array]:
-    """The logits of an image, one slice (classes, y, x) along its first axis after another.
+    progress: WindowProgress,
+) -> Iterator[AnyArray]:
+    """Compute the logits of an image, slice by slice along its first axis.
 
     Args:
-        image: float32 (C, z, y, x).
-        network: runs a window.
-        classes: of its logits.
-        window: its spatial sizes: two of a 2D network, which sees every slice alone.
-        step: between windows, in windows.
-        sigma: of the weights, in windows.
-        mirror_axes: spatial axes of the window; the mean over all combinations is taken.
-        progress: told how many windows of how many are done.
+        image: The prepared image, float32 (C, z, y, x).
+        forward: The network's forward pass.
+        classes: The number of channels of its logits.
+        window: The spatial sizes of a window, in voxels. A 2D network has two, and sees every slice alone.
+        step: The step from window to window, as a fraction of a window.
+        sigma: The standard deviation of the windows' weights, as a fraction of a window.
+        mirror_axes: The spatial axes to mirror. The logits are the mean over all combinations of them.
+        progress: The progress callback.
+
+    Yields:
+        The logits of one slice, float32 (classes, y, x).
     """
     wanted = (1, *window) if len(window) == 2 else tuple(window)
     below = [max(0, need - size) // 2 for need, size in zip(wanted, image.shape[1:], strict=True)]
@@ -76,7 +97,7 @@ def slices(
     weight = np.zeros((wanted[0], height, width), np.float32)
     first = done = 0
     for row in [*rows, depth]:
-        # Slices before this window get nothing more.
+        # No later window reaches the slices before this one.
         for z in range(first, row):
             if below[0] <= z < below[0] + image.shape[1]:
                 yield (total[z - first] / weight[z - first])[(slice(None), *inside)]
@@ -88,7 +109,7 @@ def slices(
         for y, x in columns:
             box = (slice(y, y + wanted[1]), slice(x, x + wanted[2]))
             part = padded[(slice(None), slice(row, row + wanted[0]), *box)]
-            logits = _mean(network, part.reshape(1, len(image), *window), flips).reshape(classes, *wanted)
+            logits = _mean(forward, part.reshape(1, len(image), *window), flips).reshape(classes, *wanted)
             logits *= gaussian
             total[(slice(None), slice(None), *box)] += logits.transpose(1, 0, 2, 3)
             weight[(slice(None), *box)] += gaussian
@@ -96,20 +117,24 @@ def slices(
             progress(done, len(rows) * len(columns))
 
 
-def _mean(network: Network, x: Array, flips: Sequence[tuple[int, ...]]) -> Array:
-    """The mean of the logits over mirrored windows, mirrored back."""
-    result: Array | None = None
-    for axes in flips:
-        shifted = tuple(axis + 2 for axis in axes)
-        logits = np.flip(network(np.ascontiguousarray(np.flip(x, shifted))), shifted)
-        result = np.array(logits) if result is None else np.add(result, logits, out=result)
-    assert result is not None
+def _mean(forward: Forward, x: AnyArray, flips: Sequence[tuple[int, ...]]) -> AnyArray:
+    """The mean of the logits over the mirrored windows, each mirrored back."""
+    unmirrored, *mirrored = flips
+    result = np.array(_mirrored(forward, x, unmirrored))
+    for axes in mirrored:
+        result += _mirrored(forward, x, axes)
     result /= len(flips)
     return result
 
 
-def _shift(array: Array, count: int) -> None:
-    """Move what is ``count`` or further along the first axis to the front, zeros behind."""
+def _mirrored(forward: Forward, x: AnyArray, axes: Sequence[int]) -> AnyArray:
+    """The logits of a window that is mirrored along these spatial axes, mirrored back."""
+    array_axes = tuple(axis + 2 for axis in axes)
+    return np.flip(forward(np.ascontiguousarray(np.flip(x, array_axes))), array_axes)
+
+
+def _shift(array: AnyArray, count: int) -> None:
+    """Move the array by ``count`` places to the front of its first axis, and fill the end with zeros."""
     if count:
-        for index in range(len(array)):  # one by one: no copy of them all is needed
+        for index in range(len(array)):  # slice by slice, which needs no copy of the whole array
             array[index] = array[index + count] if index + count < len(array) else 0

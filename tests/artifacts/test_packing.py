@@ -88,7 +88,7 @@ def test_an_image_layout_is_what_the_specification_says(layout: Path, exports: P
     assert blob(layout, image["config"]) == b"{}"
     titles = {layer["annotations"]["org.opencontainers.image.title"]: layer for layer in image["layers"]}
     assert {name: blob(layout, layer) for name, layer in titles.items()} == files(exports / SMALL)
-    known = {one["digest"] for one in (described, image["config"], *image["layers"])}
+    known = {blob["digest"] for blob in (described, image["config"], *image["layers"])}
     assert {f"sha256:{path.name}" for path in (layout / "blobs" / "sha256").iterdir()} == known
 
 
@@ -328,7 +328,7 @@ def test_a_hostile_image_layout_writes_nothing(what: str, layout: Path, tmp_path
 
 
 @pytest.mark.parametrize("delay", [0.3, 0.6, 0.9])
-def test_a_killed_unpack_leaves_no_artifact_or_a_whole_one(delay: float, zipped: Path, tmp_path: Path) -> None:
+def test_a_killed_unpack_leaves_no_artifact_or_an_intact_one(delay: float, zipped: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "artifact"
     command = [sys.executable, "-m", "segonnx", "unpack", str(zipped), "--out", str(out)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as unpacking:

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK
 
 from segonnx.predict.predictor import Artifact
-from segonnx.predict.resampling import Array
+from segonnx.predict.resampling import AnyArray
 
 SHAPE, SPACING = (20, 26, 40), (1.5, 3.2, 1.4)
 
@@ -19,11 +19,11 @@ def loaded(hand: Path) -> Artifact:
     return Artifact(hand, threads=1)
 
 
-def volume(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Array:
+def volume(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> AnyArray:
     return np.random.default_rng(seed).normal(0, 200, shape).astype(np.int16)
 
 
-def save(array: Array, path: Path) -> SimpleITK.Image:
+def save(array: AnyArray, path: Path) -> SimpleITK.Image:
     image = SimpleITK.GetImageFromArray(array)
     image.SetSpacing(SPACING[::-1][: image.GetDimension()])
     if image.GetDimension() == 3:

@@ -18,7 +18,7 @@ import SimpleITK
 from segonnx.errors import InputError
 from segonnx.predict import config, pipeline
 from segonnx.predict.predictor import Artifact
-from segonnx.predict.resampling import Array
+from segonnx.predict.resampling import AnyArray
 from tests import handmade, nnunet_folders
 from tests.conftest import ROOT, SMALL, message, run
 from tests.predict.conftest import SHAPE, SPACING, save, volume
@@ -216,7 +216,7 @@ def test_channels_of_other_grids_are_refused(tmp_path: Path) -> None:
     for index, shape in enumerate(((4, 5, 6), (4, 5, 7))):
         save(volume(shape=shape), tmp_path / f"case_{index:04}.nii.gz")
     (files,) = images.cases(tmp_path, 2, ".nii.gz").values()
-    with pytest.raises(InputError, match="aren't of one grid"):
+    with pytest.raises(InputError, match="differ in shape or spacing"):
         images.read(files)
     with pytest.raises(InputError, match="lacks case_0002"):
         images.cases(tmp_path, 3, ".nii.gz")
@@ -236,7 +236,7 @@ def test_channels_of_other_grids_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_an_array_that_does_not_fit_is_refused(
-    image: Array, spacing: tuple[float, ...], message: str, loaded: Artifact
+    image: AnyArray, spacing: tuple[float, ...], message: str, loaded: Artifact
 ) -> None:
     with pytest.raises(InputError, match=message):
         loaded.predict(image, spacing)
@@ -258,40 +258,41 @@ def test_an_image_of_one_value_is_predicted(loaded: Artifact) -> None:
 
 def test_regions_are_written_over_one_another(loaded: Artifact) -> None:
     chosen = replace(
-        loaded.recipe, regions=True, values=(2, 1), forward=(0, 1, 2), backward=(0, 1, 2), window=(4, 4, 4),
-        spacing=(1.0, 1.0, 1.0),
-        channels=(config.Channel("NoNormalization", use_mask=False, intensities={}),),
+        loaded.config, regions=True, label_values=(2, 1), transpose_forward=(0, 1, 2), transpose_backward=(0, 1, 2),
+        window=(4, 4, 4), spacing=(1.0, 1.0, 1.0),
+        channels=(config.ChannelNormalization("NoNormalization", use_mask=False, statistics={}),),
     )  # fmt: skip
     image = np.zeros((1, 6, 6, 6), np.float32)
     image[:, :, :, 2:] = 1
     image[:, :, :, 4:] = 2
 
-    def network(x: Array) -> Array:
+    def forward(x: AnyArray) -> AnyArray:
         return np.concatenate([x - 0.5, x - 1.5], axis=1)
 
-    labels = pipeline.predict(image, (1, 1, 1), chosen, network)
+    labels = pipeline.predict(image, (1, 1, 1), chosen, forward, pipeline.PredictOptions())
     assert labels[0, 0].tolist() == [0, 0, 2, 2, 1, 1]
 
 
 MEMORY = """
 import json, resource, sys
 import numpy as np
-from segonnx.predict import pipeline, recipe
+from segonnx.predict import config, pipeline
 shape, spacing, window, classes = json.loads(sys.argv[1])
-how = recipe.Resampling(True, 1, 0, None)
-known = dict(percentile_00_5=-1000, percentile_99_5=1000, mean=0, std=1)
-made = recipe.Recipe(
-    channels=(recipe.Channel("CTNormalization", False, known),),
-    spacing=(1.5, 1.5, 1.5), forward=(0, 1, 2), backward=(0, 1, 2), crop=True, previous=(),
-    image=recipe.Resampling(True, 3, 0, None), labels=how, logits=how, window=window, step=1.0, sigma=1 / 8,
-    mirror_axes=(), regions=False, values=tuple(range(classes)), file_ending=".nii.gz", natural=False)
+statistics = dict(percentile_00_5=-1000, percentile_99_5=1000, mean=0, std=1)
+linear = config.SplineOrders(True, 1, 0, None)
+inference = config.InferenceConfig(
+    channels=(config.ChannelNormalization("CTNormalization", False, statistics),),
+    spacing=(1.5, 1.5, 1.5), transpose_forward=(0, 1, 2), transpose_backward=(0, 1, 2), crop=True,
+    previous_labels=(), image_resampling=config.SplineOrders(True, 3, 0, None), label_resampling=linear,
+    logit_resampling=linear, window=window, step=1.0, sigma=1 / 8, mirror_axes=(), regions=False,
+    label_values=tuple(range(classes)), file_ending=".nii.gz", natural=False)
 logits = np.zeros((1, classes, *window), np.float32)
 logits[:, -1] = 1
-def network(x):
+def forward(x):
     return logits
 image = np.ones((1, *shape), np.int16)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-labels = pipeline.predict(image, spacing, made, network)
+labels = pipeline.predict(image, spacing, inference, forward, pipeline.PredictOptions())
 assert labels.shape == tuple(shape) and labels.min() == labels.max() == classes - 1
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
@@ -310,7 +311,7 @@ def test_memory_is_bounded_by_the_window_and_not_by_the_volume(
     """All logits would take 2 GB, and 98 GB. The bound is that of docs/predict.md."""
     command = [sys.executable, "-c", MEMORY, json.dumps([shape, spacing, window, classes])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    depth, height, width = (round(size * one / 1.5) for size, one in zip(shape, spacing, strict=True))
+    depth, height, width = (round(size * mm / 1.5) for size, mm in zip(shape, spacing, strict=True))
     voxels, resampled = np.prod(shape, dtype=int), depth * height * width
     bound = 4 * classes * (window[0] * height * width + 3 * shape[1] * shape[2] + 3 * np.prod(window, dtype=int))
     bound += 6 * voxels + 4 * resampled + 8 * (voxels + 2 * resampled) + 10**8
@@ -336,7 +337,7 @@ def test_a_killed_run_leaves_no_half_label_map(hand: Path, tmp_path: Path) -> No
 def test_label_maps_are_those_of_nnunet(kind: str, tmp_path: Path) -> None:
     """Trains a small network, exports it, and holds `predict` against nnU-Net's own predictor."""
     nnunet_folders.run("make", kind, tmp_path, root=tmp_path)
-    artifacts = []
+    artifacts: list[Path] = []
     for number, folder in enumerate(nnunet_folders.folders(kind, tmp_path)):
         fold = nnunet_folders.KINDS[kind].runs[number][1]
         done = run("export", "--nnunet", folder, "--fold", fold, "--out", tmp_path / f"artifacts{number}")

@@ -8,22 +8,22 @@ from nnunetv2.preprocessing.resampling.default_resampling import resample_data_o
 from skimage.transform import resize
 
 from segonnx.predict import resampling
-from segonnx.predict.config import Resampling
-from segonnx.predict.resampling import Line
+from segonnx.predict.config import SplineOrders
+from segonnx.predict.resampling import LinearInterpolation
 
-LINEAR = Resampling(resamples=True, order=1, order_z=0, separate_z=None)
+LINEAR = SplineOrders(resamples=True, order=1, order_z=0, separate_z=None)
 SIZES = st.integers(1, 9)
 
 
 @settings(max_examples=60, deadline=None)
 @given(old=st.tuples(SIZES, SIZES, SIZES), new=st.tuples(SIZES, SIZES, SIZES), seed=st.integers(0, 9))
-def test_lines_along_every_axis_are_skimages_linear_resize(
+def test_linear_interpolation_is_skimages_linear_resize(
     old: tuple[int, int, int], new: tuple[int, int, int], seed: int
 ) -> None:
     image = np.random.default_rng(seed).standard_normal(old).astype(np.float32)
     found = image
     for axis, (before, after) in enumerate(zip(old, new, strict=True)):
-        found = Line.make(before, after).along(found, axis)
+        found = LinearInterpolation.between(before, after).apply(found, axis)
     expected = resize(image.astype(np.float64), new, 1, mode="edge", anti_aliasing=False)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -32,9 +32,9 @@ def test_lines_along_every_axis_are_skimages_linear_resize(
 @given(old=st.tuples(SIZES, SIZES, SIZES), new=st.tuples(SIZES, SIZES, SIZES), order=st.integers(0, 3))
 def test_images_are_resampled_as_by_skimage(old: tuple[int, int, int], new: tuple[int, int, int], order: int) -> None:
     image = np.random.default_rng(0).standard_normal((2, *old)).astype(np.float32)
-    found = resampling.resample(image, new, Resampling(resamples=True, order=order, order_z=0, separate_z=None), None)
-    for one, target in zip(image, found, strict=True):
-        expected = resize(one.astype(np.float64), new, order, mode="edge", anti_aliasing=False)
+    found = resampling.resample(image, new, SplineOrders(resamples=True, order=order, order_z=0, separate_z=None), None)
+    for channel, target in zip(image, found, strict=True):
+        expected = resize(channel.astype(np.float64), new, order, mode="edge", anti_aliasing=False)
         np.testing.assert_array_equal(target, expected.astype(np.float32))
 
 
@@ -48,16 +48,16 @@ def test_label_maps_are_resampled_as_by_nnunet(
 ) -> None:
     labels = np.random.default_rng(seed).integers(-1, 4, old).astype(np.int16)
     for order_z in (0, 1):
-        how = Resampling(resamples=True, order=order, order_z=order_z, separate_z=None)
+        orders = SplineOrders(resamples=True, order=order, order_z=order_z, separate_z=None)
         expected = resample_data_or_seg(
             labels[None], new, is_seg=True, axis=axis, order=order, do_separate_z=axis is not None, order_z=order_z
         )
-        np.testing.assert_array_equal(resampling.resample_labels(labels, new, how, axis), expected[0])
+        np.testing.assert_array_equal(resampling.resample_labels(labels, new, orders, axis), expected[0])
 
 
 @pytest.mark.parametrize(("old", "new"), [(5, 12), (12, 5), (7, 7), (1, 4), (4, 1)])
-def test_nearest_lines_take_whole_voxels(old: int, new: int) -> None:
-    found = Line.make(old, new, nearest=True).along(np.arange(old, dtype=np.float32), 0)
+def test_nearest_interpolation_takes_the_nearest_voxel(old: int, new: int) -> None:
+    found = LinearInterpolation.between(old, new, nearest=True).apply(np.arange(old, dtype=np.float32), 0)
     expected = np.clip(np.floor((np.arange(new) + 0.5) * old / new - 0.5 + 0.5), 0, old - 1)
     np.testing.assert_array_equal(found, expected)
 
@@ -77,10 +77,10 @@ def test_nearest_lines_take_whole_voxels(old: int, new: int) -> None:
 def test_an_axis_of_low_resolution_is_found(
     current: tuple[float, ...], wanted: tuple[float, ...], separate: bool | None, axis: int | None
 ) -> None:
-    assert resampling.low_resolution_axis(Resampling(True, 3, 0, separate), current, wanted) == axis
+    assert resampling.low_resolution_axis(SplineOrders(True, 3, 0, separate), current, wanted) == axis
 
 
-def test_what_is_not_zero_is_boxed_with_its_holes() -> None:
+def test_the_box_of_nonzero_voxels_holds_their_holes() -> None:
     image = np.zeros((2, 5, 6, 7))
     image[0, 1:4, 1:4, 2:5] = 1
     image[0, 2, 2, 3] = 0
@@ -95,8 +95,8 @@ def test_what_is_not_zero_is_boxed_with_its_holes() -> None:
     assert box == (slice(0, 2), slice(0, 3), slice(0, 4))
 
 
-def test_the_same_grid_is_left_alone() -> None:
+def test_an_image_of_the_wanted_shape_is_left_alone() -> None:
     image = np.random.default_rng(0).standard_normal((1, 3, 4, 5)).astype(np.float32)
     assert resampling.resample(image, (3, 4, 5), LINEAR, None) is image
-    kept = Resampling(resamples=False, order=3, order_z=0, separate_z=None)
+    kept = SplineOrders(resamples=False, order=3, order_z=0, separate_z=None)
     assert resampling.resample(image, (9, 9, 9), kept, None) is image

@@ -139,12 +139,12 @@ def bad(kind: str, folder: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("kind", "status", "line"),
     [
-        ("text", 422, "channel_0 isn't a whole gzip file"),
+        ("text", 422, "channel_0 isn't an intact gzip file"),
         ("text as NIfTI", 422, "channel_0 can't be read as a .nii file"),
-        ("cut gzip", 422, "channel_0 isn't a whole gzip file"),
-        ("cut by one byte", 422, "channel_0 isn't a whole gzip file"),
-        ("damaged gzip", 422, "channel_0 isn't a whole gzip file"),
-        ("cut NIfTI", 422, "channel_0.nii isn't whole"),
+        ("cut gzip", 422, "channel_0 isn't an intact gzip file"),
+        ("cut by one byte", 422, "channel_0 isn't an intact gzip file"),
+        ("damaged gzip", 422, "channel_0 isn't an intact gzip file"),
+        ("cut NIfTI", 422, "channel_0.nii isn't intact"),
         ("NaN", 422, "aren't finite"),
         ("four axes", 422, "channel_0.nii has 4 dimensions"),
         ("two channels", 422, "a channel for each"),

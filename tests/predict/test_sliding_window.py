@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 
 from segonnx.predict import sliding_window
-from segonnx.predict.resampling import Array
+from segonnx.predict.resampling import AnyArray
 
 
-def channels(x: Array) -> Array:
-    """A network whose logits are what it sees: the image, and its double."""
+def channels(x: AnyArray) -> AnyArray:
+    """A network whose logits are the image and its double."""
     return np.concatenate([x[:, :1], 2 * x[:, :1]], axis=1)
 
 
-def local(x: Array) -> Array:
-    """A network that answers by the place in the window, as real ones do at their borders."""
+def local(x: AnyArray) -> AnyArray:
+    """A network whose logits depend on the position in the window, as those of real ones do near its edges."""
     place = np.add.outer(np.arange(x.shape[2]), np.add.outer(np.arange(x.shape[3]), np.arange(x.shape[4])))
     return np.stack([x[0, 0] + place, x[0, 0] * place])[None].astype(np.float32)
 
 
-def whole(image: Array, network: sliding_window.Network, window: tuple[int, ...], step: float) -> Array:
-    """What the windows mean together, with everything held at once."""
+def averaged(image: AnyArray, forward: sliding_window.Forward, window: tuple[int, ...], step: float) -> AnyArray:
+    """The weighted mean over all windows, with all logits in memory."""
     gaussian = sliding_window.weights(window, 1 / 8)
     below = [max(0, need - size) // 2 for need, size in zip(window, image.shape[1:], strict=True)]
     above = [max(0, need - size) - low for need, size, low in zip(window, image.shape[1:], below, strict=True)]
@@ -30,7 +30,7 @@ def whole(image: Array, network: sliding_window.Network, window: tuple[int, ...]
     every = (sliding_window.starts(size, need, step) for size, need in zip(padded.shape[1:], window, strict=True))
     for start in itertools.product(*every):
         box = tuple(slice(a, a + size) for a, size in zip(start, window, strict=True))
-        total[(slice(None), *box)] += network(padded[(slice(None), *box)][None])[0] * gaussian
+        total[(slice(None), *box)] += forward(padded[(slice(None), *box)][None])[0] * gaussian
         weight[box] += gaussian
     inside = tuple(slice(low, low + size) for low, size in zip(below, image.shape[1:], strict=True))
     return (total / weight)[(slice(None), *inside)]
@@ -38,15 +38,15 @@ def whole(image: Array, network: sliding_window.Network, window: tuple[int, ...]
 
 @pytest.mark.parametrize("shape", [(8, 8, 8), (20, 13, 9), (5, 30, 8), (3, 4, 5), (9, 8, 8)])
 @pytest.mark.parametrize("step", [0.5, 1.0, 0.3])
-def test_slices_are_what_all_windows_mean_together(shape: tuple[int, ...], step: float) -> None:
+def test_slices_are_the_weighted_mean_over_all_windows(shape: tuple[int, ...], step: float) -> None:
     image = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     found = np.stack(
-        list(sliding_window.slices(image, local, 2, (8, 8, 8), step, 1 / 8, (), lambda *done: told.append(done))),
+        list(sliding_window.slices(image, local, 2, (8, 8, 8), step, 1 / 8, (), lambda *done: calls.append(done))),
         axis=1,
     )
-    np.testing.assert_allclose(found, whole(image, local, (8, 8, 8), step), rtol=1e-4, atol=1e-4)
-    assert told[-1][0] == told[-1][1] == len(told)
+    np.testing.assert_allclose(found, averaged(image, local, (8, 8, 8), step), rtol=1e-4, atol=1e-4)
+    assert calls[-1][0] == calls[-1][1] == len(calls)
 
 
 def test_windows_of_pictures_go_through_every_slice() -> None:
@@ -60,12 +60,12 @@ def test_mirrored_windows_are_mirrored_back() -> None:
     image = np.random.default_rng(0).standard_normal((1, 12, 12, 12)).astype(np.float32)
     seen = []
 
-    def network(x: Array) -> Array:
+    def forward(x: AnyArray) -> AnyArray:
         seen.append(x)
         return channels(x)
 
     found = np.stack(
-        list(sliding_window.slices(image, network, 2, (12, 12, 12), 0.5, 1 / 8, (0, 2), lambda *_: None)), axis=1
+        list(sliding_window.slices(image, forward, 2, (12, 12, 12), 0.5, 1 / 8, (0, 2), lambda *_: None)), axis=1
     )
     np.testing.assert_allclose(found[0], image[0], rtol=1e-5, atol=1e-6)
     assert len(seen) == 4

@@ -1,7 +1,7 @@
-"""An artifact in the forms that other programs take: a zip file, Triton's and MONAI's folders, an OCI image layout.
+"""Packs an artifact into other formats: a zip file, an OCI image layout, and the folders of Triton and MONAI.
 
-A zip file and an image layout hold the artifact as it is, so ``unpack`` gives it back. The two others hold the model
-where their programs look for it, and can't be made into an artifact again.
+A zip file and an image layout hold the artifact as it is, and ``unpack`` gives it back. The two others hold the model
+where their programs look for it, and can't be unpacked.
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, ResourceError
 
 FORMATS: dict[str, ModuleType] = {"zip": zipped, "triton": triton, "oci": oci, "bundle": bundle}
+"""The module that writes each format."""
 
 
 def pack(
-    artifact: Path, form: str, out: Path, *, overwrite: bool = False, progress: Progress = subprocesses.silent
+    artifact: Path, packing: str, out: Path, *, overwrite: bool = False, progress: Progress = subprocesses.silent
 ) -> Path:
-    """Write an artifact in another form; it appears whole or not at all.
+    """Write an artifact in another format. A failure leaves nothing at ``out``.
 
     Args:
-        artifact: its folder, every byte and the graph of which are checked first.
-        form: a key of ``FORMATS``.
-        out: the file (zip) or folder (the others) to make.
-        overwrite: replace what is there.
-        progress: told of each step.
+        artifact: The artifact's folder. Every hash and the graph are checked first.
+        packing: The format, a key of ``FORMATS``.
+        out: The file (zip) or the folder (the others) to make.
+        overwrite: Replace what is at ``out``.
+        progress: A progress callback.
 
     Returns:
         ``out``.
 
     Raises:
-        VerifyError: the artifact isn't whole.
-        InputError: something is at ``out`` already, or it can't be written.
+        VerifyError: The artifact isn't intact.
+        InputError: Something is at ``out`` already.
+        ResourceError: ``out`` can't be written.
     """
     _require_free(out, overwrite=overwrite)
     content = verify(artifact, replay=False, progress=progress).manifest
@@ -44,7 +46,7 @@ def pack(
         _require_space(content, work)
         made = work / "packed"
         try:
-            FORMATS[form].write(artifact, content, made, progress)
+            FORMATS[packing].write(artifact, content, made, progress)
         except OSError as error:
             raise ResourceError(f"can't write {out}: {error.strerror}") from error
         files.publish(made, out)
@@ -52,26 +54,27 @@ def pack(
 
 
 def unpack(packed: Path, out: Path, *, overwrite: bool = False, progress: Progress = subprocesses.silent) -> Path:
-    """The artifact in a zip file or an OCI image layout; nothing is written unless all of it is as it should be.
+    """Unpack the artifact in a zip file or an OCI image layout. A failure leaves nothing at ``out``.
 
     Args:
-        packed: what ``pack`` wrote. It isn't trusted.
-        out: the artifact's folder to make.
-        overwrite: replace what is there.
-        progress: told of each step.
+        packed: The file or folder that ``pack`` wrote. It isn't trusted.
+        out: The artifact's folder to make.
+        overwrite: Replace what is at ``out``.
+        progress: A progress callback.
 
     Returns:
         ``out``.
 
     Raises:
-        InputError: it is of no such form, holds what it shouldn't, or ``out`` can't be written.
-        VerifyError: what it holds isn't a whole artifact.
+        InputError: ``packed`` is neither a zip file nor an image layout, or something is at ``out`` already.
+        VerifyError: ``packed`` holds no artifact, or one that isn't intact.
+        ResourceError: ``out`` can't be written.
     """
     _require_free(out, overwrite=overwrite)
     if not packed.exists():
         raise InputError(f"{packed} doesn't exist")
-    form = oci if packed.is_dir() else zipped
-    with form.opened(packed) as source:
+    module = oci if packed.is_dir() else zipped
+    with module.opened(packed) as source:
         progress("reading the manifest")
         content = source.manifest()
         with files.staging(out) as work:

@@ -1,7 +1,7 @@
-"""An artifact in the layout of a MONAI bundle: https://docs.monai.io/en/stable/mb_specification.html.
+"""Packs an artifact into the layout of a MONAI bundle: https://docs.monai.io/en/stable/mb_specification.html.
 
-Like one, not one: a bundle's programs expect TorchScript or Python; what reads ``configs/metadata.json`` and
-``models/model.onnx`` finds them in their places.
+It is no full bundle: MONAI's own programs expect TorchScript or Python. Programs that read ``configs/metadata.json``
+and ``models/model.onnx`` find them in their places.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def write(artifact: Path, content: Manifest, out: Path, progress: Progress) -> N
 
 
 def metadata(content: Manifest) -> dict[str, Any]:
-    """The content of metadata.json, in the words of MONAI's schema."""
+    """The content of metadata.json, by MONAI's schema."""
     x, y = content["inputs"][0], content["outputs"][0]
     names = {str(index): label["name"] for index, label in enumerate(content["labels"])}
     if gives_labels(content):

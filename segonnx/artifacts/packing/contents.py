@@ -1,4 +1,4 @@
-"""What the forms share: names that are safe to write, and copies whose bytes are checked on the way."""
+"""What the formats share: the check that names are safe to write, and copies that check the bytes they write."""
 
 from __future__ import annotations
 
@@ -13,20 +13,32 @@ from segonnx.artifacts.manifest import Manifest
 from segonnx.errors import VerifyError
 
 BLOCK = 2**20
+"""Bytes that are read at a time."""
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 MAX_FILES = 10_000
+"""The most files that an artifact may hold."""
 
 
 def names(content: Manifest, *, signed: bool) -> list[str]:
-    """The files of an artifact, its manifest first: the same order each time."""
+    """The names of an artifact's files in a fixed order, the manifest first.
+
+    Args:
+        content: The manifest.
+        signed: Whether the artifact holds a signature.
+    """
     return [layout.MANIFEST, *([layout.SIGNATURE] if signed else []), *sorted(content["files"])]
 
 
 def require_known(found: Collection[str], content: Manifest, path: Path) -> None:
-    """See to it that these names are the files of an artifact, with or without a signature.
+    """Check that these names are the files of an artifact, with or without a signature.
+
+    Args:
+        found: The names that were found.
+        content: The manifest.
+        path: The packed file or folder, which messages name.
 
     Raises:
-        VerifyError: one is missing, or isn't the artifact's.
+        VerifyError: A file is missing, or isn't the artifact's.
     """
     wanted = set(names(content, signed=layout.SIGNATURE in found))
     if extra := sorted(set(found) - wanted):
@@ -36,10 +48,11 @@ def require_known(found: Collection[str], content: Manifest, path: Path) -> None
 
 
 def require_safe(found: Iterable[str]) -> None:
-    """See to it that names of files can be written below a folder, on any system, each to a place of its own.
+    """Check that files of these names can be written below a folder on any system, without overwriting each other.
 
     Raises:
-        VerifyError: a name is absolute, leads outside, holds strange characters, or is another one's in other case.
+        VerifyError: A name is absolute, leads outside the folder, holds unusual characters, or differs from another
+            one in case only.
     """
     seen: dict[str, str] = {}
     for name in found:
@@ -53,10 +66,17 @@ def require_safe(found: Iterable[str]) -> None:
 
 
 def copy(source: IO[bytes], target: Path, size: int, sha256: str, name: str) -> None:
-    """Copy a file whose size and hash are known; never more than that is read or written.
+    """Copy a file whose size and hash are known. No byte beyond that size is written.
+
+    Args:
+        source: The file to read.
+        target: The file to make.
+        size: The number of bytes that the manifest says.
+        sha256: The SHA-256 that the manifest says, in hexadecimal.
+        name: The file's name, which messages name.
 
     Raises:
-        VerifyError: it has other bytes.
+        VerifyError: The file has other bytes.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
@@ -75,10 +95,14 @@ def copy(source: IO[bytes], target: Path, size: int, sha256: str, name: str) -> 
 
 
 def parse(data: bytes, work: Path) -> Manifest:
-    """The manifest in these bytes, checked as ``manifest.read`` checks a file, and the names in it.
+    """Parse a manifest, and check it as ``manifest.read`` does, and the names in it.
+
+    Args:
+        data: The bytes of the manifest.
+        work: The folder that messages name.
 
     Raises:
-        VerifyError: it isn't one.
+        VerifyError: The bytes are no manifest, or a name in it isn't safe.
     """
     content = manifest.parse(data, work / layout.MANIFEST)
     require_safe(names(content, signed=True))

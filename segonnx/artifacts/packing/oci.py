@@ -1,7 +1,7 @@
-"""An artifact as an OCI image layout, a folder that registries' tools copy: https://github.com/opencontainers/image-spec.
+"""Packs an artifact into an OCI image layout, a folder that registries' tools copy.
 
-Every file is a layer whose title is its path, as oras writes and restores it; there is nothing to run, so the
-configuration is the specification's empty one.
+The specification is https://github.com/opencontainers/image-spec. Every file is a layer whose title is its path, as
+oras writes and restores it. There is nothing to run, so the configuration is the specification's empty one.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from segonnx.errors import InputError, VerifyError
 
 ARTIFACT_TYPE = "application/vnd.segonnx.artifact.v1"
 LAYER_TYPES = {".onnx": "application/vnd.onnx.model", ".json": "application/json", ".md": "text/markdown"}
-"""By the file's suffix; other files are bytes."""
+"""The media type of a layer by the file's suffix. Other files are ``application/octet-stream``."""
 MAX_IMAGES = 100
-"""More images of a layout aren't looked at."""
+"""How many images of a layout are looked at."""
 _INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 _MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 _EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
@@ -76,7 +76,7 @@ def write(artifact: Path, content: Manifest, out: Path, progress: Progress) -> N
 
 
 def _put(out: Path, data: bytes) -> dict[str, Any]:
-    """Write a blob; what descriptors say of it."""
+    """Write a blob. The result is its digest and size, as descriptors hold them."""
     digest = hashlib.sha256(data).hexdigest()
     (out / _BLOBS / digest).write_bytes(data)
     return {"digest": f"sha256:{digest}", "size": len(data)}
@@ -88,10 +88,10 @@ def _dump(content: object) -> bytes:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Layout]:
-    """The artifact in an image layout.
+    """Open the artifact in an image layout.
 
     Raises:
-        InputError: it is no image layout of one artifact.
+        InputError: The folder is no image layout of exactly one artifact.
     """
     try:
         yield Layout(path)
@@ -102,15 +102,15 @@ def opened(path: Path) -> Iterator[Layout]:
 
 
 class Layout:
-    """An image layout that isn't trusted: only what has the digest that was asked for is believed."""
+    """An image layout that isn't trusted: a blob counts only if it has the digest that was asked for."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         if not (path / "oci-layout").is_file():
             raise InputError(f"{path} is no OCI image layout: it has no file oci-layout")
         index = json.loads(self._read(path / "index.json"))
-        # The type stands in the index, too, but tools that copy a layout leave it out there.
-        every = [json.loads(self._blob(one)) for one in index["manifests"][:MAX_IMAGES]]
+        # The index holds the artifact type, too, but tools that copy a layout leave it out there.
+        every = [json.loads(self._blob(descriptor)) for descriptor in index["manifests"][:MAX_IMAGES]]
         images = [image for image in every if image.get("artifactType") == ARTIFACT_TYPE]
         if len(images) != 1:
             raise InputError(f"{path} holds {len(images)} artifacts of segonnx, not one")
@@ -119,10 +119,10 @@ class Layout:
         self._layers: dict[str, dict[str, Any]] = dict(layers)
 
     def manifest(self) -> Manifest:
-        """The manifest, once the layout is seen to hold what it names, and nothing else.
+        """Read the manifest, and check that the layout holds the files that it names, and no other.
 
         Raises:
-            VerifyError: it doesn't.
+            VerifyError: A file is missing, or isn't the artifact's.
         """
         if layout.MANIFEST not in self._layers:
             raise VerifyError(f"{self._path} holds no artifact: it has no {layout.MANIFEST}")
@@ -132,10 +132,10 @@ class Layout:
         return content
 
     def extract(self, content: Manifest, target: Path, progress: Progress) -> None:
-        """Write the files below ``target``; their bytes are checked on the way.
+        """Write the files below ``target``, and check their bytes on the way.
 
         Raises:
-            VerifyError: a file has other bytes.
+            VerifyError: A file has other bytes.
         """
         (target / layout.MANIFEST).write_bytes(self._manifest)
         if layout.SIGNATURE in self._layers:

@@ -1,7 +1,7 @@
-"""An artifact as a model repository of Triton Inference Server, for its ONNX Runtime backend.
+"""Packs an artifact into a model repository of Triton Inference Server, for its ONNX Runtime backend.
 
-Triton's user guide, "Model Repository": ``NAME/config.pbtxt`` and ``NAME/1/model.onnx``, which is a folder where the
-model has external data.
+The layout is that of "Model Repository" in Triton's user guide: ``NAME/config.pbtxt`` and ``NAME/1/model.onnx``. The
+latter is a folder if the model has external data.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ TYPES = {
     "uint16": "TYPE_UINT16",
     "int64": "TYPE_INT64",
 }
+"""Triton's name of each type in a manifest."""
 
 
 def write(artifact: Path, content: Manifest, out: Path, progress: Progress) -> None:
@@ -28,23 +29,23 @@ def write(artifact: Path, content: Manifest, out: Path, progress: Progress) -> N
     version = out / content_name(content) / "1"
     version.mkdir(parents=True)
     parts = sorted(name for name in content["files"] if name.startswith(MODEL))
-    place = version if parts == [MODEL] else version / MODEL
-    place.mkdir(exist_ok=True)
+    folder = version if parts == [MODEL] else version / MODEL
+    folder.mkdir(exist_ok=True)
     for name in parts:
         progress(f"packing {name}")
-        shutil.copyfile(artifact / name, place / name)
+        shutil.copyfile(artifact / name, folder / name)
     (version.parent / "config.pbtxt").write_text(config(content), encoding="utf-8")
     for name in (layout.MANIFEST, layout.CARD):
         shutil.copyfile(artifact / name, version.parent / name)
 
 
 def content_name(content: Manifest) -> str:
-    """The model's name: what stands in the manifest, with characters that can stand in a path and in a URL."""
+    """The name in the manifest, with every character replaced that a path or a URL can't hold."""
     return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in content["name"])
 
 
 def config(content: Manifest) -> str:
-    """The text of config.pbtxt: the batch is one of the model's own axes, so Triton adds none."""
+    """The text of config.pbtxt. The batch is one of the model's own axes, so Triton adds none."""
     return f"""name: "{content_name(content)}"
 backend: "onnxruntime"
 max_batch_size: 0

@@ -1,4 +1,4 @@
-"""A zip file of an artifact: the same bytes each time, and read without trust.
+"""Packs an artifact into a zip file, whose bytes are the same each time. Reading doesn't trust the file.
 
 Files are stored, not deflated: trained weights hardly shrink, and a stored file is written and read at the speed of the
 disk.
@@ -20,10 +20,11 @@ from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, VerifyError
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The earliest time that a zip file can tell, in place of when each file was written."""
+"""The earliest time that a zip file can hold. Every entry gets it, so that the bytes are the same each time."""
 MODE = (stat.S_IFREG | 0o644) << 16
+"""The attributes of every entry: a plain file that everybody may read."""
 MAX_GROWTH = 100
-"""Weights don't shrink more than that; zeros, and files that lie on top of each other, do."""
+"""How many times its size a zip file may grow. Weights stay below; zeros and overlapping entries don't."""
 
 
 def write(artifact: Path, content: Manifest, out: Path, progress: Progress) -> None:
@@ -44,10 +45,10 @@ def write(artifact: Path, content: Manifest, out: Path, progress: Progress) -> N
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Zipped]:
-    """The artifact in a zip file.
+    """Open the artifact in a zip file.
 
     Raises:
-        InputError: it is no zip file.
+        InputError: The file is no zip file, or is damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -65,10 +66,10 @@ class Zipped:
         self._archive, self._path = archive, path
 
     def manifest(self) -> Manifest:
-        """The manifest, once the file is seen to hold what it names, and nothing else.
+        """Read the manifest, and check that the zip file holds the files that it names, and no other.
 
         Raises:
-            VerifyError: it doesn't.
+            VerifyError: A file is missing, isn't the artifact's, or is packed in an unusual way.
         """
         entries = self._archive.infolist()
         found = [entry.filename for entry in entries]
@@ -89,10 +90,10 @@ class Zipped:
         return content
 
     def extract(self, content: Manifest, target: Path, progress: Progress) -> None:
-        """Write the files below ``target``; their bytes are checked on the way.
+        """Write the files below ``target``, and check their bytes on the way.
 
         Raises:
-            VerifyError: a file has other bytes.
+            VerifyError: A file has other bytes.
         """
         for name in {layout.MANIFEST, layout.SIGNATURE} & set(self._archive.namelist()):
             with self._archive.open(name) as file:

@@ -1,0 +1,163 @@
+"""Preprocessing: brings an image to the axes, the intensities and the spacing that the network was trained on."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from segonnx.errors import InputError
+from segonnx.predict import resampling
+from segonnx.predict.config import PICTURE, ChannelNormalization, InferenceConfig
+from segonnx.predict.resampling import AnyArray, Box
+
+EPSILON = 1e-8
+"""The smallest standard deviation or range to divide by, as in nnU-Net."""
+
+
+@dataclass
+class Times:
+    """The seconds that each step took, summed over its calls."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def of(self, step: str) -> Iterator[None]:
+        """Add the time that the block takes to a step."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] += time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image as the network sees it. All axes are the network's.
+
+    Attributes:
+        array: The network's input, float32 (C, z, y, x).
+        full_shape: The shape (z, y, x) of the image before the crop.
+        box: The crop, in voxels of the image.
+        spacing: The image's spacing in mm.
+        network_spacing: The spacing of ``array`` in mm.
+    """
+
+    array: AnyArray
+    full_shape: tuple[int, ...]
+    box: Box
+    spacing: tuple[float, ...]
+    network_spacing: tuple[float, ...]
+
+    @property
+    def cropped_shape(self) -> tuple[int, ...]:
+        """The shape (z, y, x) of the image after the crop."""
+        return tuple(axis.stop - axis.start for axis in self.box)
+
+
+def prepare(
+    image: AnyArray, spacing: Sequence[float], config: InferenceConfig, previous: AnyArray | None, times: Times
+) -> PreparedImage:
+    """Bring an image to the network's axes, intensities and spacing.
+
+    Args:
+        image: The image as read, (C, z, y, x).
+        spacing: The image's spacing (z, y, x) in mm.
+        config: The artifact's inference config.
+        previous: The label map of a cascade's first stage, integers (z, y, x). None if the network is no second stage.
+        times: The seconds of ``prepare`` and ``resample`` are added to it.
+
+    Raises:
+        InputError: The image or the label map doesn't fit the config.
+    """
+    with times.of("prepare"):
+        _check_image(image, spacing, config)
+        _check_previous(previous, image, config)
+        image = image.astype(np.float32).transpose(0, *(axis + 1 for axis in config.transpose_forward))
+        own = tuple(float(spacing[axis]) for axis in config.transpose_forward)
+        wanted = (*own[: 3 - len(config.spacing)], *config.spacing)
+        mask, box = resampling.nonzero(image)
+        if not config.crop:
+            box = tuple(slice(0, size) for size in mask.shape)
+        full_shape = mask.shape
+        image = np.ascontiguousarray(image[(slice(None), *box)])
+        mask = mask[box]
+        if previous is not None or any(channel.use_mask for channel in config.channels):
+            mask = resampling.filled(mask)
+        for values, channel in zip(image, config.channels, strict=True):
+            _normalise(values, mask, channel)
+    with times.of("resample"):
+        shape = image.shape[1:]
+        if config.image_resampling.resamples:
+            shape = resampling.resampled_shape(shape, own, wanted)
+        if min(shape) < 1:
+            raise InputError(f"the image covers less than a voxel of {'x'.join(f'{size:g}' for size in wanted)} mm")
+        axis = resampling.low_resolution_axis(config.image_resampling, own, wanted)
+        image = resampling.resample(image, shape, config.image_resampling, axis)
+        if previous is not None:
+            labels = previous.transpose(config.transpose_forward)[box].astype(np.int16)
+            # Zeros outside the body are a label of their own, as in nnU-Net: they may lose where all of the background
+            # would win.
+            labels[(labels == 0) & ~mask] = -1
+            axis = resampling.low_resolution_axis(config.label_resampling, own, wanted)
+            labels = resampling.resample_labels(labels, shape, config.label_resampling, axis)
+            one_hot = np.stack([(labels == value).astype(np.float32) for value in config.previous_labels])
+            image = np.concatenate([image, one_hot])
+    return PreparedImage(image, full_shape, box, own, wanted)
+
+
+def _check_image(image: AnyArray, spacing: Sequence[float], config: InferenceConfig) -> None:
+    if image.ndim != 4 or len(image) != len(config.channels):
+        wanted = f"({len(config.channels)}, z, y, x)"
+        raise InputError(f"the image is {image.shape}; the network takes {wanted}, a channel for each of its inputs")
+    if min(image.shape) < 1:
+        raise InputError(f"the image {image.shape} is empty")
+    if len(spacing) != 3 or not all(0 < size < np.inf for size in spacing):
+        raise InputError(f"the spacing is {tuple(spacing)}; it must be three positive numbers (z, y, x) in mm")
+    if image.dtype.kind not in "iufb" or not np.isfinite(image).all():
+        raise InputError("the image holds values that aren't finite numbers")
+
+
+def _check_previous(previous: AnyArray | None, image: AnyArray, config: InferenceConfig) -> None:
+    if not config.previous_labels:
+        if previous is not None:
+            raise InputError("the network is no second stage of a cascade: it takes no label map of a first one")
+        return
+    if previous is None:
+        raise InputError("the network is the second stage of a cascade: it needs the label map of the first one")
+    if previous.shape != image.shape[1:] or previous.dtype.kind not in "iu":
+        raise InputError(
+            f"the first stage's label map must be whole numbers {image.shape[1:]}, as the image; "
+            f"found {previous.dtype} {previous.shape}"
+        )
+
+
+def _normalise(values: AnyArray, mask: AnyArray, channel: ChannelNormalization) -> None:
+    """Normalise one channel (z, y, x) in place."""
+    if channel.scheme == "CTNormalization":
+        known = channel.statistics
+        np.clip(values, known["percentile_00_5"], known["percentile_99_5"], out=values)
+        values -= known["mean"]
+        values /= max(known["std"], EPSILON)
+    elif channel.scheme == "ZScoreNormalization":
+        inside = values[mask] if channel.use_mask else values
+        mean, deviation = inside.mean(), max(inside.std(), EPSILON)
+        if channel.use_mask:
+            values[mask] = (inside - mean) / deviation
+        else:
+            values -= mean
+            values /= deviation
+    elif channel.scheme == "RescaleTo01Normalization":
+        values -= values.min()
+        values /= max(values.max(), EPSILON)
+    elif channel.scheme in ("RGBTo01Normalization", PICTURE):
+        if values.min() < 0 or values.max() > 255:
+            raise InputError(f"a channel of colours must lie in 0..255; found {values.min():g} to {values.max():g}")
+        values /= 255
+        if channel.scheme == PICTURE:
+            values -= channel.statistics["mean"]
+            values /= channel.statistics["std"]
