@@ -17,10 +17,10 @@ import torch
 from segonnx import models
 from segonnx.artifacts.verify import verify
 from segonnx.errors import CheckpointError, InputError
-from segonnx.exporters import pipeline
+from segonnx.exporters import manifest_entries, nnunet, pipeline
+from segonnx.exporters.nnunet import Selection, Trained
 from segonnx.exporters.pipeline import Settings
 from segonnx.sources.nnunet import folder as trained_folder
-from segonnx.sources.nnunet.folder import Trained
 from tests import handmade, nnunet_folders
 from tests.conftest import ROOT, run
 
@@ -32,7 +32,7 @@ def _read(folder: Path, fold: str | None = None, configuration: str | None = Non
     """``nnunet.trained`` without the start of a process."""
     model = trained_folder.locate(folder, configuration)
     checkpoints = trained_folder.find_checkpoints(model, fold, "final")
-    return trained_folder._read(model, checkpoints, fold, "final", configuration, False, lambda _: None)
+    return nnunet.read(model, checkpoints, Selection(fold, configuration=configuration), lambda _: None)
 
 
 def _answer(artifact: Path, x: np.ndarray) -> np.ndarray:
@@ -134,15 +134,15 @@ def test_the_manifest_holds_all_that_inference_needs(folder: Path) -> None:
 
 
 def test_each_fold_is_an_artifact_of_its_own(folder: Path) -> None:
-    every = trained_folder.trained(folder)
+    every = nnunet.trained(folder)
     assert [one.checkpoints[0].parent.name for one in every] == ["fold_0", "fold_1", "fold_all"]
     assert len({one.spec.name for one in every}) == 3
 
 
 @pytest.mark.slow
 def test_an_ensemble_is_the_mean_of_its_folds(folder: Path, tmp_path: Path) -> None:
-    every = trained_folder.trained(folder)
-    (ensemble,) = trained_folder.trained(folder, fold="ensemble")
+    every = nnunet.trained(folder)
+    (ensemble,) = nnunet.trained(folder, Selection("ensemble"))
     assert [path.parent.name for path in ensemble.checkpoints] == ["fold_0", "fold_1"]
     exported = pipeline.export(ensemble.spec, Settings(tmp_path, checkpoints=ensemble.checkpoints))
     parameters = exported.manifest["parameters"]
@@ -213,8 +213,13 @@ def test_a_changed_plan_makes_another_artifact(copy: Path) -> None:
     _strip(copy / "fold_0" / "checkpoint_final.pth")
     (after,) = _read(copy, "0")
     digests = [
-        pipeline._arguments(one.spec, Settings(Path(), checkpoints=one.checkpoints), one.spec.input_shape)
-        for one in (before, after)
+        manifest_entries.arguments(
+            network.spec,
+            Settings(Path(), checkpoints=network.checkpoints),
+            network.spec.input_shape,
+            random_weights=False,
+        )
+        for network in (before, after)
     ]
     assert digests[0]["plans_sha256"] != digests[1]["plans_sha256"]
 
