@@ -146,7 +146,7 @@ def _walk(folder: Path, known: set[str]) -> Iterator[str]:
         with os.scandir(folder / prefix) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
         for entry in entries:
-            info = entry.stat(follow_symlinks=False)
+            info = os.lstat(entry.path)  # what the entry itself knows has no count of links on Windows
             name = prefix + entry.name
             if stat.S_ISDIR(info.st_mode):
                 if name not in folders:
