@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and their hashes."""
+"""Files and folders that appear complete or not at all, and their hashes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def require_writable(path: Path) -> None:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all.
+    """Write a file completely or not at all.
 
     Raises:
         ResourceError: it can't be written.

@@ -49,7 +49,7 @@ class Outcome(Generic[T]):
     Attributes:
         value: the function's result.
         peak_rss_bytes: the most resident memory that the process held, file-backed pages included.
-        seconds: from start to end, imports included.
+        seconds: how long it ran, imports included.
     """
 
     value: T

@@ -23,9 +23,9 @@ class Tolerance:
     a network whose logits are near 1 and for one whose logits are near 1e9.
 
     Attributes:
-        max_rel_error: of the largest difference.
-        rms_rel_error: of the root of the mean squared difference; it sees a small change of many voxels that the
-            largest difference, which one unlucky voxel sets, does not.
+        max_rel_error: the most that the largest difference may be.
+        rms_rel_error: the most that the root of the mean squared difference may be. It sees a small change of many
+            voxels that the largest difference, which one unlucky voxel sets, does not.
         label_agreement: fraction of voxels that must get the same label.
     """
 

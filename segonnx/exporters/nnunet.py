@@ -209,7 +209,7 @@ def _parameters(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], meta: Chec
 
 
 def _counted(spec: ModelSpec, sizes: Mapping[str, int]) -> ModelSpec:
-    """The system with the counts of its checkpoints as what it must have."""
+    """The spec with the counts of its checkpoints as what its network must have."""
     from segonnx import models
     from segonnx.models import counting
 

@@ -44,7 +44,7 @@ class Exported:
 
     Attributes:
         folder: the artifact.
-        manifest: its content.
+        manifest: the content of its manifest.
         kept: whether it was there already, intact and made with the same arguments.
         stages: what each step took, by its name; empty if the artifact was kept.
         seconds: what all of it took.
@@ -151,14 +151,14 @@ class _Job:
 
     def _tune(self, test_input: ParityInput) -> Tuning:
         """Choose the rewrites by timing them, on the graph as torch writes it."""
-        stock = self.work / "stock.onnx"
-        self.steps.convert("stock", self._conversion("none", Choices(), stock))
+        baseline = self.work / "baseline.onnx"
+        self.steps.convert("stock", self._conversion("none", Choices(), baseline))
         settings = self.settings
         tuning = self.steps.spawn(
-            "tune", tune, stock, test_input, self.spec.modality, settings.max_weight_growth, settings.threads,
+            "tune", tune, baseline, test_input, self.spec.modality, settings.max_weight_growth, settings.threads,
             settings.tune_time,
         )  # fmt: skip
-        for path in self.work.glob("stock.onnx*"):
+        for path in self.work.glob("baseline.onnx*"):
             path.unlink()
         return tuning
 

@@ -62,7 +62,7 @@ def adapt(spec: ModelSpec, weights: Weights, progress: Progress) -> ModelSpec:
     """The spec as its weights need it: with their classes and input channels, and what is known of them.
 
     Raises:
-        CheckpointError: the weights can't be read or had, or are of another system.
+        CheckpointError: the weights can't be read or had, or are another network's.
     """
     from segonnx import models
     from segonnx.models import checkpoints as files

@@ -37,11 +37,11 @@ def build(
     """Build a network, or the mean of ``folds`` of them.
 
     Args:
-        architecture: name of the class.
-        arguments: of its constructor; classes by their names in ``plans.CLASSES``.
-        in_channels: of the input.
-        num_classes: of the output.
-        folds: how many.
+        architecture: the name of the class.
+        arguments: the constructor's; classes stand there by their names in ``plans.CLASSES``.
+        in_channels: input channels.
+        num_classes: output channels.
+        folds: how many networks.
 
     Raises:
         InputError: the constructor doesn't take these.
