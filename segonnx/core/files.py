@@ -35,7 +35,9 @@ def staging(target: Path) -> Iterator[Path]:
         raise ResourceError(f"can't write to {parent}: {error.strerror}") from error
     try:
         with (folder / _LOCK).open("w") as file:
-            _lock(file)
+            _lock(file, wait=True)
+            file.write("locked")  # until then nobody may take the folder for abandoned
+            file.flush()
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -123,15 +125,19 @@ def _clear_abandoned(parent: Path) -> None:
     for folder in parent.glob(".*.partial"):
         try:
             with (folder / _LOCK).open("r+") as file:
-                abandoned = _lock(file)
+                abandoned = _lock(file, wait=False) and file.read() != ""
         except OSError:
             continue  # its owner has just made it, or is clearing it away
         if abandoned:  # Windows removes no file that is open
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _lock(file: IO[str]) -> bool:
+def _lock(file: IO[str], *, wait: bool) -> bool:
     """Lock an open file until it is closed, or its process dies.
+
+    Args:
+        file: open for writing.
+        wait: wait until nobody else has it locked.
 
     Returns:
         Whether it is locked now. It isn't where another process has locked it, or the system has no such locks: there
@@ -141,11 +147,11 @@ def _lock(file: IO[str]) -> bool:
         if sys.platform == "win32":
             import msvcrt
 
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (ImportError, OSError):
         return False
     return True

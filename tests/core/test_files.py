@@ -78,7 +78,7 @@ def test_a_staging_folder_goes_with_its_process(tmp_path: Path) -> None:
 
 def test_without_locks_nothing_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".a.x.partial").mkdir()
-    (tmp_path / ".a.x.partial" / ".lock").write_text("")
+    (tmp_path / ".a.x.partial" / ".lock").write_text("locked")
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "fcntl", None)
         with files.staging(tmp_path / "b") as work:
@@ -87,6 +87,13 @@ def test_without_locks_nothing_is_cleared(tmp_path: Path, monkeypatch: pytest.Mo
     with files.staging(tmp_path / "b"):
         pass
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_is_not_locked_yet_stays(tmp_path: Path) -> None:
+    (tmp_path / ".a.x.partial").mkdir()
+    (tmp_path / ".a.x.partial" / ".lock").write_text("")
+    with files.staging(tmp_path / "b"):
+        assert (tmp_path / ".a.x.partial").is_dir()
 
 
 def test_publishing_replaces_what_is_there(tmp_path: Path) -> None:
