@@ -26,9 +26,8 @@ from segonnx.artifacts.layout import MODEL
 from segonnx.bench import core_latency, stats
 from segonnx.bench.core_latency import Exchange
 from segonnx.core import hardware, subprocesses
-from segonnx.core.synthetic_inputs import Array
+from segonnx.core.synthetic_inputs import Array, ParityInput
 from segonnx.exporters import pipeline
-from segonnx.exporters.parity_inputs import ParityInput
 from segonnx.optimize import search
 from segonnx.optimize.choices import OPTIONAL, STOCK, Choices
 from segonnx.optimize.search import Session

@@ -83,13 +83,10 @@ def export(
     """
     from pathlib import Path
 
-    from segonnx.core import subprocesses
+    from segonnx.core import hardware, subprocesses
     from segonnx.exporters import module as exporter
 
-    return exporter.export(
-        module,
-        example_input,
-        Path(path),
+    how = exporter.ModuleExport(
         name=name,
         labels=labels,
         output=output,
@@ -102,6 +99,6 @@ def export(
         licence=licence,
         input_name=input_name,
         output_name=output_name,
-        threads=threads,
-        progress=progress or subprocesses.silent,
+        threads=threads or hardware.usable_cores(),
     )
+    return exporter.export(module, example_input, Path(path), how, progress or subprocesses.silent)

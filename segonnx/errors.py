@@ -7,7 +7,7 @@ SegonnxError
  └── CheckFailed       a check ran and its answer is no                exit code 1
       ├── ParityError       the network or its ONNX file isn't what it should be
       ├── ConversionError   torch can't express the network in ONNX
-      ├── VerifyError       an artifact isn't whole
+      ├── VerifyError       an artifact isn't intact
       └── StageError        a worker process ended without an answer
 """
 
@@ -53,7 +53,7 @@ class ConversionError(CheckFailed):
 
 
 class VerifyError(CheckFailed):
-    """An artifact isn't whole. Its message may quote strangers: it is one line, and moves no terminal's cursor."""
+    """An artifact isn't intact. Its message may quote strangers: it is one line, and moves no terminal's cursor."""
 
     def __str__(self) -> str:
         return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in super().__str__())

@@ -108,15 +108,16 @@ def write(
     import torch
 
     from segonnx import models
-    from segonnx.models import nnunet, random_weights
+    from segonnx.models import random_weights
     from segonnx.sources.nnunet import plans
+    from segonnx.sources.nnunet.trainers import trained_architecture
 
     folder = root / planned["dataset_name"] / f"{trainer}__{planned['plans_name']}__{configuration}"
     folder.mkdir(parents=True)
     (folder / "plans.json").write_text(json.dumps(planned))
     (folder / "dataset.json").write_text(json.dumps(described))
     plan = plans.plan(planned, described, configuration, folder)
-    architecture = nnunet.trained_architecture(plan.architecture, trainer, plan.patch_size)
+    architecture = trained_architecture(plan.architecture, trainer, plan.patch_size)
     network = models.BUILDERS["nnunet"](
         architecture=architecture.name,
         arguments=architecture.arguments,

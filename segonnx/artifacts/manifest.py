@@ -42,8 +42,8 @@ def parse(data: bytes, path: Path) -> Manifest:
     """The manifest in these bytes, checked against its schema and its own digest.
 
     Args:
-        data: of manifest.json.
-        path: of the file, for messages.
+        data: the bytes of manifest.json.
+        path: the file, for messages.
 
     Raises:
         VerifyError: it isn't as it was written.

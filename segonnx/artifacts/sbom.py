@@ -37,7 +37,7 @@ def render(model: str) -> str:
             "component": {"type": "machine-learning-model", "name": model, "bom-ref": "model"},
             "lifecycles": [{"phase": "build"}],
         },
-        "components": sorted(components, key=lambda one: one["bom-ref"]),
+        "components": sorted(components, key=lambda component: component["bom-ref"]),
     }
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 

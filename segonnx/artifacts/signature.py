@@ -17,7 +17,7 @@ def sign(artifact: Path, key: Path) -> Path:
     """Sign a verified artifact; an older signature is replaced.
 
     Args:
-        artifact: its folder.
+        artifact: the artifact's folder.
         key: a file with a private key of an elliptic curve (P-256, P-384 or P-521), in PEM.
 
     Returns:
@@ -44,7 +44,7 @@ def check(artifact: Path, key: Path) -> None:
     """See to it that the artifact is as the owner of the key signed it.
 
     Args:
-        artifact: its folder, without links.
+        artifact: the artifact's folder, without links.
         key: a file with the public key, in PEM.
 
     Raises:

@@ -23,7 +23,7 @@ def write(artifact: Path, x: npt.NDArray[Any], y: npt.NDArray[Any], kind: str, *
         artifact: the folder.
         x: the model's input.
         y: the reference's output.
-        kind: of it, ``logits`` or ``labels``.
+        kind: what the output is, ``logits`` or ``labels``.
         atol: absolute tolerance of each value.
         rtol: relative tolerance of each value.
     """

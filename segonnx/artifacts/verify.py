@@ -24,13 +24,13 @@ TIMEOUT_S = 1800.0
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found of a whole artifact.
+    """What was found of an intact artifact.
 
     Attributes:
-        manifest: its content.
+        manifest: the content of its manifest.
         files: how many files were hashed.
-        bytes: their size.
-        difference: of the replay from the recorded logits or labels; None where it wasn't asked for.
+        bytes: the size of all files.
+        difference: how far the replay is from the recorded logits or labels; None where it wasn't asked for.
     """
 
     manifest: Manifest
@@ -53,10 +53,10 @@ def verify(
     Args:
         folder: the artifact.
         replay: run the model too.
-        threads: of the replay; 0 leaves the number to the runtime.
+        threads: threads of the replay; 0 leaves the number to the runtime.
         key: the public key of who must have signed it, in PEM.
         timeout: the most seconds that a step of the checks of the graph and of the replay may take.
-        progress: told of each step.
+        progress: callback that gets the name of each step.
 
     Raises:
         VerifyError: what is wrong, in one line.
@@ -98,7 +98,7 @@ def inside(folder: Path) -> list[Path]:
     try:
         if (folder / layout.MANIFEST).exists():
             return [folder]
-        return sorted(one for one in folder.iterdir() if (one / layout.MANIFEST).is_file()) or [folder]
+        return sorted(child for child in folder.iterdir() if (child / layout.MANIFEST).is_file()) or [folder]
     except OSError as error:
         raise VerifyError(f"{folder} can't be read: {error.strerror}") from error
 
@@ -146,7 +146,7 @@ def _walk(folder: Path, known: set[str]) -> Iterator[str]:
         with os.scandir(folder / prefix) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
         for entry in entries:
-            info = entry.stat(follow_symlinks=False)
+            info = os.lstat(entry.path)  # what the entry itself knows has no count of links on Windows
             name = prefix + entry.name
             if stat.S_ISDIR(info.st_mode):
                 if name not in folders:

@@ -236,17 +236,11 @@ def _trained(
     from dataclasses import replace
 
     from segonnx.core.progress import Display
-    from segonnx.sources.nnunet import folder
+    from segonnx.exporters import nnunet
 
     with Display() as display:
-        found = folder.trained(
-            nnunet_folder,
-            fold=fold,
-            which=checkpoint,
-            configuration=configuration,
-            trust=settings.trust,
-            progress=display,
-        )
+        selection = nnunet.Selection(fold, checkpoint, configuration, settings.trust)
+        found = nnunet.trained(nnunet_folder, selection, display)
     return [(one.spec, replace(settings, checkpoints=one.checkpoints)) for one in found]
 
 

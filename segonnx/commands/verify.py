@@ -52,8 +52,7 @@ def command(artifacts: tuple[Path, ...], threads: int | None, timeout: float, ke
             else:
                 signed = f"signed by the owner of {key}, " if key is not None else ""
                 display.echo(
-                    f"{artifact}: {signed}whole ({found.files} files, {found.bytes:,} bytes); "
-                    f"replay: {found.difference}"
+                    f"{artifact}: {signed}OK ({found.files} files, {found.bytes:,} bytes); replay: {found.difference}"
                 )
     if failed:
         raise VerifyError(f"{failed} of {len(folders)} artifacts failed")

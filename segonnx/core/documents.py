@@ -57,8 +57,8 @@ def require(content: object, schema: Schema, where: Path | str, *, error: type[S
     """Hold a document against a JSON Schema.
 
     Args:
-        content: of the document.
-        schema: of draft 2020-12.
+        content: what the document holds.
+        schema: a JSON Schema of draft 2020-12.
         where: what it is, for messages.
         error: what to raise.
 
@@ -86,7 +86,7 @@ def packaged(package: str, name: str) -> Any:
 
     Args:
         package: dotted name of the package that holds it.
-        name: of the file.
+        name: the file's.
     """
     return json.loads(importlib.resources.files(package).joinpath(name).read_text("utf-8"))
 

@@ -1,15 +1,16 @@
-"""Files and folders that appear whole or not at all, and their hashes."""
+"""Files and folders that appear complete or not at all, and their hashes."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from segonnx.errors import ResourceError
 
@@ -33,8 +34,10 @@ def staging(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise ResourceError(f"can't write to {parent}: {error.strerror}") from error
     try:
-        with (folder / _LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with (folder / _LOCK).open("w") as file:
+            _lock(file, wait=True)
+            file.write("locked")  # until then nobody may take the folder for abandoned
+            file.flush()
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -70,7 +73,7 @@ def require_writable(path: Path) -> None:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all.
+    """Write a file completely or not at all.
 
     Raises:
         ResourceError: it can't be written.
@@ -120,13 +123,48 @@ def sha256(path: Path) -> str:
 def _clear_abandoned(parent: Path) -> None:
     """Remove the staging folders whose owner is dead: its lock went with it."""
     for folder in parent.glob(".*.partial"):
-        with contextlib.suppress(OSError), (folder / _LOCK).open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            with (folder / _LOCK).open("r+") as file:
+                abandoned = _lock(file, wait=False) and file.read() != ""
+        except OSError:
+            continue  # its owner has just made it, or is clearing it away
+        if abandoned:  # Windows removes no file that is open
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _lock(file: IO[str], *, wait: bool) -> bool:
+    """Lock an open file until it is closed, or its process dies.
+
+    Args:
+        file: open for writing.
+        wait: wait until nobody else has it locked.
+
+    Returns:
+        Whether it is locked now. It isn't where another process has locked it, or the system has no such locks: there
+        nothing tells that a staging folder's owner is dead, and none is cleared away.
+    """
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file's bytes, or a folder's entries, are on the disk."""
+    flags = os.O_RDONLY
+    if os.name == "nt":  # which flushes files that are open for writing, and no folders
+        if path.is_dir():
+            return
+        flags = os.O_RDWR
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

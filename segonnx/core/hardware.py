@@ -71,8 +71,8 @@ def describe() -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "governor": governor.read_text("ascii").strip() if governor.exists() else None,
         "virtual": "hypervisor" in info.get("flags", ()),
-        "niceness": os.getpriority(os.PRIO_PROCESS, 0),
-        "load_average_1min": os.getloadavg()[0],
+        "niceness": psutil.Process().nice(),
+        "load_average_1min": psutil.getloadavg()[0],
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": versions(),
@@ -91,10 +91,10 @@ def choose_cpus(threads: int) -> list[int]:
     for cpu in usable:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         cores[cpu] = siblings.read_text("ascii").strip() if siblings.exists() else str(cpu)
-    return spread(cores, threads)
+    return one_per_core_first(cores, threads)
 
 
-def spread(cores: Mapping[int, str], threads: int) -> list[int]:
+def one_per_core_first(cores: Mapping[int, str], threads: int) -> list[int]:
     """So many processors, or all if there are fewer, one from each core before a second one from any.
 
     Args:
@@ -111,14 +111,9 @@ def spread(cores: Mapping[int, str], threads: int) -> list[int]:
 
 def available_memory() -> int:
     """Bytes of memory that a new process can take: of the machine, its control group and its own limit."""
-    import resource
-
     import psutil
 
-    limits = [int(psutil.virtual_memory().available)]
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft != resource.RLIM_INFINITY:
-        limits.append(soft)
+    limits = [int(psutil.virtual_memory().available), *_own_limit()]
     try:
         allowed = Path("/sys/fs/cgroup/memory.max").read_text("ascii").strip()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text("ascii"))
@@ -127,3 +122,13 @@ def available_memory() -> int:
     except (OSError, ValueError):
         pass  # no control groups here
     return min(limits)
+
+
+def _own_limit() -> list[int]:
+    """The limit that this process has set on its memory, where the system knows such and one is set."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return []
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return [] if soft == resource.RLIM_INFINITY else [soft]

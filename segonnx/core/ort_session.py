@@ -17,7 +17,7 @@ class SessionSettings:
     """How a session runs.
 
     Attributes:
-        threads: of each operator; 0 leaves the number to ONNX Runtime.
+        threads: threads of each operator; 0 leaves the number to ONNX Runtime.
         arena: keep freed memory for the next run; without it, memory goes back to the system at once.
         spinning: let idle threads wait actively for a while: ``on``, ``off``, or ``while-running``: until a run ends.
         graph_optimization: what ONNX Runtime does to the graph.

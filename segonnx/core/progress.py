@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 PATIENCE_S = 10.0
-"""Where output isn't a terminal, a step is told of once it has lasted this long."""
+"""Where output isn't a terminal, a step is printed once it has lasted this long."""
 
 
 class Display:

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, TypeVarTuple
 
 from segonnx.errors import ResourceError, SegonnxError, StageError, first_line
 
 T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
 _NO_SPACE = ("No space left on device", "Disk quota exceeded", "StorageFull", " requested and ")  # the last is NumPy's
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "bad allocation", "Cannot allocate memory")
 
@@ -32,7 +33,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Progress(Protocol):
-    """Told what is going on, in a few words, whenever a step begins."""
+    """A progress callback: whenever a step begins, it gets what the step does, in a few words."""
 
     def __call__(self, step: str, /) -> None: ...
 
@@ -48,7 +49,7 @@ class Outcome(Generic[T]):
     Attributes:
         value: the function's result.
         peak_rss_bytes: the most resident memory that the process held, file-backed pages included.
-        seconds: from start to end, imports included.
+        seconds: how long it ran, imports included.
     """
 
     value: T
@@ -63,9 +64,19 @@ def peak_rss_bytes() -> int:
         # ru_maxrss is inherited from the parent over exec; VmHWM is this program's own.
         return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
     except (OSError, StopIteration):
-        import resource
+        return _peak_rss_bytes_elsewhere()
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+def _peak_rss_bytes_elsewhere() -> int:
+    """``peak_rss_bytes``, where there is no /proc."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        memory = psutil.Process().memory_info()
+        return int(getattr(memory, "peak_wset", memory.rss))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def bind(cpus: Iterable[int]) -> None:
@@ -84,9 +95,12 @@ class Worker:
 
     def __init__(self, function: Callable[..., None], *args: Any) -> None:
         context = multiprocessing.get_context("spawn")
-        self._log = tempfile.NamedTemporaryFile(suffix=".log")  # noqa: SIM115 (closed in close())
+        # A file that Python opens as a temporary one can't be opened again on Windows.
+        self._folder = tempfile.TemporaryDirectory(prefix="segonnx-", ignore_cleanup_errors=True)
+        self._log = Path(self._folder.name) / "log"
+        self._log.touch()
         self.channel, theirs = context.Pipe()
-        self.process = context.Process(target=_enter, args=(theirs, self._log.name, function, args), daemon=True)
+        self.process = context.Process(target=_enter, args=(theirs, self._log, function, args), daemon=True)
         with _without_main():
             self.process.start()
         self._paused = False
@@ -100,21 +114,23 @@ class Worker:
 
     def pause(self) -> None:
         """Stop the process, with every thread of it: it takes no time of a processor until ``resume``."""
-        self._signal(signal.SIGSTOP)
+        self._control("suspend")
         self._paused = True
 
     def resume(self) -> None:
         """Let a paused process go on."""
-        self._signal(signal.SIGCONT)
+        self._control("resume")
         self._paused = False
 
     def kill(self) -> None:
         """End the process at once."""
         self.process.kill()
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _control(self, action: Literal["suspend", "resume"]) -> None:
+        import psutil
+
         if self.process.is_alive():  # where it isn't, the next receive tells how it ended
-            os.kill(self.pid, number)
+            getattr(psutil.Process(self.pid), action)()
 
     def receive(self, what: str, timeout: float | None = None) -> Any:
         """The next message of the process.
@@ -128,11 +144,11 @@ class Worker:
             return self.channel.recv()
         except (EOFError, ConnectionError):
             self.process.join(10)
-            raise StageError(_obituary(what, self.process.exitcode, self.log())) from None
+            raise StageError(_exit_message(what, self.process.exitcode, self.log())) from None
 
     def log(self) -> str:
         """What the process has printed so far."""
-        return Path(self._log.name).read_text("utf-8", errors="replace")
+        return self._log.read_text("utf-8", errors="replace")
 
     def close(self, patience: float = 0.0) -> None:
         """End the process, after ``patience`` seconds in which it may end by itself."""
@@ -142,7 +158,7 @@ class Worker:
         self.process.kill()
         self.process.join()
         self.process.close()
-        self._log.close()
+        self._folder.cleanup()
 
     def __enter__(self) -> Worker:
         return self
@@ -178,14 +194,18 @@ def cap_memory(limit: int) -> None:
 
 
 def call(
-    function: Callable[..., T], /, *args: Any, progress: Progress = silent, timeout: float | None = None
+    function: Callable[[*Arguments, Progress], T],
+    /,
+    *args: *Arguments,
+    progress: Progress = silent,
+    timeout: float | None = None,
 ) -> Outcome[T]:
     """Run ``function(*args, progress)`` in a fresh process and wait for its result.
 
     Args:
-        function: what to run.
-        args: its arguments.
-        progress: told of each step.
+        function: what to run; it must be importable by its name.
+        args: the function's arguments.
+        progress: callback that gets the name of each step.
         timeout: the most seconds that a step may take.
 
     Raises:
@@ -231,9 +251,9 @@ def translate(error: BaseException) -> SegonnxError:
     return ours
 
 
-def _enter(channel: Connection, log: str, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+def _enter(channel: Connection, log: Path, function: Callable[..., None], args: tuple[Any, ...]) -> None:
     """The first thing that runs in the new process."""
-    with Path(log).open("ab", buffering=0) as file:
+    with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     faulthandler.enable(2)
@@ -262,11 +282,12 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _obituary(what: str, exit_code: int | None, log: str) -> str:
+def _exit_message(what: str, exit_code: int | None, log: str) -> str:
     how = f"ended with exit code {exit_code}"
     if exit_code is not None and exit_code < 0:
-        how = f"was killed by {signal.Signals(-exit_code).name}"
-        if exit_code == -signal.SIGKILL:
+        name = signal.Signals(-exit_code).name
+        how = f"was killed by {name}"
+        if name == "SIGKILL":  # which Windows doesn't have
             how += " (the machine may have run out of memory)"
     last = next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "")
     return f"the process for {what} {how}" + (f"; its last words: {last[:200]}" if last else "")

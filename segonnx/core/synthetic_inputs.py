@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,30 @@ _ORGANS = (
 _AIR = -1000.0
 
 
+@dataclass(frozen=True)
+class ParityInput:
+    """A description of a test input: small enough to cross to another process, which makes the array.
+
+    Attributes:
+        kind: a name of ``NAMES``.
+        shape: (N, C, spatial...).
+        seed: the seed of its noise.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Kind and shape, for people."""
+        return f"{self.kind} {'x'.join(map(str, self.shape))}"
+
+    def make(self, modality: str) -> Array:
+        """The array, for a network of this modality (see ``make``)."""
+        return make(self.kind, self.shape, modality, self.seed)
+
+
 def make(name: str, shape: tuple[int, ...], modality: str, seed: int = 0) -> Array:
     """One test input.
 
@@ -38,7 +63,7 @@ def make(name: str, shape: tuple[int, ...], modality: str, seed: int = 0) -> Arr
             are fed) or ``constant`` (one value everywhere, as in padding).
         shape: (N, C, spatial...).
         modality: ``CT``, ``RGB`` or ``other``.
-        seed: of the noise.
+        seed: the seed of the noise.
 
     Returns:
         float32, of that shape.

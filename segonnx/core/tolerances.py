@@ -19,13 +19,13 @@ CHUNK = 2**24
 class Tolerance:
     """The most that two computations of the same logits may differ.
 
-    Errors are relative to the spread (the standard deviation) of the reference's logits, so that they mean the same for
+    Errors are relative to the standard deviation (std) of the reference's logits, so that they mean the same for
     a network whose logits are near 1 and for one whose logits are near 1e9.
 
     Attributes:
-        max_rel_error: of the largest difference.
-        rms_rel_error: of the root of the mean squared difference; it sees a small change of many voxels that the
-            largest difference, which one unlucky voxel sets, does not.
+        max_rel_error: the most that the largest difference may be.
+        rms_rel_error: the most that the root of the mean squared difference may be. It sees a small change of many
+            voxels that the largest difference, which one unlucky voxel sets, does not.
         label_agreement: fraction of voxels that must get the same label.
     """
 
@@ -50,7 +50,7 @@ class Difference:
         max_rel_error: the same relative to the reference's standard deviation, or a larger scale.
         rms_rel_error: root mean square of the difference, relative to the same.
         label_agreement: fraction of voxels with the same label (see ``labels_of``), of 1.
-        spread: the reference's standard deviation.
+        spread: the reference's standard deviation; the name is a key of manifests.
     """
 
     max_abs_error: float
@@ -69,7 +69,7 @@ class Difference:
 
     def __str__(self) -> str:
         return (
-            f"max {self.max_rel_error:.1e} rms {self.rms_rel_error:.1e} of the spread, "
+            f"max {self.max_rel_error:.1e}, rms {self.rms_rel_error:.1e} of std, "
             f"labels {100 * self.label_agreement:.4f} %"
         )
 
@@ -127,7 +127,7 @@ def compare(reference: npt.NDArray[Any], found: npt.NDArray[Any], scale: float =
     Args:
         reference: the logits that are right.
         found: the others.
-        scale: what errors are relative to, where the reference's own spread is less: logits of a flat image may hardly
+        scale: what errors are relative to, where the reference's own std is less: logits of a flat image may hardly
             vary.
 
     Raises:
@@ -154,20 +154,20 @@ def compare(reference: npt.NDArray[Any], found: npt.NDArray[Any], scale: float =
         agreeing += int(same.sum())
         voxels += same.size
     count = math.prod(reference.shape)
-    spread = math.sqrt(max(total_squares / count - (total / count) ** 2, 0.0))
-    if not math.isfinite(largest) or not math.isfinite(spread):
-        return Difference(math.nan, math.nan, math.nan, 0.0, spread)
-    scale = max(spread, scale) or 1.0
+    std = math.sqrt(max(total_squares / count - (total / count) ** 2, 0.0))
+    if not math.isfinite(largest) or not math.isfinite(std):
+        return Difference(math.nan, math.nan, math.nan, 0.0, std)
+    scale = max(std, scale) or 1.0
     return Difference(
         max_abs_error=largest,
         max_rel_error=largest / scale,
         rms_rel_error=math.sqrt(squares / count) / scale,
         label_agreement=agreeing / voxels,
-        spread=spread,
+        spread=std,
     )
 
 
-def spread_of(logits: npt.NDArray[Any]) -> float:
+def std_of(logits: npt.NDArray[Any]) -> float:
     """The standard deviation of logits, in bounded memory."""
     total, squares = 0.0, 0.0
     for index in _chunks(logits.shape):

@@ -56,12 +56,12 @@ def account(
     """Hold the initializers of an ONNX file against the network's tensors, one at a time.
 
     Args:
-        onnx_path: the file, with its external data beside it.
-        weights_path: safetensors of the network in its inference form.
+        onnx_path: the ONNX file, with its external data beside it.
+        weights_path: the safetensors file of the network's inference form.
         parameters: the names of the network's parameters in that file; the rest are buffers.
         origins: what each initializer is said to be made of.
         unused: patterns of names of parameters that may be missing, with the reason.
-        progress: told of the step.
+        progress: callback that gets the name of each step.
 
     Raises:
         ParityError: a tensor differs from the network's, has no explanation, or is missing without a reason.

@@ -13,7 +13,7 @@ from segonnx.exporters.accounting import Account
 from segonnx.exporters.provenance import Origin
 
 EXTERNAL_BYTES = 2**30
-"""Weights larger than this stay in one external file: a protobuf ends at 2 GB, and is held in memory whole."""
+"""Weights larger than this stay in one external file: a protobuf ends at 2 GB, and all of it is held in memory."""
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,15 @@ class Converted:
     """What the conversion wrote.
 
     Attributes:
-        opset: version of the standard operators.
-        ir_version: of the file.
+        opset: the version of the standard operators.
+        ir_version: the version of the file's format.
         operators: how often each operator stands in the graph.
         origins: where each initializer comes from.
         rewrites: the passes that changed the graph, in order.
         parameters: the names of the network's parameters.
         unused: patterns of the names of those that inference doesn't use, with the reason.
         input: the name of the graph's input.
-        output: the name of its output.
+        output: the name of the graph's output.
     """
 
     opset: int

@@ -10,6 +10,7 @@ import io
 import logging
 import warnings
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,47 +31,45 @@ if TYPE_CHECKING:
 OPSET = 20
 
 
-def convert(
-    spec: ModelSpec,
-    shape: tuple[int, ...],
-    dynamic: bool,
-    optimize: Optimize,
-    choices: Choices,
-    folder: Path,
-    path: Path,
-    progress: Progress,
-) -> Converted:
-    """Convert the network whose weights ``prepare`` left in ``folder``: see ``convert_network``."""
+@dataclass(frozen=True)
+class Conversion:
+    """What to convert, and how.
+
+    Attributes:
+        spec: the network.
+        shape: the example input's, (N, C, spatial...); it is the input's shape in the file unless ``dynamic``.
+        dynamic: leave batch and spatial sizes open.
+        optimize: which rewrites to apply.
+        choices: what differs from the rewrites' defaults.
+        path: the ONNX file; the weights go beside it, into a file with ``.data`` appended to its name.
+    """
+
+    spec: ModelSpec
+    shape: tuple[int, ...]
+    dynamic: bool
+    optimize: Optimize
+    choices: Choices
+    path: Path
+
+
+def convert(conversion: Conversion, progress: Progress) -> Converted:
+    """Convert the network whose weights ``prepare`` left beside the ONNX file: see ``convert_network``."""
     from segonnx.models import checkpoints
 
     progress("loading the network")
-    built = checkpoints.restore(spec, folder / STATE)
-    return convert_network(built, spec, shape, dynamic, optimize, choices, path, progress)
+    built = checkpoints.restore(conversion.spec, conversion.path.with_name(STATE))
+    return convert_network(built, conversion, progress)
 
 
-def convert_network(
-    built: BuiltModel,
-    spec: ModelSpec,
-    shape: tuple[int, ...],
-    dynamic: bool,
-    optimize: Optimize,
-    choices: Choices,
-    path: Path,
-    progress: Progress,
-) -> Converted:
-    """Convert a network, and write it to ``path``.
+def convert_network(built: BuiltModel, conversion: Conversion, progress: Progress) -> Converted:
+    """Convert a network, and write the ONNX file.
 
     The weights go to one external file, whatever their size: that takes no second copy of them in memory.
 
     Args:
-        built: in its inference form.
-        spec: what it is.
-        shape: of the example input, (N, C, spatial...); it is the input's shape in the file unless ``dynamic``.
-        dynamic: leave batch and spatial sizes open.
-        optimize: which rewrites to apply.
-        choices: where they aren't the defaults.
-        path: of the ONNX file; the weights go beside it, with ``.data`` appended to its name.
-        progress: told of each step.
+        built: the network in its inference form.
+        conversion: what it is, and how it is converted.
+        progress: callback that gets the name of each step.
 
     Raises:
         ConversionError: torch can't express the network in ONNX.
@@ -84,13 +83,14 @@ def convert_network(
     from segonnx.models import checkpoints
     from segonnx.optimize import apply
 
+    spec, path = conversion.spec, conversion.path
     progress("converting to ONNX")
-    model = _program(built, spec, shape, dynamic)
+    model = _program(built, conversion)
     progress("optimising the graph")
     tensors = checkpoints.names(built.module)
     traced = provenance.trace(model, tensors)
     onnxscript.optimizer.optimize(model)
-    changed = apply(model, optimize, choices)
+    changed = apply(model, conversion.optimize, conversion.choices)
     common.ShapeInferencePass()(model)
     common.RemoveUnusedNodesPass()(model)
     # Metadata of the exporter tells paths and source lines of this machine.
@@ -113,10 +113,11 @@ def convert_network(
     )
 
 
-def _program(built: BuiltModel, spec: ModelSpec, shape: tuple[int, ...], dynamic: bool) -> ir.Model:
+def _program(built: BuiltModel, conversion: Conversion) -> ir.Model:
     """The graph as torch writes it."""
     import torch
 
+    spec, shape = conversion.spec, conversion.shape
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -131,7 +132,7 @@ def _program(built: BuiltModel, spec: ModelSpec, shape: tuple[int, ...], dynamic
                 opset_version=OPSET,
                 input_names=[spec.input],
                 output_names=[_output(spec)],
-                dynamic_shapes=_dynamic_shapes(spec, shape) if dynamic else None,
+                dynamic_shapes=_dynamic_shapes(spec, shape) if conversion.dynamic else None,
                 verbose=False,
             )
     except Exception as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,7 @@ from segonnx.artifacts.layout import MODEL
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, ParityError
 from segonnx.exporters.assemble import Converted
-from segonnx.exporters.parity import run, saved_labels, steadied
-from segonnx.exporters.parity_inputs import ParityInput
+from segonnx.exporters.parity import ParityCheck, run
 from segonnx.sources.catalog import ModelSpec
 
 
@@ -35,29 +33,15 @@ def require(spec: ModelSpec) -> None:
     raise InputError(f"{spec.name} gives no labels: {why}; export it with --output logits")
 
 
-def put(
-    artifact: Path,
-    converted: Converted,
-    name: str,
-    probes: tuple[ParityInput, ...],
-    modality: str,
-    folder: Path,
-    steady: bool,
-    threads: int,
-    progress: Progress,
-) -> Converted:
+def put(artifact: Path, converted: Converted, name: str, check: ParityCheck, progress: Progress) -> Converted:
     """Let the artifact's model give labels, and hold them against those of its own logits.
 
     Args:
         artifact: holds the model, which gives logits.
-        converted: what is known of it.
-        name: of the output.
-        probes: the inputs that its logits were checked on.
-        modality: of the inputs.
-        folder: holds the labels of these logits on probe i, as ``parity.measure`` saved them.
-        steady: as there.
-        threads: of ONNX Runtime.
-        progress: told of each step.
+        converted: what is known of the model.
+        name: the name of the output.
+        check: what ``parity.measure`` checked the logits on; it saved their labels.
+        progress: callback that gets the name of each step.
 
     Returns:
         What is known of the model now.
@@ -79,13 +63,13 @@ def put(
         onnx.checker.check_model(str(path), full_check=True)
     except onnx.checker.ValidationError as error:
         raise ParityError(f"the graph that gives labels isn't valid ONNX: {error}") from error
-    for i, probe in enumerate(probes):
-        progress(f"comparing the labels of {probe.name}")
-        with steadied(path) if steady else contextlib.nullcontext(path) as ran:
-            labels = run(ran, probe.make(modality), threads)
-        expected = np.load(saved_labels(folder, i), allow_pickle=False)
+    for i, test_input in enumerate(check.inputs):
+        progress(f"comparing the labels of {test_input.name}")
+        with check.runnable(path) as runnable:
+            labels = run(runnable, test_input.make(check.modality), check.threads)
+        expected = np.load(check.saved_labels(i), allow_pickle=False)
         if (labels.dtype, labels.shape) != (expected.dtype, expected.shape) or not np.array_equal(labels, expected):
-            raise ParityError(f"on {probe.name} the graph gives other labels than those of its logits")
+            raise ParityError(f"on {test_input.name} the graph gives other labels than those of its logits")
     return replace(
         converted,
         operators=dict(sorted(Counter(node.op_type for node in model.graph).items())),

@@ -8,88 +8,106 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segonnx.core import hardware
+from segonnx.core import hardware, subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, first_line
 from segonnx.exporters import pipeline
 from segonnx.exporters.accounting import FEW
-from segonnx.exporters.pipeline import Exported, Settings
+from segonnx.exporters.pipeline import Exported
+from segonnx.exporters.settings import OutputKind, Settings
+from segonnx.optimize import Optimize
 from segonnx.sources.catalog import ModelSpec
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from segonnx.exporters.parity import Output
-    from segonnx.optimize import Optimize
-
 AXES = {4: "images (N, C, H, W)", 5: "volumes (N, C, D, H, W)"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModuleExport:
+    """How to export a module; the keyword arguments of ``segonnx.export``, which says what each means."""
+
+    name: str | None = None
+    labels: Sequence[str] | None = None
+    output: str | int | None = None
+    result: OutputKind = "logits"
+    unused: Mapping[str, str] = field(default_factory=dict)
+    dynamic: bool = False
+    divisor: int = 32
+    optimize: Optimize = "cpu"
+    overwrite: bool = False
+    licence: str = "unknown"
+    input_name: str = "input"
+    output_name: str | None = None
+    threads: int = field(default_factory=hardware.usable_cores)
+
+
 def export(
-    module: nn.Module,
-    example: torch.Tensor,
-    path: Path,
-    *,
-    name: str | None,
-    labels: Sequence[str] | None,
-    output: str | int | None,
-    result: Output,
-    unused: Mapping[str, str],
-    dynamic: bool,
-    divisor: int,
-    optimize: Optimize,
-    overwrite: bool,
-    licence: str,
-    input_name: str,
-    output_name: str | None,
-    threads: int | None,
-    progress: Progress,
+    module: nn.Module, example: torch.Tensor, path: Path, how: ModuleExport, progress: Progress = subprocesses.silent
 ) -> Exported:
     """Export a module; see ``segonnx.export``."""
     from segonnx.models.base import BuiltModel
 
-    reasons = {} if output is None else {".*": f"output {output!r} doesn't need it"}
     _check_example(example)
     _check_module(module)
     path = path if path.name not in ("", "..") else path.resolve()
-    with _inference(module, output):
-        logits = _try(module, example)
-        if labels is not None and len(labels) != logits.shape[1]:
-            raise InputError(f"the module gives {logits.shape[1]} classes, labels= names {len(labels)}")
-        if result == "labels" and logits.ndim < 3:
-            raise InputError(f"the module gives {tuple(logits.shape)}, which is no logits of voxels: it has no labels")
-        spec = ModelSpec(
-            name=name or path.name,
-            family="module",
-            builder="module",
-            options={},
-            input_shape=tuple(example.shape),
-            num_classes=logits.shape[1],
-            modality="other",
-            source=f"module {type(module).__qualname__}",
-            divisors=(divisor,) * (example.ndim - 2),
-            licence=licence,
-            input=input_name,
-            output=output_name,
-            weights_source="the module's own, as it was in memory",
-            parameters=sum(parameter.numel() for parameter in module.parameters()),
-            described={} if labels is None else {"labels": [_label(i, text) for i, text in enumerate(labels)]},
-        )
+    with _inference(module, how.output):
+        classes = _count_classes(module, example, how)
+        unused = {**how.unused, **({} if how.output is None else {".*": f"output {how.output!r} doesn't need it"})}
         settings = Settings(
             out=path.parent,
             folder=path.name,
             batch=example.shape[0],
-            dynamic=dynamic,
-            optimize=optimize,
-            output=result,
-            overwrite=overwrite,
-            threads=threads or hardware.usable_cores(),
+            dynamic=how.dynamic,
+            optimize=how.optimize,
+            output=how.result,
+            overwrite=how.overwrite,
+            threads=how.threads,
         )
-        return pipeline.export(spec, settings, progress, BuiltModel(module, {**unused, **reasons}))
+        spec = _describe(module, example, path.name, classes, how)
+        return pipeline.export(spec, settings, progress, BuiltModel(module, unused))
+
+
+def _count_classes(module: nn.Module, example: torch.Tensor, how: ModuleExport) -> int:
+    """How many classes the module gives.
+
+    Raises:
+        InputError: it gives something else, or not what was asked for.
+    """
+    logits = _try(module, example)
+    classes = logits.shape[1]
+    if how.labels is not None and len(how.labels) != classes:
+        raise InputError(f"the module gives {classes} classes, labels= names {len(how.labels)}")
+    if how.result == "labels" and logits.ndim < 3:
+        raise InputError(f"the module gives {tuple(logits.shape)}, which is no logits of voxels: it has no labels")
+    return classes
+
+
+def _describe(module: nn.Module, example: torch.Tensor, name: str, classes: int, how: ModuleExport) -> ModelSpec:
+    labels = how.labels
+    return ModelSpec(
+        name=how.name or name,
+        family="module",
+        builder="module",
+        options={},
+        input_shape=tuple(example.shape),
+        num_classes=classes,
+        modality="other",
+        source=f"module {type(module).__qualname__}",
+        divisors=(how.divisor,) * (example.ndim - 2),
+        licence=how.licence,
+        input=how.input_name,
+        output=how.output_name,
+        weights_source="the module's own, as it was in memory",
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        described={} if labels is None else {"labels": [_label(i, text) for i, text in enumerate(labels)]},
+    )
 
 
 def _label(value: int, name: str) -> dict[str, Any]:

@@ -19,9 +19,10 @@ class Check:
     """One comparison of the catalogue's check.
 
     Attributes:
-        what: for example ``parameters`` or ``parameters @105 classes``.
+        what: what was compared, for example ``parameters`` or ``parameters @105 classes``.
         expected: the reference or the published figure, as printed.
         found: the count of the built network.
+        passed: whether the two agree.
     """
 
     what: str
@@ -31,7 +32,7 @@ class Check:
 
 
 def count(spec: ModelSpec) -> Reference:
-    """Build the system's network on the meta device and count it."""
+    """Build the spec's network on the meta device and count it."""
     built = models.build_meta(spec)
     training_parameters = counting.parameters(built.module)
     built = built.finalized()
@@ -45,9 +46,9 @@ def count(spec: ModelSpec) -> Reference:
 
 
 def check(spec: ModelSpec, counted: Reference | None = None) -> list[Check]:
-    """Compare the built network with the system's reference and with every published figure.
+    """Compare the built network with the spec's reference and with every published figure.
 
-    Systems without a reference (smp) give no checks.
+    Specs without a reference (smp) give no checks.
     """
     if spec.reference is None:
         return []
@@ -89,7 +90,7 @@ def require(spec: ModelSpec, modules: Mapping[str, int], training_parameters: in
     Args:
         spec: what was to be built.
         modules: parameters per module of the built inference form.
-        training_parameters: of its training form.
+        training_parameters: the number of parameters of its training form.
 
     Raises:
         ParityError: they aren't; the message holds a table of the modules that differ.
@@ -110,10 +111,11 @@ def require(spec: ModelSpec, modules: Mapping[str, int], training_parameters: in
             f"network has {total:,}\n" + mismatch_table(reference.modules, modules)
         )
     counted = replace(reference, parameters=total, training_parameters=training_parameters)
-    for one in check(spec, counted):
-        if not one.passed:
+    for comparison in check(spec, counted):
+        if not comparison.passed:
             raise ParityError(
-                f"{spec.name}: parameter parity failed: {one.what}: expected {one.expected}, found {one.found:,}"
+                f"{spec.name}: parameter parity failed: {comparison.what}: expected {comparison.expected}, "
+                f"found {comparison.found:,}"
             )
 
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,81 +16,100 @@ from segonnx.artifacts.layout import MODEL
 from segonnx.core import synthetic_inputs
 from segonnx.core.ort_session import SessionSettings, open_session
 from segonnx.core.subprocesses import Progress
-from segonnx.core.tolerances import TOLERANCES, Difference, compare, labels_of, spread_of
+from segonnx.core.synthetic_inputs import ParityInput
+from segonnx.core.tolerances import TOLERANCES, Difference, compare, labels_of, std_of
 from segonnx.errors import ParityError
-from segonnx.exporters.parity_inputs import ParityInput
-
-Output = Literal["logits", "labels"]
-"""What ``segonnx export --output`` takes."""
+from segonnx.exporters.settings import OutputKind
 
 DTYPE = "float32"
 RUNTIME = "ONNX Runtime CPU"
-STEADY_RUNTIME = f"{RUNTIME}, with each large InstanceNormalization of the file computed by sums that lose no digits"
+STABLE_NORM_RUNTIME = (
+    f"{RUNTIME}, with each large InstanceNormalization of the file computed by sums that lose no digits"
+)
+
+
+@dataclass(frozen=True)
+class ParityCheck:
+    """What a file is checked on, and how.
+
+    Attributes:
+        inputs: the test inputs.
+        modality: the network's, which decides how the test inputs are normalised.
+        folder: holds PyTorch's logits on test input i as ``logits_i.npy``.
+        stable_norm: run the file with its InstanceNormalization computed without loss of digits. ONNX Runtime's loses
+            some, and a file for other runtimes shouldn't fail for that.
+        threads: threads of ONNX Runtime.
+    """
+
+    inputs: tuple[ParityInput, ...]
+    modality: str
+    folder: Path
+    stable_norm: bool
+    threads: int
+
+    def runnable(self, path: Path) -> contextlib.AbstractContextManager[Path]:
+        """The model that ONNX Runtime runs in place of the one at ``path``."""
+        return with_stable_norm(path) if self.stable_norm else contextlib.nullcontext(path)
+
+    def reference(self, i: int) -> synthetic_inputs.Array:
+        """PyTorch's logits on test input i, mapped from their file."""
+        logits: synthetic_inputs.Array = np.load(self.folder / f"logits_{i}.npy", mmap_mode="r", allow_pickle=False)
+        return logits
+
+    def saved_labels(self, i: int) -> Path:
+        """The file of the labels that the ONNX file's own logits on test input i give."""
+        return self.folder / f"labels_{i}.npy"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One probe's result.
+    """The parity of one test input.
 
     Attributes:
-        probe: the input.
-        sha256: of its bytes.
-        difference: of ONNX Runtime's logits from PyTorch's.
+        input: what the input is.
+        sha256: SHA-256 of its bytes.
+        difference: how far ONNX Runtime's logits are from PyTorch's.
     """
 
-    probe: ParityInput
+    input: ParityInput
     sha256: str
     difference: Difference
 
 
-def measure(
-    artifact: Path,
-    probes: tuple[ParityInput, ...],
-    modality: str,
-    folder: Path,
-    steady: bool,
-    output: Output,
-    threads: int,
-    progress: Progress,
-) -> list[Measured]:
-    """Run the ONNX file on every probe, hold it against PyTorch's logits, and write the first probe as test data.
+def measure(artifact: Path, check: ParityCheck, output: OutputKind, progress: Progress) -> list[Measured]:
+    """Run the ONNX file on every test input, hold it against PyTorch's logits, and write the first as test data.
 
-    Errors are relative to the widest spread of the logits on any probe: on a flat image a network's logits may hardly
-    vary.
+    Errors are relative to the largest standard deviation of the logits on any input: on a flat image a network's
+    logits may hardly vary.
 
     Args:
         artifact: holds the model.
-        probes: the inputs.
-        modality: of the inputs.
-        folder: holds PyTorch's logits on probe i as ``logits_i.npy``.
-        steady: whether to spare the file ONNX Runtime's InstanceNormalization, which loses digits (a file for other
-            runtimes shouldn't fail for that).
-        output: what the artifact will give. For labels, those of the file's logits on probe i are saved in ``folder``,
-            and the test data holds those of PyTorch's.
-        threads: of ONNX Runtime.
-        progress: told of each step.
+        check: the test inputs, and how the model is run.
+        output: what the artifact will give. For labels, those of the file's logits are saved (see
+            ``ParityCheck.saved_labels``), and the test data holds those of PyTorch's.
+        progress: callback that gets the name of each step.
 
     Raises:
         ParityError: a difference is beyond the tolerance.
     """
     results: list[Measured] = []
-    scale = max(spread_of(_reference(folder, i)) for i in range(len(probes)))
-    for i, probe in reversed(list(enumerate(probes))):
-        x = probe.make(modality)
-        progress(f"running ONNX Runtime on {probe.name}")
-        with steadied(artifact / MODEL) if steady else contextlib.nullcontext(artifact / MODEL) as path:
-            logits = run(path, x, threads)
-        progress(f"comparing the logits of {probe.name}")
-        reference = _reference(folder, i)
+    scale = max(std_of(check.reference(i)) for i in range(len(check.inputs)))
+    for i, test_input in reversed(list(enumerate(check.inputs))):
+        x = test_input.make(check.modality)
+        progress(f"running ONNX Runtime on {test_input.name}")
+        with check.runnable(artifact / MODEL) as path:
+            logits = run(path, x, check.threads)
+        progress(f"comparing the logits of {test_input.name}")
+        reference = check.reference(i)
         difference = compare(reference, logits, scale)
         if not difference.within(TOLERANCES[DTYPE]):
             raise ParityError(
-                f"numeric parity failed on {probe.name}: ONNX Runtime differs from PyTorch by {difference}; "
+                f"numeric parity failed on {test_input.name}: ONNX Runtime differs from PyTorch by {difference}; "
                 f"allowed: {TOLERANCES[DTYPE]}"
             )
         if output == "labels":
-            np.save(saved_labels(folder, i), labels_of(logits))
-        results.insert(0, Measured(probe, synthetic_inputs.sha256(x), difference))
+            np.save(check.saved_labels(i), labels_of(logits))
+        results.insert(0, Measured(test_input, synthetic_inputs.sha256(x), difference))
     progress("writing the test data")
     del logits
     if output == "labels":
@@ -99,16 +118,6 @@ def measure(
         tolerance = TOLERANCES[DTYPE].max_rel_error
         testdata.write(artifact, x, reference, output, atol=tolerance * results[0].difference.spread, rtol=tolerance)
     return results
-
-
-def _reference(folder: Path, i: int) -> synthetic_inputs.Array:
-    logits: synthetic_inputs.Array = np.load(folder / f"logits_{i}.npy", mmap_mode="r", allow_pickle=False)
-    return logits
-
-
-def saved_labels(folder: Path, i: int) -> Path:
-    """Where the labels of probe i are saved."""
-    return folder / f"labels_{i}.npy"
 
 
 def run(path: Path, x: synthetic_inputs.Array, threads: int) -> npt.NDArray[Any]:
@@ -120,7 +129,7 @@ def run(path: Path, x: synthetic_inputs.Array, threads: int) -> npt.NDArray[Any]
 
 
 @contextlib.contextmanager
-def steadied(path: Path) -> Iterator[Path]:
+def with_stable_norm(path: Path) -> Iterator[Path]:
     """The model with its InstanceNormalization computed in a way that loses no digits, beside the file."""
     import onnx_ir as ir
 
@@ -130,9 +139,9 @@ def steadied(path: Path) -> Iterator[Path]:
     if not StableInstanceNormPass()(model).modified:
         yield path
         return
-    steady = path.with_name("steady.onnx")  # beside the external data, which it shares
-    ir.save(model, steady)
+    stable = path.with_name("stable_norm.onnx")  # beside the external data, which it shares
+    ir.save(model, stable)
     try:
-        yield steady
+        yield stable
     finally:
-        steady.unlink()
+        stable.unlink()

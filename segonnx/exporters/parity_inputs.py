@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from segonnx.core import synthetic_inputs
+from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.sources.catalog import ModelSpec
 
 
-@dataclass(frozen=True)
-class ParityInput:
-    """One input.
-
-    Attributes:
-        kind: a name that ``inputs.make`` knows.
-        shape: (N, C, spatial...).
-        seed: of its noise.
-    """
-
-    kind: str
-    shape: tuple[int, ...]
-    seed: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind} {'x'.join(map(str, self.shape))}"
-
-    def make(self, modality: str) -> synthetic_inputs.Array:
-        return synthetic_inputs.make(self.kind, self.shape, modality, self.seed)
-
-
 def plan(spec: ModelSpec, shape: tuple[int, ...], *, dynamic: bool) -> tuple[ParityInput, ...]:
-    """The probes of an export at ``shape``; a file with open sizes is checked at a second size and batch too."""
-    probes = [ParityInput(kind, shape) for kind in ("noise", "phantom", "constant")]
+    """The test inputs of an export at ``shape``; a file with open sizes is checked at a second size and batch, too."""
+    inputs = [ParityInput(kind, shape) for kind in ("noise", "phantom", "constant")]
     if dynamic:
         grown = (shape[0] + 1, shape[1], *(size + step for size, step in zip(shape[2:], spec.divisors, strict=True)))
-        probes += [ParityInput("noise", grown), ParityInput("phantom", grown)]
-    return tuple(probes)
+        inputs += [ParityInput("noise", grown), ParityInput("phantom", grown)]
+    return tuple(inputs)
 
 
 def halved(spec: ModelSpec, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -11,7 +11,8 @@ import numpy as np
 from segonnx.core import synthetic_inputs
 from segonnx.core.files import sha256
 from segonnx.core.subprocesses import Progress
-from segonnx.exporters.parity_inputs import ParityInput, halved
+from segonnx.core.synthetic_inputs import ParityInput
+from segonnx.exporters.parity_inputs import halved
 from segonnx.sources.catalog import ModelSpec
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ class Prepared:
     """What ``prepare`` found.
 
     Attributes:
-        parameters: of the inference form.
+        parameters: the number of parameters of the inference form.
         macs: multiply-adds of one pass at the export's input shape.
-        weights_sha256: of the weights file that it wrote.
+        weights_sha256: SHA-256 of the file of weights that it wrote.
     """
 
     parameters: int
@@ -41,9 +42,9 @@ class Weights:
 
     Attributes:
         checkpoints: files, one for each part of the network that has its own.
-        trust: run the code that they bring.
-        pretrained: the weights that the network's library publishes.
-        seed: of random weights, where there's neither.
+        trust: run the code that the checkpoints bring.
+        pretrained: take the weights that the network's library publishes.
+        seed: the seed of random weights, where there's neither.
     """
 
     checkpoints: tuple[Path, ...] = ()
@@ -58,10 +59,10 @@ class Weights:
 
 
 def adapt(spec: ModelSpec, weights: Weights, progress: Progress) -> ModelSpec:
-    """The system as its weights need it: with their classes and input channels, and what is known of them.
+    """The spec as its weights need it: with their classes and input channels, and what is known of them.
 
     Raises:
-        CheckpointError: the weights can't be read or had, or are of another system.
+        CheckpointError: the weights can't be read or had, or are another network's.
     """
     from segonnx import models
     from segonnx.models import checkpoints as files
@@ -80,7 +81,7 @@ def adapt(spec: ModelSpec, weights: Weights, progress: Progress) -> ModelSpec:
 
 
 def network_with_weights(spec: ModelSpec, weights: Weights, progress: Progress) -> BuiltModel:
-    """The system's network in its inference form, with its weights.
+    """The spec's network in its inference form, with its weights.
 
     Raises:
         CheckpointError: they can't be used or had.
@@ -102,8 +103,8 @@ def network_with_weights(spec: ModelSpec, weights: Weights, progress: Progress) 
     if weights.random:
         progress("setting random weights")
         random_weights.randomize(built.module, weights.seed)
-        progress("calibrating the random weights")
-        random_weights.initialise(built.module, torch.from_numpy(_calibration_inputs(spec)))
+        progress("initialising the random weights")
+        random_weights.initialise(built.module, torch.from_numpy(_initialisation_inputs(spec)))
     if built.members:
         for part, path in zip(built.members, weights.checkpoints, strict=True):
             progress(f"loading {path.name}")
@@ -118,16 +119,31 @@ def network_with_weights(spec: ModelSpec, weights: Weights, progress: Progress) 
     return built
 
 
-def prepare(
-    spec: ModelSpec,
-    weights: Weights,
-    shape: tuple[int, ...],
-    probes: tuple[ParityInput, ...],
-    folder: Path,
-    threads: int,
-    progress: Progress,
-) -> Prepared:
-    """Build the network, and write it down.
+@dataclass(frozen=True)
+class Preparation:
+    """What to prepare, and where.
+
+    Attributes:
+        spec: the network.
+        shape: the export's input shape, (N, C, spatial...).
+        inputs: the test inputs.
+        folder: gets the weights as ``weights.safetensors``, and the logits on test input i as ``logits_i.npy``.
+    """
+
+    spec: ModelSpec
+    shape: tuple[int, ...]
+    inputs: tuple[ParityInput, ...]
+    folder: Path
+
+
+def prepare(preparation: Preparation, weights: Weights, threads: int, progress: Progress) -> Prepared:
+    """Build a spec's network, and write down its weights and its logits.
+
+    Args:
+        preparation: the network, and where the files go.
+        weights: where its weights come from.
+        threads: threads of PyTorch.
+        progress: callback that gets the name of each step.
 
     Raises:
         CheckpointError: the checkpoint can't be used.
@@ -139,43 +155,34 @@ def prepare(
     from segonnx.models import counting
 
     torch.set_num_threads(threads)
-    built = network_with_weights(spec, weights, progress)
-    macs = counting.macs(models.build_meta(spec).finalized(), shape, all_heads=False)
-    return write_down(built, spec.modality, macs, probes, folder, progress)
+    built = network_with_weights(preparation.spec, weights, progress)
+    macs = counting.macs(models.build_meta(preparation.spec).finalized(), preparation.shape, all_heads=False)
+    return _write_down(built, macs, preparation, progress)
 
 
-def prepare_network(
-    built: BuiltModel,
-    modality: str,
-    shape: tuple[int, ...],
-    probes: tuple[ParityInput, ...],
-    folder: Path,
-    progress: Progress,
-) -> Prepared:
-    """Write down a network that is in this process; see ``write_down``."""
+def prepare_network(built: BuiltModel, preparation: Preparation, progress: Progress) -> Prepared:
+    """Write down the weights and the logits of a network that is in this process."""
     from segonnx.models import counting
 
-    return write_down(built, modality, counting.macs(built, shape, all_heads=False), probes, folder, progress)
+    return _write_down(built, counting.macs(built, preparation.shape, all_heads=False), preparation, progress)
 
 
-def write_down(
-    built: BuiltModel, modality: str, macs: int, probes: tuple[ParityInput, ...], folder: Path, progress: Progress
-) -> Prepared:
-    """Write the network's weights to ``weights.safetensors`` and its logits on probe i to ``logits_i.npy``."""
+def _write_down(built: BuiltModel, macs: int, preparation: Preparation, progress: Progress) -> Prepared:
     import torch
 
     from segonnx.models import checkpoints, counting
 
+    state = preparation.folder / STATE
     progress("writing the weights")
-    checkpoints.save(built.module, folder / STATE)
-    for i, probe in enumerate(probes):
-        progress(f"running PyTorch on {probe.name}")
+    checkpoints.save(built.module, state)
+    for i, test_input in enumerate(preparation.inputs):
+        progress(f"running PyTorch on {test_input.name}")
         with torch.inference_mode():
-            logits = built.module(torch.from_numpy(probe.make(modality)))
-        np.save(folder / f"logits_{i}.npy", logits.numpy())
+            logits = built.module(torch.from_numpy(test_input.make(preparation.spec.modality)))
+        np.save(preparation.folder / f"logits_{i}.npy", logits.numpy())
         del logits
     progress("hashing the weights")
-    return Prepared(counting.parameters(built.module), macs, sha256(folder / STATE))
+    return Prepared(counting.parameters(built.module), macs, sha256(state))
 
 
 def write_weights(spec: ModelSpec, seed: int, path: Path, progress: Progress) -> str:
@@ -192,21 +199,21 @@ def write_weights(spec: ModelSpec, seed: int, path: Path, progress: Progress) ->
     return sha256(path)
 
 
-def _calibration_inputs(spec: ModelSpec) -> synthetic_inputs.Array:
+def _initialisation_inputs(spec: ModelSpec) -> synthetic_inputs.Array:
     """A batch to set the scale of random weights on.
 
-    BatchNorm gets its statistics from all kinds of inputs at the system's own size. Networks in 3D normalise each
+    BatchNorm gets its statistics from all kinds of inputs at the spec's own size. Networks in 3D normalise each
     instance by itself, so half the size and two kinds do, at a sixteenth of the cost.
     """
     if len(spec.input_shape) == 5:
         shape = halved(spec, spec.input_shape)
-        probes = [ParityInput("noise", shape), ParityInput("phantom", shape)]
+        inputs = [ParityInput("noise", shape), ParityInput("phantom", shape)]
     else:
         shape = spec.input_shape
-        probes = [
+        inputs = [
             ParityInput("noise", shape),
             ParityInput("noise", shape, seed=1),
             ParityInput("phantom", shape),
             ParityInput("constant", shape),
         ]
-    return np.concatenate([probe.make(spec.modality) for probe in probes])
+    return np.concatenate([test_input.make(spec.modality) for test_input in inputs])

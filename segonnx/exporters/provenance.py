@@ -25,8 +25,8 @@ class Origin:
             graph itself: shapes, axes, zeros).
         sources: the network's tensors that it is made of. For the BatchNorm kinds: the layer's weight, its bias (or
             ``""``), then the norm's weight, bias, mean and variance.
-        epsilon: of the BatchNorm.
-        axis: of the layer's output channels in its weight.
+        epsilon: the BatchNorm's.
+        axis: the axis of the layer's output channels in its weight.
     """
 
     kind: Kind

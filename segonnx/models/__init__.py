@@ -1,4 +1,4 @@
-"""The network families, and how a system's network is built.
+"""The network families, and how a spec's network is built.
 
 To add a family: one file here with a ``build`` function that returns a ``BuiltModel``, and one line in ``BUILDERS``.
 """
@@ -26,19 +26,19 @@ BUILDERS: dict[str, Callable[..., BuiltModel]] = {
 
 
 def build(spec: ModelSpec, **overrides: Any) -> BuiltModel:
-    """Build the system's network on the CPU with its library's initial weights.
+    """Build the spec's network on the CPU with its library's initial weights.
 
-    ``overrides`` replace the system's options, for example ``num_classes=105``.
+    ``overrides`` replace the spec's options, for example ``num_classes=105``.
     """
     options = {**spec.options, "num_classes": spec.num_classes, **overrides}
     return BUILDERS[spec.builder](**options)
 
 
 def pretrained(spec: ModelSpec) -> ModelSpec:
-    """The system with what its library says of the weights that it publishes.
+    """The spec with what its library says of the weights that it publishes.
 
     Raises:
-        InputError: it publishes none of the whole network.
+        InputError: it publishes none, or the encoder's alone.
     """
     if spec.builder == "timm_encoder":
         return timm_encoder.published(spec)
@@ -51,7 +51,7 @@ def pretrained(spec: ModelSpec) -> ModelSpec:
 
 
 def build_meta(spec: ModelSpec, **overrides: Any) -> BuiltModel:
-    """Build the system's network on the meta device: shapes and names, no memory for weights."""
+    """Build the spec's network on the meta device: shapes and names, no memory for weights."""
     try:
         with torch.device("meta"):
             return build(spec, **overrides)
@@ -64,7 +64,7 @@ def build_meta(spec: ModelSpec, **overrides: Any) -> BuiltModel:
 
 
 def build_without_weights(spec: ModelSpec) -> BuiltModel:
-    """Build the system's network for a caller that sets every parameter and buffer: on the meta device where it can be.
+    """Build the spec's network for a caller that sets every parameter and buffer: on the meta device where it can be.
 
     Networks that keep tensors as plain attributes, which no file of weights holds, are built in full.
     """
@@ -74,7 +74,7 @@ def build_without_weights(spec: ModelSpec) -> BuiltModel:
 
 
 def build_empty(spec: ModelSpec) -> BuiltModel:
-    """Build the system's network for ``seeded.randomize``, which sets the parameters of all layers that it knows.
+    """Build the spec's network for ``random_weights.randomize``, which sets the parameters of all layers that it knows.
 
     Large networks take no time for random numbers that are thrown away; networks that hold anything else are built in
     full.

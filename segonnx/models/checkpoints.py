@@ -67,7 +67,7 @@ def save(module: nn.Module, path: Path) -> None:
 
 
 def restore(spec: ModelSpec, path: Path) -> BuiltModel:
-    """The system's network in its inference form, with the state that ``save`` wrote, mapped from the file.
+    """The spec's network in its inference form, with the state that ``save`` wrote, mapped from the file.
 
     The weights take no memory of their own: their pages belong to the file, and are shared by all that map it.
     """
@@ -88,9 +88,9 @@ def load(built: BuiltModel, path: Path, trust: bool = False) -> BuiltModel:
     """Load a checkpoint into the network.
 
     Args:
-        built: the network in its training form, built.
-        path: see ``read``.
-        trust: see ``content``.
+        built: the network in its training form.
+        path: the checkpoint, of a kind that ``content`` reads.
+        trust: run the code that the file brings; see ``content``.
 
     Returns:
         The network in the form that the checkpoint is of: the training form, or else the inference form.
@@ -122,8 +122,8 @@ def read(path: Path, trust: bool = False) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint by name, without wrappers around them and prefixes before their names.
 
     Args:
-        path: see ``content``.
-        trust: see ``content``.
+        path: the checkpoint, of a kind that ``content`` reads.
+        trust: run the code that the file brings; see ``content``.
 
     Raises:
         CheckpointError: see ``content`` and ``tensors``.
@@ -166,7 +166,7 @@ def tensors(content: object, path: Path) -> dict[str, torch.Tensor]:
 
     Args:
         content: what a checkpoint holds.
-        path: of the file, for messages.
+        path: the file, for messages.
 
     Raises:
         CheckpointError: it holds none, other things among them, or tensors that are larger than their data.

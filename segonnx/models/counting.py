@@ -37,8 +37,8 @@ def macs(built: BuiltModel, shape: tuple[int, ...], *, all_heads: bool) -> int:
     """Multiply-adds of one pass: convolutions, linear layers, matrix products and attention.
 
     Args:
-        built: in its inference form; on the meta device the pass takes no time.
-        shape: of the input, (N, C, spatial...).
+        built: the network in its inference form; on the meta device the pass takes no time.
+        shape: the input's, (N, C, spatial...).
         all_heads: count the heads that only training runs too, as papers do.
     """
     from torch.nn.utils import parametrize

@@ -22,14 +22,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def infer(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], path: Path) -> ModelSpec:
-    """The system with the classes and the input channels of a checkpoint.
+    """The spec with the classes and the input channels of a checkpoint.
 
     What was published of it stays where it holds for that many classes; the counted reference doesn't.
 
     Args:
         spec: what the checkpoint is said to be of.
-        tensors: of the checkpoint.
-        path: of the checkpoint, for messages.
+        tensors: the checkpoint's, by name.
+        path: the checkpoint's file, for messages.
 
     Raises:
         CheckpointError: it is of another reference system; the message names it.

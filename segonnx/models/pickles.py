@@ -46,7 +46,7 @@ def check(file: IO[bytes]) -> None:
 
 
 def _tuple(items: list[tuple[int, int]]) -> tuple[int, int]:
-    depth, size = 1 + max((one[0] for one in items), default=0), 1 + sum(one[1] for one in items)
+    depth, size = 1 + max((item[0] for item in items), default=0), 1 + sum(item[1] for item in items)
     if depth > MAX_DEPTH or size > MAX_SIZE:
         raise ValueError("it holds tuples in tuples without end")
     return depth, size

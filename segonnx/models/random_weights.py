@@ -59,12 +59,12 @@ def initialise(module: nn.Module, x: torch.Tensor) -> None:
         if layer in done:
             return None
         done.add(layer)
-        spread = output.std().item()
-        if not spread > 1e-6:  # a layer whose input happens to be constant has no scale to set
+        std = output.std().item()
+        if not std > 1e-6:  # a layer whose input happens to be constant has no scale to set
             return None
         for parameter in layer.parameters(recurse=False):
-            parameter.div_(spread)
-        return output.div_(spread)
+            parameter.div_(std)
+        return output.div_(std)
 
     norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]

@@ -73,7 +73,7 @@ def _mask(_module: object, _inputs: object, outputs: tuple[torch.Tensor, torch.T
 
 
 def describe(spec: ModelSpec, path: Path) -> ModelSpec:
-    """The system with the preprocessing that its encoder was pretrained with, where smp knows it.
+    """The spec with the preprocessing that its encoder was pretrained with, where smp knows it.
 
     A folder of smp doesn't tell with what the network was trained; it's most often that.
     """

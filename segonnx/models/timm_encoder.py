@@ -25,7 +25,7 @@ def build(*, encoder: str, num_classes: int, in_channels: int = 3, pretrained: b
 
     Args:
         encoder: timm's name.
-        num_classes: of the head.
+        num_classes: the head's output channels.
         in_channels: input channels.
         pretrained: load the weights that timm publishes, from its cache or from the network.
 
@@ -47,7 +47,7 @@ def build(*, encoder: str, num_classes: int, in_channels: int = 3, pretrained: b
 
 
 def published(spec: ModelSpec) -> ModelSpec:
-    """The system with what timm says of the weights that it publishes: origin, licence, normalisation."""
+    """The spec with what timm says of the weights that it publishes: origin, licence, normalisation."""
     import timm
 
     encoder = spec.options["encoder"]

@@ -1,6 +1,6 @@
 """A U-Net decoder on a timm encoder: the network whose parameter counts the 2D reference systems publish.
 
-segmentation-models-pytorch's stock ``Unet`` is another network (it has other counts); see ``smp.py`` for that one.
+segmentation-models-pytorch's own ``Unet`` is another network (it has other counts); see ``smp.py`` for that one.
 """
 
 from __future__ import annotations

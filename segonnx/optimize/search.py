@@ -21,9 +21,8 @@ from segonnx._version import __version__
 from segonnx.core import files, hardware
 from segonnx.core.ort_session import SessionSettings, open_session
 from segonnx.core.subprocesses import Progress
-from segonnx.core.synthetic_inputs import Array
+from segonnx.core.synthetic_inputs import Array, ParityInput
 from segonnx.errors import InputError, ResourceError
-from segonnx.exporters.parity_inputs import ParityInput
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -36,10 +36,10 @@ class Figure:
     """A published figure, with the digits it was printed with.
 
     Attributes:
-        text: as printed, for example ``14.60M`` or ``31,288,169``.
+        text: the figure as printed, for example ``14.60M`` or ``31,288,169``.
         source: where it was printed.
-        num_classes: the output channels it was counted with, where they aren't the system's.
-        size: the spatial input size in voxels it was counted at, where it isn't the system's (multiply-adds).
+        num_classes: the output channels it was counted with, where they aren't the spec's.
+        size: the spatial input size in voxels it was counted at, where it isn't the spec's (multiply-adds).
     """
 
     text: str
@@ -97,11 +97,11 @@ class ModelSpec:
         published_time: the source's timing, for the bench's tables.
         dsc_percent: published Dice score in percent.
         divisors: what each spatial size must be a multiple of.
-        licence: of the weights in a checkpoint.
+        licence: the licence of the weights in a checkpoint.
         input: the name of the graph's input.
         output: the name of its output, where that isn't what it holds: ``logits`` or ``labels``.
         weights_source: where the weights come from, in words, where that is more than a file.
-        parameters: about how many, where there's no reference.
+        parameters: about how many parameters it has, where there's no reference.
         described: keys of the manifest that say what inference with a checkpoint's weights needs.
     """
 
@@ -141,10 +141,10 @@ class Reference:
     """Counts of the built network.
 
     Attributes:
-        parameters: of the inference form.
-        training_parameters: of the training form (MobileOne has more branches there).
+        parameters: the number of parameters of the inference form.
+        training_parameters: the number of parameters of the training form (MobileOne has more branches there).
         modules: parameters per module, which add up to ``parameters``.
-        macs: multiply-adds of convolutions, linear layers and attention at the system's input, with every head that
+        macs: multiply-adds of convolutions, linear layers and attention at the spec's input, with every head that
             holds parameters, as the papers count them.
         inference_macs: the same without the heads that inference skips.
     """
@@ -258,7 +258,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> ModelSpec:
-    """The system called ``name``: a reference system, or ``smp:ARCHITECTURE:ENCODER``.
+    """The spec called ``name``: of a reference system, or ``smp:ARCHITECTURE:ENCODER``.
 
     Raises:
         InputError: there is none; the message suggests the nearest name.

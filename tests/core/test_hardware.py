@@ -20,7 +20,7 @@ HYPER_THREADED = {0: "0,4", 1: "1,5", 2: "2,6", 3: "3,7", 4: "0,4", 5: "1,5", 6:
     ],
 )
 def test_threads_get_a_core_each_first(cores: dict[int, str], threads: int, cpus: list[int]) -> None:
-    assert hardware.spread(cores, threads) == cpus
+    assert hardware.one_per_core_first(cores, threads) == cpus
 
 
 def test_only_processors_that_may_be_used_are_chosen() -> None:

@@ -27,18 +27,20 @@ from segonnx.bench import run as bench
 from segonnx.bench import targets
 from segonnx.bench.plan import Settings as BenchSettings
 from segonnx.bench.rounds import Rule
+from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.core.tolerances import labels_of
 from segonnx.errors import InputError, ParityError, VerifyError
-from segonnx.exporters import labels, parity, parity_inputs, pipeline
+from segonnx.exporters import labels, parity, pipeline
 from segonnx.exporters.assemble import Converted
+from segonnx.exporters.parity import ParityCheck
 from segonnx.exporters.pipeline import Settings
-from segonnx.models import nnunet as nnunet_models
 from segonnx.models import random_weights
 from segonnx.optimize.labels import LabelsPass
 from segonnx.report import tables
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
-from segonnx.sources.nnunet import folder, plans
+from segonnx.sources.nnunet import model_spec, plans
+from segonnx.sources.nnunet.trainers import trained_architecture
 from tests import handmade
 from tests.bench import fakes
 from tests.conftest import run
@@ -64,7 +66,7 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small network of nnU-Net's, in 3D."""
     plan = plans.plan(handmade.plans(), handmade.dataset(4), "3d_fullres", Path("plans.json"))
-    architecture = nnunet_models.trained_architecture(plan.architecture, "nnUNetTrainer", plan.patch_size)
+    architecture = trained_architecture(plan.architecture, "nnUNetTrainer", plan.patch_size)
     network = models.BUILDERS["nnunet"](
         architecture=architecture.name, arguments=architecture.arguments, in_channels=1, num_classes=5
     ).finalized()
@@ -239,7 +241,7 @@ def test_classes_that_overlap_are_refused(tiny: ModelSpec, tmp_path: Path) -> No
     described["labels"] = {"background": 0, "whole": [1, 2], "core": 2}
     described["regions_class_order"] = [1, 2]
     plan = plans.plan(handmade.plans(), described, "3d_fullres", tmp_path)
-    regions = replace(tiny, described=folder.describe(plan, "nnUNetTrainer", (), ["0"], "final"))
+    regions = replace(tiny, described=model_spec.describe(plan, "nnUNetTrainer", (), ["0"], "final"))
     with pytest.raises(InputError, match="its regions overlap") as caught:
         pipeline.export(regions, Settings(tmp_path / "out", output="labels"))
     assert caught.value.exit_code == 2
@@ -315,10 +317,11 @@ def put(unet: Path, tmp_path: Path) -> Callable[[], Converted]:
     artifact.mkdir()
     path = artifact / "model.onnx"
     onnx.save(model, path, save_as_external_data=True, location="model.onnx.data")
-    probe = parity_inputs.ParityInput("phantom", (1, 3, 64, 96))
-    np.save(parity.saved_labels(tmp_path, 0), labels_of(parity.run(path, probe.make("RGB"), 1)))
+    phantom = ParityInput("phantom", (1, 3, 64, 96))
+    check = ParityCheck((phantom,), "RGB", tmp_path, stable_norm=False, threads=1)
+    np.save(check.saved_labels(0), labels_of(parity.run(path, phantom.make("RGB"), 1)))
     converted = Converted(20, 10, {"Cast": 0}, {}, ("SomePass",), (), {}, output="logits")
-    return lambda: labels.put(artifact, converted, "labels", (probe,), "RGB", tmp_path, False, 1, lambda _: None)
+    return lambda: labels.put(artifact, converted, "labels", check, lambda _: None)
 
 
 def test_weights_in_a_file_of_their_own_stay_there(put: Callable[[], Converted], unet: Path, tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.errors import ParityError
 from segonnx.exporters import accounting, parity_inputs
 from segonnx.exporters.assemble import Converted, assemble
-from segonnx.exporters.convert import convert
-from segonnx.exporters.parity import measure
-from segonnx.exporters.parity_inputs import ParityInput
-from segonnx.exporters.prepare import STATE, Weights, prepare
+from segonnx.exporters.convert import Conversion, convert
+from segonnx.exporters.parity import ParityCheck, measure
+from segonnx.exporters.prepare import STATE, Preparation, Weights, prepare
 from segonnx.exporters.provenance import Origin
 from segonnx.optimize.choices import Choices
 from segonnx.sources import catalog
@@ -32,7 +32,7 @@ class Case:
     folder: Path
     artifact: Path
     converted: Converted
-    probes: tuple[ParityInput, ...]
+    inputs: tuple[ParityInput, ...]
 
     def change(self, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
         """Replace an initializer of the artifact's model."""
@@ -42,8 +42,9 @@ class Case:
         tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), name))
         onnx.save(model, path)
 
-    def measure(self, *, steady: bool = False) -> None:
-        measure(self.artifact, self.probes, self.spec.modality, self.folder, steady, "logits", 2, lambda _: None)
+    def measure(self, *, stable_norm: bool = False) -> None:
+        check = ParityCheck(self.inputs, self.spec.modality, self.folder, stable_norm, threads=2)
+        measure(self.artifact, check, "logits", lambda _: None)
 
     def account(self) -> accounting.Account:
         converted = self.converted
@@ -57,9 +58,9 @@ def _make(spec: ModelSpec, folder: Path, optimize: Literal["cpu", "none"] = "cpu
     artifact = folder / "artifact"
     artifact.mkdir()
     planned = parity_inputs.plan(spec, spec.input_shape, dynamic=False)
-    prepare(spec, Weights(), spec.input_shape, planned, folder, 2, lambda _: None)
+    prepare(Preparation(spec, spec.input_shape, planned, folder), Weights(), 2, lambda _: None)
     path = folder / "model.onnx"
-    converted = convert(spec, spec.input_shape, False, optimize, Choices(), folder, path, lambda _: None)
+    converted = convert(Conversion(spec, spec.input_shape, False, optimize, Choices(), path), lambda _: None)
     assemble(path, converted, folder / STATE, artifact, lambda _: None)
     return Case(spec, folder, artifact, converted, planned)
 
@@ -233,22 +234,22 @@ def test_an_invalid_graph_is_refused(case: Case) -> None:
         assemble(case.folder / "model.onnx", case.converted, case.folder / STATE, case.artifact, lambda _: None)
 
 
-def test_probes_have_the_size_of_the_file() -> None:
+def test_the_test_inputs_have_the_size_of_the_file() -> None:
     spec = catalog.find("stunet-h")
     planned = parity_inputs.plan(spec, spec.input_shape, dynamic=False)
-    assert [probe.shape for probe in planned] == [spec.input_shape] * 3
-    assert [probe.kind for probe in planned] == ["noise", "phantom", "constant"]
+    assert [test_input.shape for test_input in planned] == [spec.input_shape] * 3
+    assert [test_input.kind for test_input in planned] == ["noise", "phantom", "constant"]
 
 
 def test_a_stock_graph_is_spared_onnx_runtimes_norm(tiny: ModelSpec, tmp_path: Path) -> None:
     case = _make(tiny, tmp_path, "none")
     assert "InstanceNormalization" in case.converted.operators
     assert case.converted.rewrites == ()
-    case.measure(steady=True)
-    assert "steady.onnx" not in {path.name for path in case.artifact.iterdir()}
+    case.measure(stable_norm=True)
+    assert "stable_norm.onnx" not in {path.name for path in case.artifact.iterdir()}
     shutil.rmtree(case.artifact / "test_data_set_0")
     with pytest.raises(ParityError, match="numeric parity failed"):
         case.measure()
     case.change("seg_outputs.4.weight", _one_percent)
     with pytest.raises(ParityError, match="numeric parity failed"):
-        case.measure(steady=True)
+        case.measure(stable_norm=True)

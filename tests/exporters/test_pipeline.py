@@ -18,8 +18,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from segonnx.artifacts.verify import verify
+from segonnx.core.subprocesses import Progress
 from segonnx.errors import CheckpointError, InputError, ParityError, ResourceError
-from segonnx.exporters import pipeline
+from segonnx.exporters import pipeline, resources, steps
+from segonnx.exporters.assemble import Converted
+from segonnx.exporters.convert import Conversion, convert
 from segonnx.exporters.pipeline import Settings
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
@@ -100,7 +103,7 @@ def test_other_arguments_and_damage_need_overwrite(tiny: ModelSpec, tiny_artifac
     with pytest.raises(InputError, match=r"other arguments \(seed\): --overwrite"):
         pipeline.export(tiny, Settings(tmp_path, seed=1))
     (target / "README.md").write_text("changed")
-    with pytest.raises(InputError, match="isn't a whole artifact.*--overwrite"):
+    with pytest.raises(InputError, match="isn't an intact artifact.*--overwrite"):
         pipeline.export(tiny, Settings(tmp_path))
     assert (target / "README.md").read_text() == "changed"
     exported = pipeline.export(tiny, Settings(tmp_path, seed=1, overwrite=True))
@@ -120,16 +123,15 @@ def test_a_failed_numeric_check_writes_nothing(
     tiny: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The whole pipeline, with a converter that damages the graph on its way out.
-    monkeypatch.setattr(pipeline, "convert", convert_and_damage)
+    monkeypatch.setattr(steps, "convert", convert_and_damage)
     with pytest.raises(ParityError, match="numeric parity failed"):
         pipeline.export(tiny, Settings(tmp_path))
     assert os.listdir(tmp_path) == []
 
 
-def convert_and_damage(spec, shape, dynamic, optimize, choices, folder, path, progress):  # type: ignore[no-untyped-def]
-    from segonnx.exporters.convert import convert
-
-    converted = convert(spec, shape, dynamic, optimize, choices, folder, path, progress)
+def convert_and_damage(conversion: Conversion, progress: Progress) -> Converted:
+    converted = convert(conversion, progress)
+    path = conversion.path
     model = onnx.load(str(path))
     leaky = next(node for node in model.graph.node if node.op_type == "LeakyRelu")
     leaky.attribute[0].f *= 2
@@ -204,7 +206,7 @@ def test_a_full_disk_is_said_before_the_work(small_disk: Path) -> None:
 def test_a_disk_that_fills_up_during_the_work_leaves_nothing(
     tiny: ModelSpec, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_require_disk", lambda *_: None)
+    monkeypatch.setattr(resources, "require_disk", lambda *_: None)
     with pytest.raises(ResourceError, match="the disk is full"):
         pipeline.export(tiny, Settings(small_disk / "out"))
     assert os.listdir(small_disk / "out") == []

@@ -55,7 +55,7 @@ def _agree(folder: Path, module: torch.nn.Module, x: torch.Tensor) -> tuple[floa
     assert found.shape == expected.shape
     error = float(np.abs(found - expected).max() / expected.std())
     agreement = float((found.argmax(1) == expected.argmax(1)).mean())
-    print(f"{folder.name}: max {error:.1e} of the spread, labels {100 * agreement:.4f} %")
+    print(f"{folder.name}: max {error:.1e} of std, labels {100 * agreement:.4f} %")
     assert error < 2e-3
     assert agreement > 0.999
     return error, agreement

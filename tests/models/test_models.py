@@ -72,7 +72,7 @@ def test_an_unknown_timm_encoder_of_smp_is_bad_input() -> None:
 
 
 @pytest.mark.parametrize("name", ["encoder-lcnet-100", "unet-mobilenetv3-small", "stunet-tiny"])
-def test_seeded_networks_have_outputs_of_unit_variance(name: str, tiny: ModelSpec) -> None:
+def test_networks_with_random_weights_have_outputs_of_unit_variance(name: str, tiny: ModelSpec) -> None:
     from segonnx.exporters.prepare import Weights, network_with_weights
 
     spec = tiny if name == tiny.name else catalog.find(name)
@@ -83,7 +83,7 @@ def test_seeded_networks_have_outputs_of_unit_variance(name: str, tiny: ModelSpe
         assert 0.3 < logits.std() < 3, kind
 
 
-def test_seeded_weights_depend_on_the_seed_alone(tiny: ModelSpec) -> None:
+def test_random_weights_depend_on_the_seed_alone(tiny: ModelSpec) -> None:
     def state(seed: int) -> dict[str, torch.Tensor]:
         module = models.build_empty(tiny).module
         random_weights.randomize(module, seed)

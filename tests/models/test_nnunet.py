@@ -12,6 +12,7 @@ from torch import nn
 from segonnx.errors import InputError
 from segonnx.models import nnunet
 from segonnx.sources.nnunet.plans import CLASSES, NETWORKS, Architecture
+from segonnx.sources.nnunet.trainers import trained_architecture
 
 COMMON: dict[str, Any] = {
     "n_stages": 3,
@@ -79,21 +80,21 @@ def test_what_the_library_refuses_is_bad_input() -> None:
 def test_trainers_of_primus_build_the_published_networks(version: str, size: str) -> None:
     trainer = f"nnUNet_Primus{version or '_'}{size}_Trainer" if version else f"nnUNet_Primus_{size}_Trainer"
     planned = Architecture("PlainConvUNet", _arguments("PlainConvUNet"))
-    architecture = nnunet.trained_architecture(planned, trainer, (32, 16, 16))
+    architecture = trained_architecture(planned, trainer, (32, 16, 16))
     options = {"drop_path_rate": 0.2, "scale_attn_inner": True, "init_values": 0.1}
     with torch.device("meta"):
         ours = nnunet._member(architecture.name, architecture.arguments, 2, 3)
         theirs = getattr(primus, f"Primus{version}{size}")(
             2, 3, patch_embed_size=(8, 8, 8), input_shape=(32, 16, 16), **options
         )
-    shapes = [{name: tensor.shape for name, tensor in one.state_dict().items()} for one in (ours, theirs)]
+    shapes = [{name: tensor.shape for name, tensor in network.state_dict().items()} for network in (ours, theirs)]
     assert shapes[0] == shapes[1]
 
 
 def test_other_trainers_build_what_is_planned_and_one_puts_batch_norms_into_it() -> None:
     planned = Architecture("PlainConvUNet", _arguments("PlainConvUNet"))
-    assert nnunet.trained_architecture(planned, "nnUNetTrainerNoMirroring", (16, 16, 16)) == planned
-    changed = nnunet.trained_architecture(planned, "nnUNetTrainerBN", (16, 16, 16))
+    assert trained_architecture(planned, "nnUNetTrainerNoMirroring", (16, 16, 16)) == planned
+    changed = trained_architecture(planned, "nnUNetTrainerBN", (16, 16, 16))
     network = nnunet.build(architecture=changed.name, arguments=changed.arguments, in_channels=1, num_classes=2)
     assert any(isinstance(layer, nn.BatchNorm3d) for layer in network.module.modules())
     assert isinstance(network.module, unet.PlainConvUNet)

@@ -14,9 +14,9 @@ import pytest
 
 from segonnx import optimize
 from segonnx.artifacts.verify import verify
+from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.errors import InputError
 from segonnx.exporters import pipeline
-from segonnx.exporters.parity_inputs import ParityInput
 from segonnx.exporters.pipeline import Settings
 from segonnx.optimize import choices, search, unroll_depth
 from segonnx.optimize.choices import OPTIONAL, STOCK, Choices

@@ -211,7 +211,7 @@ class Architecture:
     """A network and its arguments, as plain data.
 
     Attributes:
-        name: of its class in dynamic-network-architectures.
+        name: the name of its class in dynamic-network-architectures.
         arguments: its keyword arguments but for the channels; a class stands there by its name in ``CLASSES``.
     """
 
@@ -220,14 +220,14 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class Channel:
+class InputChannel:
     """One input channel.
 
     Attributes:
-        name: in dataset.json, such as ``CT``.
+        name: its name in dataset.json, such as ``CT``.
         normalization: nnU-Net's class, such as ``ZScoreNormalization``.
         use_mask: normalise the nonzero region alone.
-        intensities: of the training set's foreground; empty where the plans have none.
+        intensities: statistics of the training set's foreground; empty where the plans have none.
     """
 
     name: str
@@ -237,11 +237,11 @@ class Channel:
 
 
 @dataclass(frozen=True)
-class Output:
+class OutputChannel:
     """One output channel.
 
     Attributes:
-        name: of the label or region.
+        name: the name of the label or region.
         value: what a voxel of it gets in the label map.
         labels: the labels that it is made of: itself, or those of a region.
     """
@@ -252,7 +252,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Resampling:
+class ResamplingPlan:
     """How nnU-Net resamples one kind of array: its function and that function's keyword arguments."""
 
     function: str
@@ -264,23 +264,23 @@ class Plan:
     """What one configuration of a trained folder says. Sizes are in voxels and mm along the network's axes.
 
     Attributes:
-        dataset: its name.
-        plans: their name.
-        configuration: its name.
-        architecture: of the network.
-        patch_size: of a window.
-        spacing: of the images that the network sees.
-        channels: of the images, in order.
-        outputs: of the network, in order.
+        dataset: the name of the data set.
+        plans: the name of the plans.
+        configuration: the name of the configuration, such as ``3d_fullres``.
+        architecture: the network.
+        patch_size: the size of a window.
+        spacing: the spacing of the images that the network sees.
+        channels: the channels of the images, in order.
+        outputs: the channels of the network's output, in order.
         regions: the outputs overlap: each has a sigmoid of its own.
         ignore_label: marks voxels that nobody annotated; None where there is none.
         transpose_forward: for each axis of the network, the axis of the image.
         transpose_backward: for each axis of the image, the axis of the network.
         preprocessor: nnU-Net's class.
-        resampling: of ``data``, ``seg`` and ``probabilities``.
+        resampling: how images (``data``), label maps (``seg``) and ``probabilities`` are resampled.
         previous_stage: the configuration whose label map is an input too; None where there is none.
         image_reader_writer: nnU-Net's class.
-        file_ending: of images.
+        file_ending: the ending of image files.
     """
 
     dataset: str
@@ -289,14 +289,14 @@ class Plan:
     architecture: Architecture
     patch_size: tuple[int, ...]
     spacing: tuple[float, ...]
-    channels: tuple[Channel, ...]
-    outputs: tuple[Output, ...]
+    channels: tuple[InputChannel, ...]
+    outputs: tuple[OutputChannel, ...]
     regions: bool
     ignore_label: int | None
     transpose_forward: tuple[int, ...]
     transpose_backward: tuple[int, ...]
     preprocessor: str
-    resampling: Mapping[str, Resampling]
+    resampling: Mapping[str, ResamplingPlan]
     previous_stage: str | None
     image_reader_writer: str
     file_ending: str
@@ -364,7 +364,7 @@ def plan(plans: Mapping[str, Any], dataset: Mapping[str, Any], configuration: st
         transpose_backward=backward,
         preprocessor=chosen["preprocessor_name"],
         resampling={
-            what: Resampling(chosen[f"resampling_fn_{what}"], chosen[f"resampling_fn_{what}_kwargs"])
+            what: ResamplingPlan(chosen[f"resampling_fn_{what}"], chosen[f"resampling_fn_{what}_kwargs"])
             for what in ("data", "seg", "probabilities")
         },
         previous_stage=chosen.get("previous_stage"),
@@ -421,7 +421,7 @@ def _architecture(configuration: Mapping[str, Any], axes: int, where: Path) -> A
         _check(arguments, _TRANSFORMER, at)
         return Architecture(name, dict(arguments))
     _check(arguments, _CONVOLUTIONAL, at)
-    # A class is known by its whole name alone, whether or not the plan says that it must be imported.
+    # A class is known by its full name alone, whether or not the plan says that it must be imported.
     known = {
         key: CLASSES.get(value, value) if isinstance(value, str) else value
         for key, value in arguments.items()
@@ -488,7 +488,7 @@ def _per_axis(value: int | Sequence[int], axes: int) -> Sequence[int]:
 
 def _channels(
     plans: Mapping[str, Any], dataset: Mapping[str, Any], configuration: Mapping[str, Any], where: Path
-) -> tuple[Channel, ...]:
+) -> tuple[InputChannel, ...]:
     names = dataset.get("channel_names", dataset.get("modality"))
     assert names is not None
     if set(names) != {str(index) for index in range(len(names))}:
@@ -502,12 +502,12 @@ def _channels(
     key = "foreground_intensity_properties_"
     intensities = plans.get(f"{key}per_channel", plans.get(f"{key}by_modality", {}))
     return tuple(
-        Channel(names[str(index)], schemes[index], masks[index], intensities.get(str(index), {}))
+        InputChannel(names[str(index)], schemes[index], masks[index], intensities.get(str(index), {}))
         for index in range(len(names))
     )
 
 
-def _outputs(dataset: Mapping[str, Any], where: Path) -> tuple[tuple[Output, ...], bool]:
+def _outputs(dataset: Mapping[str, Any], where: Path) -> tuple[tuple[OutputChannel, ...], bool]:
     """The network's outputs, and whether they are regions."""
     at = where / DATASET
     labels = {name: _labels(value) for name, value in dataset["labels"].items() if name != "ignore"}
@@ -521,13 +521,15 @@ def _outputs(dataset: Mapping[str, Any], where: Path) -> tuple[tuple[Output, ...
         if order is None or len(order) != len(regions):
             found = "none" if order is None else str(len(order))
             raise InputError(f"{at}/regions_class_order: {len(regions)} regions need as many entries; found {found}")
-        return tuple(Output(name, value, regions[name]) for name, value in zip(regions, order, strict=True)), True
+        return tuple(
+            OutputChannel(name, value, regions[name]) for name, value in zip(regions, order, strict=True)
+        ), True
     by_value: dict[int, str] = {}
     for name, values in labels.items():
         by_value.setdefault(values[0], name)
     if sorted(by_value) != list(range(len(by_value))):
         raise InputError(f"{at}/labels: labels must follow one another from 0; found {sorted(by_value)}")
-    return tuple(Output(by_value[value], value, (value,)) for value in sorted(by_value)), False
+    return tuple(OutputChannel(by_value[value], value, (value,)) for value in sorted(by_value)), False
 
 
 def _labels(value: int | Sequence[int]) -> tuple[int, ...]:

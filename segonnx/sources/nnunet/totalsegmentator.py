@@ -16,8 +16,8 @@ class Task:
     """What a folder is.
 
     Attributes:
-        name: of the task, as TotalSegmentator's users type it.
-        licence: of the weights.
+        name: the task's, as TotalSegmentator's users type it.
+        licence: the licence of the weights.
         classes: names of the labels from 1 on.
     """
 
@@ -30,8 +30,8 @@ def task(dataset: str, trainer: str) -> Task | None:
     """The task of TotalSegmentator's folder of that data set and trainer; None where it has no such.
 
     Args:
-        dataset: for example ``Dataset297_TotalSegmentator_total_3mm_1559subj``.
-        trainer: for example ``nnUNetTrainer_4000epochs_NoMirroring``.
+        dataset: the name of the data set, for example ``Dataset297_TotalSegmentator_total_3mm_1559subj``.
+        trainer: the name of the trainer, for example ``nnUNetTrainer_4000epochs_NoMirroring``.
     """
     found = _tasks().get(dataset)
     if found is None or found["trainer"] != trainer:

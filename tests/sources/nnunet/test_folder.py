@@ -1,229 +1,30 @@
-"""Folders that nnU-Net trained: hand-made ones for every variant and mistake, real ones for equality with nnU-Net."""
+"""Which checkpoints a folder holds that nnU-Net trained. Nothing reads them here: empty files do."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
 import shutil
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnxruntime
 import pytest
-import torch
 
-from segonnx import models
-from segonnx.artifacts.verify import verify
-from segonnx.errors import CheckpointError, InputError
-from segonnx.exporters import pipeline
-from segonnx.exporters.pipeline import Settings
+from segonnx.errors import InputError
 from segonnx.sources.nnunet import folder as trained_folder
-from segonnx.sources.nnunet.folder import Trained
-from tests import handmade, nnunet_folders
-from tests.conftest import ROOT, run
-
-TOTAL = "Dataset297_TotalSegmentator_total_3mm_1559subj"
-TOTAL_TRAINER = "nnUNetTrainer_4000epochs_NoMirroring"
 
 
-def _read(folder: Path, fold: str | None = None, configuration: str | None = None) -> list[Trained]:
-    """``nnunet.trained`` without the start of a process."""
-    model = trained_folder.locate(folder, configuration)
-    checkpoints = trained_folder.find_checkpoints(model, fold, "final")
-    return trained_folder._read(model, checkpoints, fold, "final", configuration, False, lambda _: None)
-
-
-def _answer(artifact: Path, x: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(str(artifact / "model.onnx"), providers=["CPUExecutionProvider"])
-    logits: np.ndarray = session.run(["logits"], {"input": x})[0]
-    return logits
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained folder with two folds and one of all data; tests leave it as it is."""
-    root = tmp_path_factory.mktemp("results")
-    return handmade.write(root, handmade.plans(), handmade.dataset(), folds=("0", "1", "all"))
+def _make(root: Path) -> Path:
+    """A folder in nnU-Net's layout with two folds and one of all data."""
+    model = root / "Dataset999_Hand" / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    for fold in ("fold_0", "fold_1", "fold_all"):
+        (model / fold).mkdir(parents=True)
+        (model / fold / "checkpoint_final.pth").write_bytes(b"")
+    for name in ("plans.json", "dataset.json"):
+        (model / name).write_text("{}")
+    return model
 
 
 @pytest.fixture
-def copy(folder: Path, tmp_path: Path) -> Path:
-    """A copy of the trained folder, to do with as one likes."""
-    target = tmp_path / folder.parent.name / folder.name
-    shutil.copytree(folder, target)
-    return target
-
-
-def test_a_folder_of_totalsegmentator_is_exported_with_its_classes_and_licence(tmp_path: Path) -> None:
-    folder = handmade.write(
-        tmp_path, handmade.plans(TOTAL, old=True), handmade.dataset(117), trainer=TOTAL_TRAINER, mirror_axes=None
-    )
-    out = tmp_path / "artifacts"
-    result = run("export", "--nnunet", folder.parent, "--fold", 0, "--out", out, "--json", tmp_path / "done.json")
-    assert result.returncode == 0, result.stderr
-    assert "parameters as in the checkpoint" in result.stdout
-    artifact = out / f"{TOTAL}-{TOTAL_TRAINER}__nnUNetPlans__3d_fullres-fold_0"
-    manifest = verify(artifact).manifest
-    assert manifest["weights"]["source"] == "file fold_0/checkpoint_final.pth"
-    assert manifest["weights"]["licence"] == "apache-2.0"
-    assert manifest["labels"][5] == {"name": "liver", "value": 5, "labels": [5]}
-    assert len(manifest["labels"]) == 118
-    assert manifest["inference"]["mirror_axes"] == []
-    assert manifest["training"]["task"] == "total"
-    assert manifest["rewrites"][0] == "UnrollDepthPass"
-    card = (artifact / "README.md").read_text()
-    assert "license: apache-2.0" in card
-    assert "5 liver" in card
-    _run_the_documents_example(artifact)
-    # Counted once each, though the file names the encoder's twice.
-    parameters = manifest["parameters"]
-    state = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)["network_weights"]
-    storages = {tensor.data_ptr(): tensor.numel() for tensor in state.values()}
-    assert parameters["count"] == parameters["reference"] == sum(storages.values())
-    assert parameters["count"] == parameters["used"] + parameters["unused"]
-    assert parameters["unused_reasons"] == {models.nnunet.DEEP_SUPERVISION: 118 * 8 + 118}
-
-
-def _run_the_documents_example(artifact: Path) -> None:
-    """The Python in docs/nnunet.md, on this artifact."""
-    text = (ROOT / "docs" / "nnunet.md").read_text("utf-8")
-    code = text.split("```python\n")[1].split("```")[0]
-    line = next(line for line in code.splitlines() if line.startswith("folder = "))
-    names: dict[str, Any] = {}
-    exec(code.replace(line, f"folder = {str(artifact)!r}"), names)
-    assert names["labels"].shape == (8, 16, 24)
-
-
-def test_the_manifest_holds_all_that_inference_needs(folder: Path) -> None:
-    (one, *_) = _read(folder, "0")
-    described = one.spec.described
-    json.dumps(described)
-    preprocessing = described["preprocessing"]
-    assert preprocessing["image_reader_writer"] == "SimpleITKIO"
-    assert preprocessing["transpose_forward"] == [2, 0, 1]
-    assert preprocessing["transpose_backward"] == [1, 2, 0]
-    assert preprocessing["crop"] == "nonzero"
-    assert preprocessing["channels"] == [
-        {
-            "name": "CT",
-            "normalization": "CTNormalization",
-            "use_mask": False,
-            "intensities": handmade.plans()["foreground_intensity_properties_per_channel"]["0"],
-        }
-    ]
-    assert preprocessing["spacing"] == [3.0, 1.5, 1.5]
-    assert preprocessing["resampling"]["data"]["arguments"] == {
-        "is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None,
-    }  # fmt: skip
-    assert preprocessing["previous_stage"] is None
-    assert described["inference"] == {
-        "patch_size": [8, 16, 24],
-        "tile_step_size": 0.5,
-        "gaussian_sigma_scale": 0.125,
-        "mirror_axes": [0, 1, 2],
-        "nonlin": "softmax",
-        "regions": False,
-        "ignore_label": None,
-    }
-    assert described["training"] == {
-        "framework": "nnU-Net", "dataset": "Dataset999_Hand", "trainer": "nnUNetTrainer",
-        "plans": "nnUNetPlans", "configuration": "3d_fullres", "folds": ["0"], "checkpoint": "final", "task": None,
-    }  # fmt: skip
-
-
-def test_each_fold_is_an_artifact_of_its_own(folder: Path) -> None:
-    every = trained_folder.trained(folder)
-    assert [one.checkpoints[0].parent.name for one in every] == ["fold_0", "fold_1", "fold_all"]
-    assert len({one.spec.name for one in every}) == 3
-
-
-@pytest.mark.slow
-def test_an_ensemble_is_the_mean_of_its_folds(folder: Path, tmp_path: Path) -> None:
-    every = trained_folder.trained(folder)
-    (ensemble,) = trained_folder.trained(folder, fold="ensemble")
-    assert [path.parent.name for path in ensemble.checkpoints] == ["fold_0", "fold_1"]
-    exported = pipeline.export(ensemble.spec, Settings(tmp_path, checkpoints=ensemble.checkpoints))
-    parameters = exported.manifest["parameters"]
-    single = every[0].spec.reference
-    assert single is not None
-    assert parameters["count"] == parameters["reference"] == 2 * single.parameters
-    assert exported.manifest["macs"] == 2 * single.macs
-    assert exported.manifest["training"]["folds"] == ["0", "1"]
-    assert "UnrollDepthPass" in exported.manifest["rewrites"]
-    x = np.random.default_rng(1).standard_normal((1, 1, 8, 16, 24), dtype=np.float32)
-    outputs = []
-    for one in every[:2]:
-        network = models.build(one.spec).module.eval()
-        content = torch.load(one.checkpoints[0], weights_only=False)
-        network.load_state_dict(content["network_weights"])
-        with torch.inference_mode():
-            outputs.append(network(torch.from_numpy(x)).numpy())
-    expected = np.mean(outputs, axis=0)
-    assert np.abs(outputs[0] - outputs[1]).max() > 0.5 * expected.std()
-    assert np.abs(_answer(exported.folder, x) - expected).max() < 1e-4 * expected.std()
-
-
-def test_sizes_are_multiples_of_the_strides_of_each_axis(folder: Path) -> None:
-    (one,) = _read(folder, "0")
-    assert one.spec.divisors == (2, 4, 4)
-    with pytest.raises(InputError, match="multiples of 2,4,4 along the axes; --shape has 18"):
-        pipeline.input_shape(one.spec, (6, 18, 24))
-    with pytest.raises(InputError, match="more than one voxel at its deepest level"):
-        pipeline.input_shape(one.spec, (2, 4, 4))
-    assert pipeline.input_shape(one.spec, (6, 20, 24)) == (1, 1, 6, 20, 24)
-
-
-@pytest.mark.slow
-def test_open_sizes_run_at_other_sizes(folder: Path, tmp_path: Path) -> None:
-    (one,) = _read(folder, "0")
-    exported = pipeline.export(one.spec, Settings(tmp_path, checkpoints=one.checkpoints, dynamic=True))
-    x = np.zeros((2, 1, 6, 20, 12), np.float32)
-    assert _answer(exported.folder, x).shape == (2, 3, 6, 20, 12)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["ResidualEncoderUNet", "ResidualUNet", "Primus", "PrimusV2", "PrimusV3"])
-def test_every_network_that_a_plan_may_name_is_exported(name: str, tmp_path: Path) -> None:
-    planned = handmade.plans()
-    chosen = planned["configurations"]["3d_fullres"]
-    chosen["patch_size"] = [16, 16, 32]
-    chosen["architecture"]["network_class_name"] = f"dynamic_network_architectures.architectures.any.{name}"
-    if name.startswith("Primus"):
-        chosen["architecture"]["arch_kwargs"] = {
-            "embed_dim": 72, "eva_depth": 2, "eva_numheads": 2, "patch_embed_size": [8, 8, 8],
-            "input_shape": [16, 16, 32], "init_values": 0.1, "scale_attn_inner": True,
-        }  # fmt: skip
-    else:
-        arguments = chosen["architecture"]["arch_kwargs"]
-        arguments["n_blocks_per_stage"] = arguments.pop("n_conv_per_stage")
-    folder = handmade.write(tmp_path, planned, handmade.dataset())
-    (one,) = _read(folder)
-    exported = pipeline.export(one.spec, Settings(tmp_path / "artifacts", checkpoints=one.checkpoints))
-    parameters = exported.manifest["parameters"]
-    assert parameters["count"] == parameters["reference"]
-
-
-def test_a_changed_plan_makes_another_artifact(copy: Path) -> None:
-    (before,) = _read(copy, "0")
-    planned = handmade.plans()
-    planned["configurations"]["3d_fullres"]["spacing"] = [2.0, 1.0, 1.0]
-    (copy / "plans.json").write_text(json.dumps(planned))
-    _strip(copy / "fold_0" / "checkpoint_final.pth")
-    (after,) = _read(copy, "0")
-    digests = [
-        pipeline._arguments(one.spec, Settings(Path(), checkpoints=one.checkpoints), one.spec.input_shape)
-        for one in (before, after)
-    ]
-    assert digests[0]["plans_sha256"] != digests[1]["plans_sha256"]
-
-
-def _strip(path: Path, **changes: Any) -> None:
-    """Take the plans out of a checkpoint, as some published ones have none."""
-    content = torch.load(path, weights_only=False)
-    del content["init_args"]["plans"]
-    torch.save(content | changes, path)
+def folder(tmp_path: Path) -> Path:
+    return _make(tmp_path / "trained")
 
 
 def test_a_wrong_folder_is_named_with_what_is_there(folder: Path, tmp_path: Path) -> None:
@@ -247,177 +48,28 @@ def test_a_wrong_folder_is_named_with_what_is_there(folder: Path, tmp_path: Path
     assert trained_folder.locate(data, "2d").name.endswith("__2d")
     with pytest.raises(InputError, match="no trained folder of '3d_lowres'; it has nnUNet"):
         trained_folder.locate(data, "3d_lowres")
-    with pytest.raises(InputError, match="was trained as 3d_fullres, but lies in a folder of 2d"):
-        _read(data / "nnUNetTrainer__nnUNetPlans__2d", "0")
-    with pytest.raises(InputError, match="was trained as 3d_fullres, not 2d"):
-        _read(folder, "0", "2d")
 
 
-def test_a_missing_part_is_named(copy: Path) -> None:
+def test_a_missing_part_is_named(folder: Path) -> None:
     find = trained_folder.find_checkpoints
     with pytest.raises(InputError, match="has no fold_3; it has fold_0, fold_1, fold_all"):
-        find(copy, "3", "final")
+        find(folder, "3", "final")
     with pytest.raises(InputError, match=r"fold_0 lacks checkpoint_best.pth; it has .*; --checkpoint final takes"):
-        find(copy, "0", "best")
-    shutil.rmtree(copy / "fold_1")
+        find(folder, "0", "best")
+    shutil.rmtree(folder / "fold_1")
     with pytest.raises(InputError, match="at least two numbered folds of .*; found fold_0"):
-        find(copy, "ensemble", "final")
-    (copy / "fold_0" / "checkpoint_final.pth").rename(copy / "fold_0" / "checkpoint_latest.pth")
+        find(folder, "ensemble", "final")
+    (folder / "fold_0" / "checkpoint_final.pth").rename(folder / "fold_0" / "checkpoint_latest.pth")
     with pytest.raises(InputError, match="it has checkpoint_latest.pth: the training has not ended"):
-        find(copy, "0", "final")
-    (copy / "fold_0" / "checkpoint_latest.pth").unlink()
+        find(folder, "0", "final")
+    (folder / "fold_0" / "checkpoint_latest.pth").unlink()
     with pytest.raises(InputError, match="it has no checkpoint"):
-        find(copy, "0", "final")
-    assert list(find(copy, None, "final")) == ["all"]
-    shutil.rmtree(copy / "fold_0")
-    shutil.rmtree(copy / "fold_all")
+        find(folder, "0", "final")
+    assert list(find(folder, None, "final")) == ["all"]
+    shutil.rmtree(folder / "fold_0")
+    shutil.rmtree(folder / "fold_all")
     with pytest.raises(InputError, match="has no folds"):
-        find(copy, None, "final")
-    (copy / "dataset.json").unlink()
+        find(folder, None, "final")
+    (folder / "dataset.json").unlink()
     with pytest.raises(InputError, match="lacks dataset.json"):
-        find(copy, None, "final")
-
-
-def _change(path: Path, **changes: Any) -> None:
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | changes))
-
-
-def test_a_mixed_up_folder_is_refused(copy: Path) -> None:
-    checkpoint = copy / "fold_0" / "checkpoint_final.pth"
-    saved = torch.load(checkpoint, weights_only=False)
-    _change(copy / "dataset.json", labels={"background": 0, "kidney": 1, "liver": 2})
-    with pytest.raises(InputError, match="was trained with other plans than .*: they differ in outputs"):
-        _read(copy, "0")
-    _change(copy / "dataset.json", labels={"background": 0, "kidney": 1})
-    _strip(checkpoint)
-    with pytest.raises(CheckpointError, match=r"isn't of the network .*seg_layers.*nnUNetTrainer trained it"):
-        _read(copy, "0")
-    _change(copy / "dataset.json", **handmade.dataset())
-    torch.save(saved | {"inference_allowed_mirroring_axes": (3,)}, checkpoint)
-    with pytest.raises(CheckpointError, match="aren't axes of a network"):
-        _read(copy, "0")
-    torch.save(saved | {"init_args": {}}, checkpoint)
-    with pytest.raises(CheckpointError, match="it holds no init_args/configuration"):
-        _read(copy, "0")
-    torch.save({"state_dict": saved["network_weights"]}, checkpoint)
-    with pytest.raises(CheckpointError, match="it holds no network_weights"):
-        _read(copy, "0")
-    torch.save(saved | {"trainer_name": "nnUNetTrainerNoMirroring"}, checkpoint)
-    with pytest.raises(InputError, match="don't go together"):
-        _read(copy, "ensemble")
-
-
-def test_tensors_that_are_one_must_not_differ(copy: Path) -> None:
-    checkpoint = copy / "fold_0" / "checkpoint_final.pth"
-    content = torch.load(checkpoint, weights_only=False)
-    weights = {name: tensor.clone() for name, tensor in content["network_weights"].items()}
-    torch.save(content | {"network_weights": weights}, checkpoint)
-    (apart,) = _read(copy, "0")  # stored apart, alike
-    assert apart.spec.reference is not None
-    name = next(name for name in weights if name.startswith("decoder.encoder.") and name.endswith(".weight"))
-    weights[name] += 1
-    torch.save(content | {"network_weights": weights}, checkpoint)
-    with pytest.raises(CheckpointError, match="are one tensor of the network, and differ"):
-        _read(copy, "0")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--fold", "5"], "has no fold_5"),
-        (["--fold", "first"], "--fold takes a number, all or ensemble"),
-        (["--configuration", "2d"], "was trained as 3d_fullres, not 2d"),
-        (["stunet-s"], "--nnunet FOLDER says which network it is"),
-        (["--shape", "8,16,17"], "multiples of 2,4,4"),
-    ],
-)
-def test_wrong_use_is_one_line(folder: Path, arguments: list[str], message: str, tmp_path: Path) -> None:
-    result = run("export", "--nnunet", folder, *arguments, "--out", tmp_path / "out")
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_options_of_a_folder_need_one(tmp_path: Path) -> None:
-    result = run("export", "stunet-s", "--fold", "0", "--out", tmp_path / "out")
-    assert result.returncode == 2
-    assert "go with --nnunet FOLDER" in result.stderr
-
-
-def test_a_plan_that_names_code_runs_none(copy: Path, tmp_path: Path) -> None:
-    (tmp_path / "trap.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'it ran')!r})\nTrap = object\n")
-    planned = handmade.plans()
-    planned["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["norm_op"] = "trap.Trap"
-    (copy / "plans.json").write_text(json.dumps(planned))
-    path = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))
-    result = run("export", "--nnunet", copy, "--out", tmp_path / "out", env={**os.environ, "PYTHONPATH": path})
-    assert result.returncode == 2
-    assert "norm_op: 'trap.Trap' is not one of" in result.stderr
-    assert not (tmp_path / "it ran").exists()
-
-
-# Real folders: nnU-Net plans, preprocesses and trains; its own predictor is what the artifact is held against.
-
-needs_nnunet = pytest.mark.skipif(
-    importlib.util.find_spec("nnunetv2") is None, reason="nnunetv2 isn't installed: pip install 'segonnx[dev]'"
-)
-
-
-@needs_nnunet
-@pytest.mark.parametrize(
-    ("kind", "folds"),
-    [
-        ("plain", ("ensemble",)),
-        ("regions", ()),
-        pytest.param("plain", (), marks=pytest.mark.slow),
-        pytest.param("flat", (), marks=pytest.mark.slow),
-        pytest.param("residual", (), marks=pytest.mark.slow),
-        pytest.param("batchnorm", (), marks=pytest.mark.slow),
-        pytest.param("cascade", (), marks=pytest.mark.slow),
-    ],
-)
-def test_artifacts_agree_with_nnunets_own_predictor(kind: str, folds: tuple[str, ...], tmp_path: Path) -> None:
-    rows = nnunet_folders.agree(kind, tmp_path, folds)
-    assert len(rows) == (1 if folds else {"plain": 2, "cascade": 2}.get(kind, 1))
-    for found in rows:
-        assert found["labels"] > 1, "nnU-Net predicts one label: nothing is compared"
-        assert found["max_error"] < 1e-3
-        assert found["agreement_float32"] > 0.9999
-        # nnU-Net rounds each fold's windows to float16; the mean in one graph is rounded once.
-        assert found["agreement"] > (0.99 if found["fold"] == "ensemble" else 0.999)
-        assert found["dice"] > 0.99
-    manifest = json.loads(Path(rows[-1]["artifact"], "manifest.json").read_text())
-    _require_described(kind, manifest)
-
-
-def _require_described(kind: str, manifest: dict[str, Any]) -> None:
-    """What nnU-Net itself wrote is in the manifest."""
-    one = nnunet_folders.KINDS[kind]
-    preprocessing, inference = manifest["preprocessing"], manifest["inference"]
-    channels = preprocessing["channels"]
-    assert [channel["name"] for channel in channels] == list(one.channels)
-    schemes = {"CT": "CTNormalization", "noNorm": "NoNormalization", "rgb_to_0_1": "RGBTo01Normalization"}
-    expected = [schemes.get(channel, "ZScoreNormalization") for channel in one.channels]
-    assert [channel["normalization"] for channel in channels] == expected
-    assert all(
-        {"mean", "std", "percentile_00_5", "percentile_99_5"} <= channel["intensities"].keys() for channel in channels
-    )
-    assert manifest["training"]["trainer"] == one.trainer
-    assert manifest["training"]["dataset"] == nnunet_folders.name(kind)
-    if kind == "plain":
-        assert manifest["training"]["folds"] == ["0", "1"]
-        assert inference["mirror_axes"] == [0, 1, 2]
-        assert "UnrollDepthPass" in manifest["rewrites"]
-    if kind == "regions":
-        assert manifest["labels"] == [
-            {"name": "whole", "value": 1, "labels": [1, 2]},
-            {"name": "core", "value": 2, "labels": [2]},
-        ]
-        assert (inference["nonlin"], inference["regions"], inference["ignore_label"]) == ("sigmoid", True, 3)
-        assert inference["mirror_axes"] == []
-        assert len(inference["patch_size"]) == 2
-    if kind == "cascade":
-        assert manifest["inputs"][0]["shape"][1] == 3  # CT, organ, lesion
-        assert preprocessing["previous_stage"] == {"configuration": "3d_lowres", "labels": [1, 2]}
+        find(folder, None, "final")

@@ -1,0 +1,222 @@
+"""What an export writes into the manifest: the arguments that it was made with, and what its steps found."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from segonnx._version import __version__
+from segonnx.artifacts import manifest
+from segonnx.artifacts.layout import MODEL
+from segonnx.artifacts.manifest import Manifest
+from segonnx.artifacts.verify import describe
+from segonnx.core import hardware
+from segonnx.core.files import sha256
+from segonnx.core.tolerances import TOLERANCES
+from segonnx.errors import CheckpointError
+from segonnx.exporters.accounting import Account
+from segonnx.exporters.assemble import Converted
+from segonnx.exporters.parity import DTYPE, RUNTIME, STABLE_NORM_RUNTIME, Measured
+from segonnx.exporters.prepare import Prepared
+from segonnx.exporters.settings import Settings
+from segonnx.sources.catalog import ModelSpec
+
+PREPROCESSING: dict[str, dict[str, Any]] = {
+    "CT": {"modality": "CT", "note": "CT intensities, clipped and normalised as the network was trained"},
+    "RGB": {
+        "modality": "RGB",
+        "note": "RGB scaled to 0..1, then normalised per channel with ImageNet's mean and standard deviation",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    },
+    "other": {"modality": "other", "note": "as the network was trained"},
+}
+"""The entry ``preprocessing`` by modality, where the spec says no more."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the steps of an export found.
+
+    Attributes:
+        prepared: the network's counts.
+        converted: the graph's facts.
+        account: where the parameters went.
+        measured: the parity of each test input.
+        random_weights: whether the weights were made from the seed.
+        tuning: the choice of the rewrites; None where the package's defaults were taken.
+    """
+
+    prepared: Prepared
+    converted: Converted
+    account: Account
+    measured: list[Measured]
+    random_weights: bool
+    tuning: Mapping[str, Any] | None
+
+
+def arguments(
+    spec: ModelSpec,
+    settings: Settings,
+    shape: tuple[int, ...],
+    tuning: Mapping[str, Any] | None = None,
+    *,
+    random_weights: bool,
+) -> dict[str, Any]:
+    """The arguments that decide what an export gives: an artifact with the same ones is kept.
+
+    Args:
+        spec: the network.
+        settings: how it is exported.
+        shape: the input's, (N, C, spatial...).
+        tuning: the entry ``tuning`` of the manifest whose choices are taken.
+        random_weights: whether the weights are made from the seed.
+
+    Raises:
+        CheckpointError: a checkpoint can't be read.
+    """
+    try:
+        digests = [sha256(path) for path in settings.checkpoints]
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} can't be read: {error.strerror}") from error
+    found = {
+        "name": spec.name,
+        "shape": list(shape),
+        "dynamic": settings.dynamic,
+        "optimize": settings.optimize,
+        "seed": settings.seed if random_weights else None,
+        "checkpoint_sha256": None if not digests else digests[0] if len(digests) == 1 else digests,
+    }
+    # What isn't asked for has no key, as in manifests of earlier versions.
+    if settings.pretrained:
+        found["pretrained"] = True
+    if settings.tune:
+        found["tune"] = True
+    if tuning is not None:
+        found["tuning_sha256"] = _digest(tuning)
+    if settings.max_weight_growth is not None:
+        found["max_weight_growth"] = settings.max_weight_growth
+    if settings.output == "labels":
+        found["output"] = "labels"
+    if settings.trust:
+        found["trusted"] = True
+    if spec.described:
+        found["plans_sha256"] = _digest([spec.options, spec.described])
+    return found
+
+
+def compose(
+    spec: ModelSpec, settings: Settings, made_with: dict[str, Any], findings: Findings, artifact: Path
+) -> Manifest:
+    """The manifest of an export, but for its files.
+
+    Args:
+        spec: the network.
+        settings: how it was exported.
+        made_with: see ``arguments``.
+        findings: what the steps found.
+        artifact: the folder that holds the model.
+    """
+    import onnx
+
+    graph = onnx.load(str(artifact / MODEL), load_external_data=False).graph
+    described = {
+        key: value for key, value in spec.described.items() if key != "inference" or settings.output == "logits"
+    }
+    content: Manifest = {
+        "schema_version": manifest.SCHEMA_VERSION,
+        "name": spec.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "family": spec.family,
+        "source": spec.source,
+        "parameters": _parameters(spec, findings),
+        "macs": findings.prepared.macs,
+        "inputs": [describe(value) for value in graph.input],
+        "outputs": [{**describe(value), **_output_kind(spec, settings)} for value in graph.output],
+        "opset": findings.converted.opset,
+        "ir_version": findings.converted.ir_version,
+        "operators": findings.converted.operators,
+        "weights": _weights(spec, settings, findings),
+        "preprocessing": PREPROCESSING.get(spec.modality, {}),
+        "labels": [],
+        **described,
+        "parity": _parity(settings, findings.measured),
+        "rewrites": list(findings.converted.rewrites),
+        "files": {},
+        "producer": hardware.versions() | {"segonnx": __version__},
+        "arguments": made_with,
+    }
+    return content if findings.tuning is None else {**content, "tuning": findings.tuning}
+
+
+def files(artifact: Path) -> dict[str, dict[str, Any]]:
+    """The entry ``files``: the SHA-256 and the size of each file in the folder, by its relative path."""
+    paths = sorted(path for path in artifact.rglob("*") if path.is_file())
+    return {
+        path.relative_to(artifact).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size} for path in paths
+    }
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _parameters(spec: ModelSpec, findings: Findings) -> dict[str, Any]:
+    return {
+        "count": findings.prepared.parameters,
+        "reference": spec.reference.parameters if spec.reference is not None else None,
+        "published": spec.published_parameters,
+        "published_figures": [
+            {"text": figure.text, "source": figure.source, "num_classes": figure.num_classes}
+            for figure in spec.published
+        ],
+        **asdict(findings.account),
+    }
+
+
+def _output_kind(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
+    """What the manifest says of an output that isn't logits."""
+    return {"kind": "labels", "classes": max(2, spec.num_classes)} if settings.output == "labels" else {}
+
+
+def _weights(spec: ModelSpec, settings: Settings, findings: Findings) -> dict[str, Any]:
+    checkpoints = " and ".join(f"file {_short(path)}" for path in settings.checkpoints)
+    source, licence, seed = spec.weights_source or checkpoints, spec.licence, None
+    if findings.random_weights:
+        seed = settings.seed
+        source, licence = f"random weights (seed {seed}); they predict nothing", "apache-2.0"
+    weights = {"source": source, "sha256": findings.prepared.weights_sha256, "licence": licence, "seed": seed}
+    return {**weights, "trusted": True} if settings.trust and settings.checkpoints else weights
+
+
+def _short(path: Path) -> str:
+    """The file's name, with its fold's."""
+    return f"{path.parent.name}/{path.name}" if path.parent.name.startswith("fold_") else path.name
+
+
+def _parity(settings: Settings, measured: list[Measured]) -> dict[str, Any]:
+    differences = [result.difference for result in measured]
+    return {
+        "inputs": [
+            {
+                "kind": result.input.kind,
+                "shape": list(result.input.shape),
+                "sha256": result.sha256,
+                **asdict(result.difference),
+            }
+            for result in measured
+        ],
+        "max_abs_error": max(difference.max_abs_error for difference in differences),
+        "max_rel_error": max(difference.max_rel_error for difference in differences),
+        "rms_rel_error": max(difference.rms_rel_error for difference in differences),
+        "label_agreement": min(difference.label_agreement for difference in differences),
+        "tolerance": {"dtype": DTYPE, **asdict(TOLERANCES[DTYPE])},
+        "reference": "PyTorch",
+        "runtime": STABLE_NORM_RUNTIME if settings.stable_norm else RUNTIME,
+        "passed": True,
+    }

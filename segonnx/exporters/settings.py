@@ -1,0 +1,131 @@
+"""How to export: the settings, and the checks of them that need no network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from segonnx.core import hardware
+from segonnx.errors import InputError
+from segonnx.exporters.prepare import Weights
+from segonnx.optimize import Optimize
+from segonnx.sources.catalog import ModelSpec
+
+OutputKind = Literal["logits", "labels"]
+"""What ``segonnx export --output`` takes."""
+
+TUNE_S = 600.0
+"""Seconds that the search of ``--tune`` may take, where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to export.
+
+    Attributes:
+        out: the folder that artifacts are made in.
+        checkpoints: files of weights, one for each part of the network that has its own. Without any, the weights are
+            random.
+        trust: run the code that a file of weights brings.
+        pretrained: take the weights that the network's library publishes.
+        seed: the seed of random weights.
+        shape: spatial sizes of the input, where they aren't the spec's.
+        batch: instances per pass.
+        dynamic: leave batch and spatial sizes open.
+        optimize: which rewrites to apply; ``none`` gives the graph as torch wrote it.
+        tune: choose the rewrites by timing them on this machine.
+        tune_time: seconds that the search may take.
+        tuning: a manifest whose choices are taken, instead of the package's.
+        max_weight_growth: how many times larger the rewrites of 3D convolutions may make their weights.
+        output: ``labels`` ends the graph in an ArgMax over the classes.
+        overwrite: replace an artifact that was made with other arguments.
+        threads: threads of PyTorch and ONNX Runtime.
+        folder: the name of the artifact's folder in ``out``, where it isn't that of the spec.
+    """
+
+    out: Path
+    checkpoints: tuple[Path, ...] = ()
+    trust: bool = False
+    pretrained: bool = False
+    seed: int = 0
+    shape: tuple[int, ...] | None = None
+    batch: int = 1
+    dynamic: bool = False
+    optimize: Optimize = "cpu"
+    tune: bool = False
+    tune_time: float = TUNE_S
+    tuning: Path | None = None
+    max_weight_growth: float | None = None
+    output: OutputKind = "logits"
+    overwrite: bool = False
+    threads: int = field(default_factory=hardware.usable_cores)
+    folder: str | None = None
+
+    @property
+    def weights(self) -> Weights:
+        """Where the weights come from."""
+        return Weights(self.checkpoints, self.trust, self.pretrained, self.seed)
+
+    @property
+    def stable_norm(self) -> bool:
+        """Whether the file is checked with InstanceNormalization computed without loss of digits.
+
+        ONNX Runtime's loses some. The rewrites replace it; a file without them is for other runtimes, too, and
+        shouldn't fail for that.
+        """
+        return self.optimize == "none"
+
+
+def require_tunable(settings: Settings) -> None:
+    """Refuse settings of the rewrites that contradict each other.
+
+    Raises:
+        InputError: they do; the message names the options.
+    """
+    asked = settings.tune or settings.tuning is not None or settings.max_weight_growth is not None
+    if settings.tune and settings.tuning is not None:
+        raise InputError("--tune chooses the rewrites, --tuning FILE names those that were chosen: give one")
+    if asked and settings.optimize == "none":
+        raise InputError(
+            "--optimize none leaves nothing to choose: --tune, --tuning and --max-weight-growth go without"
+        )
+    if settings.tune and settings.dynamic:
+        raise InputError("--tune times one shape: give the shape that you'll run most with --shape, without --dynamic")
+
+
+def folder_name(spec: ModelSpec) -> str:
+    """The name of a spec's artifact folder."""
+    return spec.name.replace(":", "-").replace("/", "-")
+
+
+def input_shape(spec: ModelSpec, spatial: tuple[int, ...] | None, batch: int = 1) -> tuple[int, ...]:
+    """The spec's input shape with another batch size and other spatial sizes.
+
+    Args:
+        spec: the network.
+        spatial: sizes in voxels or pixels, (D, H, W) or (H, W); None keeps the spec's.
+        batch: instances per pass.
+
+    Returns:
+        (N, C, spatial...).
+
+    Raises:
+        InputError: their number is wrong, or the network can't take them.
+    """
+    if spatial is None:
+        return (batch, *spec.input_shape[1:])
+    wanted = len(spec.input_shape) - 2
+    axes = "D,H,W" if wanted == 3 else "H,W"
+    if len(spatial) != wanted:
+        raise InputError(f"{spec.name} takes {wanted} spatial sizes, {axes}; --shape gives {len(spatial)}")
+    for size, step in zip(spatial, spec.divisors, strict=True):
+        if size <= 0 or size % step:
+            alike = len(set(spec.divisors)) == 1
+            each = step if alike else f"{','.join(map(str, spec.divisors))} along the axes"
+            raise InputError(
+                f"{spec.name} takes spatial sizes that are positive multiples of {each}; --shape has {size}"
+            )
+    if (wanted == 3 or spec.family == "nnunet") and spatial == spec.divisors:
+        raise InputError(f"{spec.name} needs more than one voxel at its deepest level: double a size of --shape")
+    return (batch, spec.input_shape[1], *spatial)
