@@ -81,7 +81,7 @@ def test_too_little_memory_for_the_largest_model_is_said_before_the_work(tmp_pat
 
 
 def test_debug_shows_the_traceback() -> None:
-    result = run("--debug", "export", "stunet-x")
+    result = run("--debug", "export", "stunet-x", process=True)
     assert "Traceback" in result.stderr
     assert "InputError" in result.stderr
 
