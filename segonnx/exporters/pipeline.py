@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from segonnx.optimize import Optimize
 
 T = TypeVar("T")
+_LOGGER = logging.getLogger(__name__)
 
 TUNE_S = 600.0
 """Seconds that the search of ``--tune`` may take, where nothing else is said."""
@@ -151,6 +153,7 @@ def export(
     def stage(name: str, function: Callable[..., T], *args: Any) -> T:
         outcome = subprocesses.call(function, *args, progress=progress)
         stages[name] = Stage(round(outcome.seconds, 3), outcome.peak_rss_bytes)
+        _LOGGER.info("%s: %s took %.1f s, peak %.2f GB", spec.name, name, outcome.seconds, outcome.peak_rss_bytes / 1e9)
         return outcome.value
 
     def here(name: str, function: Callable[..., T], *args: Any) -> T:

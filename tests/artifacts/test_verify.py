@@ -45,7 +45,7 @@ def test_a_whole_artifact_passes_and_replays(artifact: Path) -> None:
     assert verified.difference is not None
     result = run("verify", artifact)
     assert result.returncode == 0
-    assert "whole" in result.stdout
+    assert "intact" in result.stdout
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -314,7 +314,10 @@ def test_a_folder_of_artifacts_stands_for_all_of_them(artifact: Path, tmp_path: 
         shutil.copytree(artifact, both / name)
     done = run("verify", both)
     assert done.returncode == 0, done.stderr
-    assert [line.partition(": whole")[0] for line in done.stdout.splitlines()] == [str(both / "one"), str(both / "two")]
+    assert [line.partition(": intact")[0] for line in done.stdout.splitlines()] == [
+        str(both / "one"),
+        str(both / "two"),
+    ]
     (both / "two" / "README.md").write_text("changed")
     done = run("verify", both)
     assert done.returncode == 1
