@@ -195,14 +195,16 @@ def test_what_failed_is_in_the_json_and_told_quietly(artifact: Path, tmp_path: P
 
 
 def test_export_tells_of_stages_passes_and_workers(tmp_path: Path) -> None:
-    done = run("export", "encoder-lcnet-100", "-v", "--shape", "64,64", "-o", tmp_path, "--json", tmp_path / "e.json")
+    done = run(
+        "export", "smp:unet:mobilenet_v2", "-v", "--shape", "64,64", "-o", tmp_path, "--json", tmp_path / "e.json"
+    )
     assert done.returncode == 0, done.stderr
-    assert "segonnx.exporters.pipeline: encoder-lcnet-100: convert took " in done.stderr
+    assert "segonnx.exporters.pipeline: smp:unet:mobilenet_v2: convert took " in done.stderr
     assert "segonnx.optimize: " in done.stderr  # which runs in a process of its own
     assert " changed the graph: " in done.stderr
     assert "segonnx.worker: process " in done.stderr
     (row,) = json.loads((tmp_path / "e.json").read_text())
-    assert row["folder"] == str(tmp_path / "encoder-lcnet-100")
+    assert row["folder"] == str(tmp_path / "smp-unet-mobilenet_v2")
 
 
 def test_pack_and_unpack_quietly_and_into_json(exports: Path, tmp_path: Path) -> None:
