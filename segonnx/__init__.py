@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from segonnx._version import __version__
+from segonnx.errors import (
+    CheckFailed,
+    CheckpointError,
+    ConversionError,
+    InputError,
+    ParityError,
+    ResourceError,
+    SegonnxError,
+    StageError,
+    VerifyError,
+)
 
 if TYPE_CHECKING:
     import os
@@ -14,11 +26,29 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from segonnx.artifacts.verify import Verified
     from segonnx.core.subprocesses import Progress
     from segonnx.exporters.pipeline import Exported
     from segonnx.predict.predictor import Artifact
 
-__all__ = ["Artifact", "__version__", "export"]
+__all__ = [
+    "Artifact",
+    "CheckFailed",
+    "CheckpointError",
+    "ConversionError",
+    "InputError",
+    "ParityError",
+    "ResourceError",
+    "SegonnxError",
+    "StageError",
+    "VerifyError",
+    "__version__",
+    "export",
+    "verify",
+]
+
+# Whoever wants to read what passes, stages and workers do sets up logging; nobody else hears of it.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:
@@ -71,7 +101,7 @@ def export(
         input_name: of the graph's input.
         output_name: of its output; what ``result`` says, if None.
         threads: of ONNX Runtime in the checks; all cores, if None.
-        progress: told of each step.
+        progress: called with a few words whenever a step begins.
 
     Returns:
         The artifact's ``folder`` and ``manifest``, and what each step took.
@@ -102,3 +132,44 @@ def export(
         threads=threads or hardware.usable_cores(),
     )
     return exporter.export(module, example_input, Path(path), how, progress or subprocesses.silent)
+
+
+def verify(
+    folder: str | os.PathLike[str],
+    *,
+    replay: bool = True,
+    threads: int | None = None,
+    timeout: float = 1800.0,
+    key: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Verified:
+    """Check an artifact, as ``segonnx verify`` does: schema, every byte, the graph, and a replay of its test data.
+
+    Args:
+        folder: the artifact's folder. It isn't trusted.
+        replay: run the model in ONNX Runtime, and compare its output with the recorded one.
+        threads: of the replay; the runtime's choice, if None.
+        timeout: the most seconds that one step may take.
+        key: the public key of who must have signed the artifact, a PEM file; a signature isn't looked for, if None.
+        progress: called with a few words whenever a step begins.
+
+    Returns:
+        The artifact's ``manifest``, how many ``files`` and ``bytes`` were hashed, and the ``difference`` of the replay.
+
+    Raises:
+        segonnx.VerifyError: the artifact isn't what was exported; the message says what is wrong.
+        segonnx.InputError: the key can't be used.
+    """
+    from pathlib import Path
+
+    from segonnx.artifacts import verify as verifier
+    from segonnx.core import subprocesses
+
+    return verifier.verify(
+        Path(folder),
+        replay=replay,
+        threads=threads or 0,
+        timeout=timeout,
+        key=None if key is None else Path(key),
+        progress=progress or subprocesses.silent,
+    )

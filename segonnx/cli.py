@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from segonnx._version import __version__
+from segonnx.commands import options
 from segonnx.errors import SegonnxError
 
 COMMANDS = ("list", "export", "verify", "sign", "predict", "pack", "unpack", "bench", "compare", "report")
@@ -31,13 +32,14 @@ class _Group(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"segonnx.commands.{cmd_name}").command
+        command.params += [option for option in options.EVERYWHERE if option not in command.params]
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except SegonnxError as error:
-            if ctx.params.get("debug"):
+            if options.debugging(ctx):
                 raise
             _fail(error)
 
@@ -47,16 +49,15 @@ def _fail(error: SegonnxError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Group, params=list(options.EVERYWHERE), context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def main(debug: bool) -> None:
+def main() -> None:
     """Segmentation networks as verified ONNX artifacts, and honest timings of the runtimes that run them.
 
     \b
     segonnx list                          the reference systems
     segonnx export stunet-s               one of them as an ONNX artifact in artifacts/stunet-s
-    segonnx verify artifacts/stunet-s     is it whole, and does it compute what it should?
+    segonnx verify artifacts/stunet-s     is it intact, and does it compute what it should?
     segonnx bench stunet-s                its time in every runtime, side by side
 
     Exit codes: 0 done; 1 a check failed; 2 wrong use or bad input; 130 interrupted.

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from segonnx.cli import main
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
 from tests import handmade
@@ -101,10 +106,27 @@ def without_torch(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(tmp_path / "blocked")}
 
 
-def run(*arguments: object, env: dict[str, str] | None = None, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run ``segonnx`` in a process of its own, as its user would."""
-    command = [sys.executable, "-m", "segonnx", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, check=False, **options)
+def run(
+    *arguments: object, env: dict[str, str] | None = None, process: bool = False, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run ``segonnx`` as its user would, in this process: a Python that starts anew takes half a second.
+
+    It has a process of its own where it gets an environment or other options of ``subprocess.run``, and where the test
+    asks for it: because it reads what only a process has, such as a traceback on standard error.
+
+    Raises:
+        Exception: what the command raised and didn't expect, where it runs in this process.
+    """
+    if process or env is not None or options:
+        command = [sys.executable, "-m", "segonnx", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, check=False, **options)
+    words = list(map(str, arguments))
+    with contextlib.chdir(ROOT), warnings.catch_warnings():
+        # Libraries that a command imports may warn, as they may in a process of their own; segonnx may not.
+        warnings.simplefilter("default")
+        warnings.filterwarnings("error", module=r"segonnx\b")
+        done = CliRunner(catch_exceptions=False).invoke(main, words, prog_name="segonnx")
+    return subprocess.CompletedProcess(["segonnx", *words], done.exit_code, done.stdout, done.stderr)
 
 
 def message(done: subprocess.CompletedProcess[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import itertools
+import logging
 import os
 import tempfile
 import time
@@ -31,6 +32,8 @@ from segonnx.core.tolerances import TOLERANCES, Agreement, Difference, compare, 
 from segonnx.errors import SegonnxError
 from segonnx.runtimes.base import Runnable, Runtime
 
+_LOGGER = logging.getLogger(__name__)
+
 ROUND_SECONDS = 0.5
 """A runtime's turn in a round lasts about this long, or one pass where that takes longer."""
 MAX_PASSES = 50
@@ -39,7 +42,7 @@ WAKE_SECONDS = 2.0
 WARMUP_SECONDS = 20.0
 """No more turns are spent on warming up after this long."""
 PROFILE_SECONDS = 3.0
-_KNOWN = {runtime.name: runtime for runtime in runtimes.RUNTIMES}
+_KNOWN = {name: runtimes.get(name) for name in runtimes.NAMES}
 DRIFT = 0.05
 """From this trend between the first and the last third of the rounds on, a reader is warned."""
 
@@ -279,6 +282,7 @@ class _Case:
         loaded: Loaded | None = self._ask(worker, row)
         if loaded is None:
             return None
+        _LOGGER.info("%s: %s loaded in %.2f s, process %d", self._name, row.backend, loaded.load_s, worker.pid)
         if row.load_s is None:  # later processes find files in the system's cache, and kernels compiled
             row.load_s, row.compile_s = loaded.load_s, loaded.compile_s
             row.first_result_s = loaded.load_s + loaded.first_pass_s

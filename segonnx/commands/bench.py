@@ -3,57 +3,78 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from segonnx import runtimes
 from segonnx.commands import options
 from segonnx.commands.export import exported_line
 from segonnx.errors import InputError, SegonnxError
+from segonnx.sources import catalog
 
 if TYPE_CHECKING:
-    from segonnx.bench.plan import Target
-    from segonnx.bench.result import Row
+    from segonnx.bench.plan import Settings, Target
+    from segonnx.bench.result import Result, Row
     from segonnx.core.progress import Display
+    from segonnx.sources.catalog import ModelSpec
 
-BACKENDS = (
-    "eager", "eager-channels-last", "compile", "compile-channels-last",
-    "ort", "ort-stock", "openvino", "openvino-stock",
-)  # fmt: skip
-FAMILIES = ("3d", "2d", "encoder")
+FAMILIES = tuple(dict.fromkeys(spec.family for spec in catalog.systems()))
+AUTOCAST = ("auto", "bf16", "off")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for: the options, by their names here."""
+
+    names: tuple[str, ...]
+    everything: bool
+    families: tuple[str, ...]
+    artifacts: tuple[Path, ...]
+    backends: tuple[str, ...]
+    threads: tuple[int, ...] | None
+    batch: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    precision: float
+    max_time: float
+    rounds: int | None
+    processes: int
+    timeout: float
+    seed: int
+    input_path: Path | None
+    autocast: Literal["auto", "bf16", "off"]
+    ort_options: tuple[str, ...]
+    profile: bool
+    no_roofline: bool
+    out: Path
 
 
 @click.command("bench")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--all", "everything", is_flag=True, help="Time all reference systems, smallest first.")
-@click.option("--family", type=click.Choice(FAMILIES), multiple=True, help="Time a family of them.")
-@click.option("--artifact", "artifacts", type=click.Path(path_type=Path), multiple=True, help="Time this artifact.")
+@click.option("--family", "families", type=click.Choice(FAMILIES), multiple=True, help="Time a family of them.")
+@click.option("--artifact", "artifacts", type=options.PATH, multiple=True, help="Time this artifact.")
 @click.option(
     "--backend",
     "backends",
-    type=click.Choice(BACKENDS),
+    type=click.Choice(runtimes.NAMES),
     multiple=True,
-    help="Runtime; give it several times to compare. [default: eager, compile, ort, openvino]",
+    help=f"Runtime; give it several times to compare. [default: {', '.join(runtimes.DEFAULTS)}]",
 )
-@click.option(
-    "--threads", callback=options.numbers, metavar="N[,N]...", help="Threads of every runtime. [default: all cores]"
-)
-@click.option(
-    "--batch", callback=options.numbers, metavar="N[,N]...", default="1", show_default=True, help="Batch sizes."
-)
+@click.option("--threads", type=options.Numbers(), help="Threads of every runtime. [default: all cores]")
+@click.option("--batch", type=options.Numbers(), default="1", show_default=True, help="Batch sizes.")
 @click.option(
     "--shape",
     "shapes",
-    callback=lambda ctx, param, values: tuple(options.shape(ctx, param, value) for value in values),
-    metavar="[D,]H,W",
+    type=options.Shape(),
     multiple=True,
     help="Spatial sizes of the input, instead of the system's; several times for a sweep.",
 )
 @click.option(
     "--precision",
-    callback=options.fraction,
-    metavar="PERCENT",
+    type=options.Percentage(),
     default="3%",
     show_default=True,
     help="Rounds go on until all 95 % intervals reach no further than this.",
@@ -74,21 +95,12 @@ FAMILIES = ("3d", "2d", "encoder")
     show_default=True,
     help="Processes of every runtime, one after another, that share time and rounds.",
 )
-@click.option(
-    "--timeout",
-    type=click.FloatRange(0, min_open=True),
-    default=1800,
-    show_default=True,
-    metavar="SECONDS",
-    help="The longest that loading, or one turn, may take.",
-)
+@options.timeout("The longest that loading, or one block of passes, may take.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the order in the rounds.")
-@click.option(
-    "--input", "input_path", type=click.Path(path_type=Path), help="Input as a .npy file of float32, instead of noise."
-)
+@click.option("--input", "input_path", type=options.PATH, help="Input as a .npy file of float32, instead of noise.")
 @click.option(
     "--autocast",
-    type=click.Choice(["auto", "bf16", "off"]),
+    type=click.Choice(AUTOCAST),
     default="off",
     show_default=True,
     help="bfloat16 in PyTorch; auto: where the processor multiplies it.",
@@ -101,41 +113,24 @@ FAMILIES = ("3d", "2d", "encoder")
     help="graph_optimization=all|layout|extended|basic|disabled, spinning=on|off, arena=on|off, outputs=bound|fresh.",
 )
 @click.option("--profile", is_flag=True, help="Tell the time by operator, from passes of their own.")
-@click.option("--no-ceilings", is_flag=True, help="Don't measure the machine's matrix product and memory rates.")
+@click.option(
+    "--no-roofline",
+    "--no-ceilings",
+    "no_roofline",
+    is_flag=True,
+    help="Don't measure the machine's matrix product and memory rates.",
+)
 @click.option(
     "--artifacts",
     "out",
-    type=click.Path(path_type=Path),
+    type=options.PATH,
     default=Path("artifacts"),
     show_default=True,
     help="Folder of the artifacts; what is missing there is exported first.",
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the result with every sample.")
-@click.option("--pyperf", "pyperf_path", type=click.Path(path_type=Path), help="Write a pyperf suite per runtime here.")
-def command(
-    names: tuple[str, ...],
-    everything: bool,
-    family: tuple[str, ...],
-    artifacts: tuple[Path, ...],
-    backends: tuple[str, ...],
-    threads: tuple[int, ...] | None,
-    batch: tuple[int, ...],
-    shapes: tuple[tuple[int, ...], ...],
-    precision: float,
-    max_time: float,
-    rounds: int | None,
-    processes: int,
-    timeout: float,
-    seed: int,
-    input_path: Path | None,
-    autocast: Any,
-    ort_options: tuple[str, ...],
-    profile: bool,
-    no_ceilings: bool,
-    out: Path,
-    json_path: Path | None,
-    pyperf_path: Path | None,
-) -> None:
+@options.json_file("Write the result with every sample.")
+@click.option("--pyperf", "pyperf_path", type=options.PATH, metavar="FOLDER", help="Write a pyperf suite per runtime.")
+def command(json_path: Path | None, pyperf_path: Path | None, **asked: Any) -> None:
     """Time networks in several runtimes side by side, on the same input.
 
     Each runtime has processes of its own; they take turns in rounds until the intervals are narrow. The logits are
@@ -148,75 +143,79 @@ def command(
     segonnx bench --artifact artifacts/stunet-s --backend ort --threads 1,2
     segonnx bench stunet-s --shape 32,64,64 --shape 64,128,128 --profile
     """
-    from segonnx import runtimes
-    from segonnx.bench import plan, pyperf_suites, run, targets
-    from segonnx.bench.rounds import Rule
-    from segonnx.core import files, hardware
-    from segonnx.core.progress import Display
-    from segonnx.report import tables
-    from segonnx.runtimes import ort
-    from segonnx.runtimes.base import Options
-    from segonnx.sources import catalog
+    from segonnx.bench import pyperf_suites
 
-    chosen = [spec.name for spec in catalog.systems() if spec.family in family]
-    systems = (
-        [] if artifacts and not (names or everything or family) else options.systems((*names, *chosen), everything)
-    )
-    for name in dict.fromkeys(backends):
-        if (why := runtimes.get(name).missing()) is not None:
-            raise InputError(why)
-    settings = plan.Settings(
-        backends=tuple(dict.fromkeys(backends)) or runtimes.DEFAULTS,
-        threads=threads or (hardware.usable_cores(),),
-        rule=Rule(precision, max_time, rounds, seed),
-        processes=processes,
-        timeout_s=timeout,
-        autocast=autocast,
-        options=Options(threads=1, **ort.parse_options(ort_options)),
-        profile=profile,
-        ceilings=not no_ceilings,
-    )
-    plan.resolve_autocast(autocast)
-    if json_path is not None:
-        files.require_writable(json_path)
+    request = Request(**asked)
+    specs, settings = _named(request), _settings(request)
+    options.require_writable(json_path)
     if pyperf_path is not None:
         pyperf_suites.require(pyperf_path)
-    with Display() as display:
-        models: list[Target] = [targets.from_artifact(artifact, display) for artifact in artifacts]
-        models += [
-            targets.from_system(
-                spec, out, settings, lambda exported: display.echo(exported_line(exported)), display, shape, size
-            )
-            for spec in systems
-            for shape in shapes or (None,)
-            for size in batch
-        ]
-        targets.require_alike(models, settings)
-        x = targets.read_input(input_path, models) if input_path is not None else None
-        result = run.bench(models, settings, x, lambda rows: _tell(rows, display), display)
-    click.echo(f"\n{result.autocast}")
-    for key in catalog.FAMILIES:
-        if any(row.family == key for row in result.rows):
-            click.echo("\n" + tables.family(result, key))
-    if found := tables.conclusions(result):
-        click.echo("\n" + tables.conclusions_table(found))
-    click.echo("\n" + tables.notes(result))
+    with options.display() as display:
+        result = _bench(request, specs, settings, display)
+    _print(result)
     if json_path is not None:
         result.write(json_path)
     if pyperf_path is not None:
         pyperf_suites.write(result, pyperf_path)
-    if result.interrupted:
-        sys.exit(options.INTERRUPTED)
-    present = [name for name in settings.backends if not runtimes.get(name).missing()]
-    failed = [row for row in result.rows if row.status != "ok" and row.backend in present]
-    if not any(row.status == "ok" for row in result.rows):
-        raise SegonnxError("nothing could be timed")
-    if failed:
-        rows = "; ".join(f"{row.model} in {row.backend}: {row.status}" for row in failed[:3])
-        raise SegonnxError(f"{len(failed)} of {len(result.rows)} rows failed: {rows}")
+    _end(result)
 
 
-def _tell(rows: list[Row], display: Display) -> None:
+def _named(request: Request) -> list[ModelSpec]:
+    """The systems that the user named; none where there are only artifacts."""
+    chosen = [spec.name for spec in catalog.systems() if spec.family in request.families]
+    if request.artifacts and not (request.names or request.everything or chosen):
+        return []
+    return options.systems((*request.names, *chosen), request.everything)
+
+
+def _settings(request: Request) -> Settings:
+    """How to time.
+
+    Raises:
+        InputError: a runtime that was asked for isn't installed, or something can't be done here.
+    """
+    from segonnx.bench import plan
+    from segonnx.bench.rounds import Rule
+    from segonnx.core import hardware
+    from segonnx.runtimes import ort
+    from segonnx.runtimes.base import Options
+
+    backends = tuple(dict.fromkeys(request.backends))
+    for name in backends:
+        if (why := runtimes.get(name).missing()) is not None:
+            raise InputError(why)
+    plan.resolve_autocast(request.autocast)
+    return plan.Settings(
+        backends=backends or runtimes.DEFAULTS,
+        threads=request.threads or (hardware.usable_cores(),),
+        rule=Rule(request.precision, request.max_time, request.rounds, request.seed),
+        processes=request.processes,
+        timeout_s=request.timeout,
+        autocast=request.autocast,
+        options=Options(threads=1, **ort.parse_options(request.ort_options)),
+        profile=request.profile,
+        ceilings=not request.no_roofline,
+    )
+
+
+def _bench(request: Request, specs: list[ModelSpec], settings: Settings, display: Display) -> Result:
+    from segonnx.bench import run, targets
+
+    models: list[Target] = [targets.from_artifact(artifact, display) for artifact in request.artifacts]
+    models += [
+        targets.from_system(
+            spec, request.out, settings, lambda exported: display.echo(exported_line(exported)), display, shape, size
+        )
+        for spec in specs
+        for shape in request.shapes or (None,)
+        for size in request.batch
+    ]
+    targets.require_alike(models, settings)
+    x = targets.read_input(request.input_path, models) if request.input_path is not None else None
+    return run.bench(models, settings, x, lambda rows: _print_rows(rows, display), display)
+
+
+def _print_rows(rows: list[Row], display: Display) -> None:
     from segonnx.report import tables
 
     for row in rows:
@@ -225,3 +224,31 @@ def _tell(rows: list[Row], display: Display) -> None:
             time = tables.interval(row.median_s, row.ci95_s)
         ratio = f", {tables.speedup(row)} eager" if row.speedup_over_eager is not None else ""
         display.echo(f"{row.model} {row.backend}: {time}{ratio}")
+
+
+def _print(result: Result) -> None:
+    from segonnx.report import tables
+
+    click.echo(f"\n{result.autocast}")
+    for key in catalog.FAMILIES:
+        if any(row.family == key for row in result.rows):
+            click.echo("\n" + tables.family(result, key))
+    if found := tables.conclusions(result):
+        click.echo("\n" + tables.conclusions_table(found))
+    click.echo("\n" + tables.notes(result))
+
+
+def _end(result: Result) -> None:
+    """The exit code.
+
+    Raises:
+        SegonnxError: nothing was timed, or a runtime that is installed failed.
+    """
+    if result.interrupted:
+        sys.exit(options.INTERRUPTED)
+    failed = [row for row in result.rows if row.status != "ok" and not runtimes.get(row.backend).missing()]
+    if not any(row.status == "ok" for row in result.rows):
+        raise SegonnxError("nothing could be timed")
+    if failed:
+        rows = "; ".join(f"{row.model} in {row.backend}: {row.status}" for row in failed[:3])
+        raise SegonnxError(f"{len(failed)} of {len(result.rows)} rows failed: {rows}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,6 +14,7 @@ from segonnx.commands import options
 from segonnx.errors import InputError, SegonnxError
 
 if TYPE_CHECKING:
+    from segonnx.core.progress import Display
     from segonnx.exporters.pipeline import Exported, Settings
     from segonnx.sources.catalog import ModelSpec
 
@@ -21,19 +23,42 @@ OUTPUTS = ("logits", "labels")
 CHECKPOINTS = ("final", "best")
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for: the options, by their names here."""
+
+    names: tuple[str, ...]
+    everything: bool
+    out: Path
+    weights: Path | None
+    trust_checkpoint: bool
+    pretrained: bool
+    smp: str | None
+    nnunet: Path | None
+    fold: str | None
+    checkpoint: Literal["final", "best"] | None
+    configuration: str | None
+    seed: int
+    shape: tuple[int, ...] | None
+    batch: int
+    dynamic: bool
+    optimize: Literal["cpu", "none"]
+    tune: bool
+    tune_time: float | None
+    tuning: Path | None
+    max_weight_growth: float | None
+    output: Literal["logits", "labels"]
+    overwrite: bool
+    threads: int | None
+
+
 @click.command("export")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--all", "everything", is_flag=True, help="Export all reference systems, smallest first.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("artifacts"),
-    show_default=True,
-    help="Folder that artifacts are made in.",
-)
+@options.out("Folder that artifacts are made in.", default=Path("artifacts"), show_default=True)
 @click.option(
     "--weights",
-    type=click.Path(path_type=Path),
+    type=options.PATH,
     help="Checkpoint to load: safetensors, or a torch file read without running its code.",
 )
 @click.option(
@@ -44,14 +69,12 @@ CHECKPOINTS = ("final", "best")
 @click.option("--pretrained", is_flag=True, help="Load the weights that timm publishes, from its cache or the network.")
 @click.option(
     "--smp",
-    "smp_source",
     metavar="FOLDER",
     help="Export what smp's save_pretrained wrote: a folder, or OWNER/NAME of Hugging Face's hub.",
 )
 @click.option(
     "--nnunet",
-    "nnunet_folder",
-    type=click.Path(path_type=Path),
+    type=options.PATH,
     metavar="FOLDER",
     help="Export what nnU-Net v2 trained: the folder that holds plans.json and fold_0.",
 )
@@ -65,9 +88,7 @@ CHECKPOINTS = ("final", "best")
     show_default=True,
     help="Seed of the random weights, where there is no checkpoint.",
 )
-@click.option(
-    "--shape", callback=options.shape, metavar="[D,]H,W", help="Spatial sizes of the input, instead of the system's."
-)
+@click.option("--shape", type=options.Shape(), help="Spatial sizes of the input, instead of the system's.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Instances per pass.")
 @click.option("--dynamic", is_flag=True, help="Leave the batch and the spatial sizes open.")
 @click.option(
@@ -83,7 +104,7 @@ CHECKPOINTS = ("final", "best")
 )
 @click.option(
     "--tuning",
-    type=click.Path(path_type=Path),
+    type=options.PATH,
     metavar="FILE",
     help="Make the choices that the manifest of a tuned artifact records.",
 )
@@ -100,37 +121,10 @@ CHECKPOINTS = ("final", "best")
     show_default=True,
     help="What the file gives: logits of each class, or one label per voxel.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace artifacts that are there already.")
-@click.option("--threads", type=click.IntRange(1), help="Threads for the checks. [default: all cores]")
-@click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Write what was done, with times and memory."
-)
-def command(
-    names: tuple[str, ...],
-    everything: bool,
-    out: Path,
-    weights: Path | None,
-    trust_checkpoint: bool,
-    pretrained: bool,
-    smp_source: str | None,
-    nnunet_folder: Path | None,
-    fold: str | None,
-    checkpoint: Literal["final", "best"] | None,
-    configuration: str | None,
-    seed: int,
-    shape: tuple[int, ...] | None,
-    batch: int,
-    dynamic: bool,
-    optimize: Literal["cpu", "none"],
-    tune: bool,
-    tune_time: float | None,
-    tuning: Path | None,
-    max_weight_growth: float | None,
-    output: Literal["logits", "labels"],
-    overwrite: bool,
-    threads: int | None,
-    json_path: Path | None,
-) -> None:
+@options.overwrite("Replace artifacts that are there already.")
+@options.threads("Threads for the checks.")
+@options.json_file("Write what was done, with times and memory.")
+def command(json_path: Path | None, **asked: Any) -> None:
     """Convert networks to ONNX artifacts, checked before and after.
 
     An artifact that is there already, made with the same arguments, is verified and kept.
@@ -147,110 +141,137 @@ def command(
     segonnx export encoder-lcnet-100 --pretrained
     segonnx export --smp FOLDER --shape 256,256
     """
-    from segonnx.core import files, hardware
-    from segonnx.core.progress import Display
-    from segonnx.exporters import labels, pipeline
-    from segonnx.sources import smp
+    request = Request(**asked)
+    specs = _named(request)
+    options.require_torch("export")
+    options.require_writable(json_path)
+    with options.display() as display:
+        jobs = _jobs(request, specs, display)
+        done, failed = _export(jobs, display)
+    options.write_json(json_path, [_as_json(exported) for exported in done])
+    if failed:
+        _fail(done, failed)
 
-    ways = {"--weights": weights, "--pretrained": pretrained or None, "--smp": smp_source, "--nnunet": nnunet_folder}
+
+def _named(request: Request) -> list[ModelSpec]:
+    """The systems that the user named; none where a folder says which network it is.
+
+    Raises:
+        InputError: options contradict each other.
+    """
+    ways = {
+        "--weights": request.weights,
+        "--pretrained": request.pretrained or None,
+        "--smp": request.smp,
+        "--nnunet": request.nnunet,
+    }
     given = [way for way, value in ways.items() if value is not None]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} each say where the weights are: give one")
-    if trust_checkpoint and (not given or pretrained):
+    if request.trust_checkpoint and (not given or request.pretrained):
         raise InputError("--trust-checkpoint is for the file of --weights, or the folder of --smp or --nnunet")
-    if tune_time is not None and not tune:
+    if request.tune_time is not None and not request.tune:
         raise InputError("--tune-time goes with --tune")
-    if nnunet_folder is None and any(option is not None for option in (fold, checkpoint, configuration)):
+    if request.nnunet is None and (request.fold, request.checkpoint, request.configuration) != (None, None, None):
         raise InputError("--fold, --checkpoint and --configuration go with --nnunet FOLDER")
-    systems: list[ModelSpec] = []
-    if smp_source is None and nnunet_folder is None:
-        systems = options.systems(names, everything)
-    elif names or everything:
-        raise InputError(f"{given[0]} FOLDER says which network it is: give no names or --all with it")
-    if weights is not None and len(systems) > 1:
+    if request.smp is not None or request.nnunet is not None:
+        if request.names or request.everything:
+            raise InputError(f"{given[0]} FOLDER says which network it is: give no names or --all with it")
+        return []
+    specs = options.systems(request.names, request.everything)
+    if request.weights is not None and len(specs) > 1:
         raise InputError("--weights is one network's: name one system")
-    options.require_torch("export")
-    if smp_source is not None:
-        spec, weights = smp.find(smp_source)
-        systems = [spec]
-    if json_path is not None:
-        files.require_writable(json_path)
-    settings = pipeline.Settings(
-        out=out,
-        checkpoints=() if weights is None else (weights,),
-        trust=trust_checkpoint,
-        pretrained=pretrained,
-        seed=seed,
-        shape=shape,
-        batch=batch,
-        dynamic=dynamic,
-        optimize=optimize,
-        tune=tune,
-        tune_time=tune_time or pipeline.TUNE_S,
-        tuning=tuning,
-        max_weight_growth=max_weight_growth,
-        output=output,
-        overwrite=overwrite,
-        threads=threads or hardware.usable_cores(),
-    )
-    jobs = [(spec, settings) for spec in systems]
-    if nnunet_folder is not None:
-        jobs = _trained(nnunet_folder, fold, checkpoint or "final", configuration, settings)
+    return specs
+
+
+def _jobs(request: Request, specs: Sequence[ModelSpec], display: Display) -> list[tuple[ModelSpec, Settings]]:
+    """Every network to export, with its settings; those that are known to fail are refused before any work."""
+    from segonnx.exporters import labels, nnunet, pipeline
+    from segonnx.sources import smp
+
+    settings = _settings(request)
+    if request.nnunet is not None:
+        checkpoint = request.checkpoint or "final"
+        selection = nnunet.Selection(request.fold, checkpoint, request.configuration, request.trust_checkpoint)
+        found = nnunet.trained(request.nnunet, selection, display)
+        jobs = [(trained.spec, replace(settings, checkpoints=trained.checkpoints)) for trained in found]
+    elif request.smp is not None:
+        spec, weights = smp.find(request.smp)
+        jobs = [(spec, replace(settings, checkpoints=(weights,)))]
+    else:
+        jobs = [(spec, settings) for spec in specs]
     for spec, _ in jobs:
-        pipeline.input_shape(spec, shape, batch)
-        if output == "labels":
+        pipeline.input_shape(spec, request.shape, request.batch)
+        if request.output == "labels":
             labels.require(spec)
+    return jobs
+
+
+def _settings(request: Request) -> Settings:
+    from segonnx.core import hardware
+    from segonnx.exporters import pipeline
+
+    return pipeline.Settings(
+        out=request.out,
+        checkpoints=() if request.weights is None else (request.weights,),
+        trust=request.trust_checkpoint,
+        pretrained=request.pretrained,
+        seed=request.seed,
+        shape=request.shape,
+        batch=request.batch,
+        dynamic=request.dynamic,
+        optimize=request.optimize,
+        tune=request.tune,
+        tune_time=request.tune_time or pipeline.TUNE_S,
+        tuning=request.tuning,
+        max_weight_growth=request.max_weight_growth,
+        output=request.output,
+        overwrite=request.overwrite,
+        threads=request.threads or hardware.usable_cores(),
+    )
+
+
+def _export(
+    jobs: Sequence[tuple[ModelSpec, Settings]], display: Display
+) -> tuple[list[Exported], dict[str, SegonnxError]]:
+    """What was exported, and the errors of what wasn't, by name.
+
+    Raises:
+        SegonnxError: the only one failed.
+    """
+    from segonnx.exporters import pipeline
+
     done: list[Exported] = []
     failed: dict[str, SegonnxError] = {}
-    with Display() as display:
-        for number, (spec, how) in enumerate(jobs, 1):
-            place = f"[{number}/{len(jobs)}] " if len(jobs) > 1 else ""
-            try:
-                exported = pipeline.export(spec, how, display.within(f"{place}{spec.name}: "))
-            except SegonnxError as error:
-                failed[spec.name] = error
-                if len(jobs) == 1:
-                    raise
-                display.echo(f"{place}{spec.name}: FAILED: {error}", err=True)
-            else:
-                done.append(exported)
-                display.echo(place + exported_line(exported))
-    if json_path is not None:
-        files.write(json_path, json.dumps([_exported_json(one) for one in done], indent=1) + "\n")
-    if failed:
-        message = f"{len(failed)} of {len(jobs)} failed: {', '.join(failed)}"
-        if not done and all(isinstance(error, InputError) for error in failed.values()):
-            raise InputError(message)
-        click.echo(f"segonnx: {message}", err=True)
-        sys.exit(1)
+    for number, (spec, settings) in enumerate(jobs, 1):
+        place = f"[{number}/{len(jobs)}] " if len(jobs) > 1 else ""
+        try:
+            exported = pipeline.export(spec, settings, display.within(f"{place}{spec.name}: "))
+        except SegonnxError as error:
+            failed[spec.name] = error
+            if len(jobs) == 1:
+                raise
+            display.echo(f"{place}{spec.name}: FAILED: {error}", err=True)
+        else:
+            done.append(exported)
+            display.echo(place + exported_line(exported))
+    return done, failed
 
 
-def _trained(
-    nnunet_folder: Path,
-    fold: str | None,
-    checkpoint: Literal["final", "best"],
-    configuration: str | None,
-    settings: Settings,
-) -> list[tuple[ModelSpec, Settings]]:
-    """The networks of a folder that nnU-Net trained, each with its checkpoints."""
-    from dataclasses import replace
-
-    from segonnx.core.progress import Display
-    from segonnx.exporters import nnunet
-
-    with Display() as display:
-        selection = nnunet.Selection(fold, checkpoint, configuration, settings.trust)
-        found = nnunet.trained(nnunet_folder, selection, display)
-    return [(one.spec, replace(settings, checkpoints=one.checkpoints)) for one in found]
+def _fail(done: Sequence[Exported], failed: dict[str, SegonnxError]) -> None:
+    message = f"{len(failed)} of {len(done) + len(failed)} failed: {', '.join(failed)}"
+    if not done and all(isinstance(error, InputError) for error in failed.values()):
+        raise InputError(message)
+    click.echo(f"segonnx: {message}", err=True)
+    sys.exit(1)
 
 
 def exported_line(exported: Exported) -> str:
     """One line on an export."""
     content = exported.manifest
     if exported.kept:
-        return (
-            f"{content['name']}: kept {exported.folder}, whole and made with these arguments ({exported.seconds:.1f} s)"
-        )
+        same = "intact and made with these arguments"
+        return f"{content['name']}: kept {exported.folder}, {same} ({exported.seconds:.1f} s)"
     parity = content["parity"]
     known = "as referenced" if content["parameters"]["reference"] is not None else "(no reference to compare)"
     if "training" in content:
@@ -258,13 +279,13 @@ def exported_line(exported: Exported) -> str:
     size = sum(entry["bytes"] for name, entry in content["files"].items() if name.startswith("model.onnx"))
     return (
         f"{content['name']}: {content['parameters']['count']:,} parameters {known}; ONNX against PyTorch: "
-        f"max {parity['max_rel_error']:.1e}, rms {parity['rms_rel_error']:.1e} of the spread, "
+        f"max {parity['max_rel_error']:.1e}, rms {parity['rms_rel_error']:.1e} of the std, "
         f"labels {100 * parity['label_agreement']:.4f} %; {size / 1e6:,.1f} MB, {exported.seconds:.1f} s, "
         f"peak {exported.peak_rss_bytes / 1e9:.2f} GB -> {exported.folder}"
     )
 
 
-def _exported_json(exported: Exported) -> dict[str, Any]:
+def _as_json(exported: Exported) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {

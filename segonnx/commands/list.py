@@ -61,15 +61,19 @@ def _check_catalogue() -> None:
     from segonnx.sources import catalog
 
     failed = []
-    for spec in catalog.systems():
-        assert spec.reference is not None
-        counted = parameters.count(spec)
-        checks = parameters.check(spec, counted)
-        for one in checks:
-            mark = "ok  " if one.passed else "FAIL"
-            click.echo(f"{mark} {spec.name:32} {one.what}: {one.found:,} (expected {one.expected})")
-        if not all(one.passed for one in checks):
-            failed.append(spec.name)
-            click.echo(parameters.mismatch_table(spec.reference.modules, counted.modules))
+    with options.display() as display:
+        for spec in catalog.systems():
+            assert spec.reference is not None
+            counted = parameters.count(spec)
+            checks = parameters.check(spec, counted)
+            for check in checks:
+                line = f"{spec.name:32} {check.what}: {check.found:,} (expected {check.expected})"
+                if check.passed:
+                    display.echo(f"ok   {line}")
+                else:
+                    click.echo(f"FAIL {line}")
+            if not all(check.passed for check in checks):
+                failed.append(spec.name)
+                click.echo(parameters.mismatch_table(spec.reference.modules, counted.modules))
     if failed:
         raise ParityError(f"{len(failed)} of {len(catalog.systems())} systems differ: {', '.join(failed)}")

@@ -1,51 +1,224 @@
-"""What several commands share: types of options, and how systems are named."""
+"""What commands share: types of values, options of the same name and meaning, and how systems are named."""
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from segonnx.errors import InputError
 
+if TYPE_CHECKING:
+    from segonnx.core.progress import Display
+    from segonnx.sources.catalog import ModelSpec
+
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # which has no parameters before click 8.4
+
+F = TypeVar("F", bound=Callable[..., Any])
+
 INTERRUPTED = 130
 """The exit code that shells give a program that Ctrl-C ended."""
 
-
-def shape(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """Spatial sizes, as 64,128,128 or 64x128x128."""
-    if value is None:
-        return None
-    try:
-        return tuple(int(size) for size in value.replace("x", ",").split(","))
-    except ValueError:
-        raise InputError(f"--shape takes whole numbers, for example 64,128,128 or 512,512; found {value!r}") from None
+PATH = click.Path(path_type=Path)
 
 
-def numbers(_ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """Whole numbers above 0, separated by commas."""
-    if value is None:
-        return None
-    parts = value.split(",")
-    if not all(part.isdecimal() and int(part) for part in parts):
-        raise InputError(f"--{param.name} takes whole numbers above 0, for example 1 or 1,2,4; found {value!r}")
-    return tuple(dict.fromkeys(map(int, parts)))
+class _Type(_ParamType):
+    """A type whose wrong values are one line that names the option."""
+
+    metavar: str
+    takes: str
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        del param, ctx
+        return self.metavar
+
+    def refuse(self, value: str, param: click.Parameter | None) -> NoReturn:
+        """Say which option takes what, and what it got."""
+        option = "the value" if param is None else max(param.opts, key=len)
+        raise InputError(f"{option} takes {self.takes}; found {value!r}")
 
 
-def fraction(_ctx: click.Context, param: click.Parameter, value: str) -> float:
+class Shape(_Type):
+    """Spatial sizes, as 64,128,128 or 64x128x128. Whether a network takes them is its own to say."""
+
+    name = "shape"
+    metavar = "[D,]H,W"
+    takes = "whole numbers, for example 64,128,128 or 512,512"
+
+    def convert(
+        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        del ctx
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(size) for size in value.replace("x", ",").split(","))
+        except ValueError:
+            self.refuse(value, param)
+
+
+class Numbers(_Type):
+    """Whole numbers above 0, separated by commas; each once."""
+
+    name = "numbers"
+    metavar = "N[,N]..."
+    takes = "whole numbers above 0, for example 1 or 1,2,4"
+
+    def convert(
+        self, value: str | tuple[int, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        del ctx
+        if isinstance(value, tuple):
+            return value
+        parts = value.split(",")
+        if not all(part.isdecimal() and int(part) for part in parts):
+            self.refuse(value, param)
+        return tuple(dict.fromkeys(map(int, parts)))
+
+
+class Percentage(_Type):
     """A fraction above 0, as 3% or 0.03."""
-    try:
-        number = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        name = (param.name or "").replace("_", "-")
-        raise InputError(f"--{name} takes a percentage, for example 3%; found {value!r}")
-    return number
+
+    name = "percentage"
+    metavar = "PERCENT"
+    takes = "a percentage, for example 3%"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        del ctx
+        if isinstance(value, float):
+            return value
+        try:
+            number = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+        except ValueError:
+            number = math.nan
+        if not 0 < number < math.inf:
+            self.refuse(value, param)
+        return number
 
 
-def systems(names: tuple[str, ...], everything: bool) -> list[Any]:
+def json_file(what: str) -> Callable[[F], F]:
+    """``--json FILE``: what a command did, for programs."""
+    return click.option("--json", "json_path", type=PATH, metavar="FILE", help=what)
+
+
+def threads(what: str, default: str = "all cores") -> Callable[[F], F]:
+    """``--threads N``, whose default isn't a number."""
+    return click.option("--threads", type=click.IntRange(1), metavar="N", help=f"{what} [default: {default}]")
+
+
+def overwrite(what: str = "Replace what is there already.") -> Callable[[F], F]:
+    """``--overwrite``."""
+    return click.option("--overwrite", is_flag=True, help=what)
+
+
+def out(what: str, **more: Any) -> Callable[[F], F]:
+    """``-o``, ``--out``: what a command makes."""
+    return click.option("-o", "--out", type=PATH, help=what, **more)
+
+
+def timeout(what: str) -> Callable[[F], F]:
+    """``--timeout SECONDS``."""
+    return click.option(
+        "--timeout",
+        type=click.FloatRange(0, min_open=True),
+        default=1800,
+        show_default=True,
+        metavar="SECONDS",
+        help=what,
+    )
+
+
+class _ToStandardError(logging.Handler):
+    """Prints each record as a line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[f"segonnx.{param.name}"] = True
+
+
+def _log(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Show the package's log until the program ends."""
+    if not value or _given("verbose", ctx):
+        return
+    _remember(ctx, param, value)
+    logger, handler = logging.getLogger("segonnx"), _ToStandardError()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+    before = logger.level
+
+    def end() -> None:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    ctx.find_root().call_on_close(end)
+
+
+def _given(name: str, ctx: click.Context) -> bool:
+    return f"segonnx.{name}" in ctx.meta  # which a command shares with its group
+
+
+def _everywhere(*names: str, callback: Callable[..., None], what: str) -> click.Option:
+    # Eager: they hold for what is wrong with the other options, too.
+    return click.Option(names, is_flag=True, is_eager=True, expose_value=False, callback=callback, help=what)
+
+
+EVERYWHERE = (
+    _everywhere("--debug", callback=_remember, what="Show the traceback of an error."),
+    _everywhere("-q", "--quiet", callback=_remember, what="Show errors and what was asked for; no progress."),
+    _everywhere("-v", "--verbose", callback=_log, what="Tell what passes, stages and workers do."),
+)
+"""Options that stand before a command's name or after it."""
+
+
+def debugging(ctx: click.Context) -> bool:
+    """Whether the user wants to see tracebacks."""
+    return _given("debug", ctx)
+
+
+def display() -> Display:
+    """The progress of the running command, as its user wants it."""
+    from segonnx.core.progress import Display
+
+    ctx = click.get_current_context()
+    return Display(quiet=_given("quiet", ctx), moving=not _given("verbose", ctx))
+
+
+def require_writable(path: Path | None) -> None:
+    """See to it that a file that was asked for can be written, before the work."""
+    from segonnx.core import files
+
+    if path is not None:
+        files.require_writable(path)
+
+
+def write_json(path: Path | None, content: Any) -> None:
+    """Write what ``--json`` asks for, if it does."""
+    import json
+
+    from segonnx.core import files
+
+    if path is not None:
+        files.write(path, json.dumps(content, indent=1) + "\n")
+
+
+def require_folder(artifact: Path) -> None:
+    """Refuse an artifact that isn't there."""
+    if not artifact.is_dir():
+        raise InputError(f"{artifact} is not a folder")
+
+
+def systems(names: tuple[str, ...], everything: bool) -> list[ModelSpec]:
     """The systems that a user named, or all, smallest first."""
     from segonnx.sources import catalog
 

@@ -6,32 +6,41 @@ from pathlib import Path
 
 import click
 
-from segonnx.errors import InputError
+from segonnx.commands import options
 
 PACKINGS = ("zip", "triton", "oci", "bundle")
 
 
 @click.command("pack")
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=options.PATH)
 @click.option("--format", "form", type=click.Choice(PACKINGS), required=True, help="What to make of it.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file (zip) or folder to make.")
-@click.option("--overwrite", is_flag=True, help="Replace what is there already.")
-def command(artifact: Path, form: str, out: Path, overwrite: bool) -> None:
+@options.out("The file (zip) or folder to make.", required=True)
+@options.overwrite()
+@options.json_file("Write what was made of what.")
+def command(artifact: Path, form: str, out: Path, overwrite: bool, json_path: Path | None) -> None:
     """Write an artifact as one zip file, or in the layout that another program takes. Needs no torch.
 
     The artifact is checked first. A zip file has the same bytes each time.
 
     \b
-    segonnx pack artifacts/stunet-s --format zip --out stunet-s.zip
-    segonnx pack artifacts/stunet-s --format triton --out model_repository
-    segonnx pack artifacts/stunet-s --format oci --out stunet-s.oci
-    segonnx pack artifacts/stunet-s --format bundle --out stunet-s-bundle
+    segonnx pack artifacts/stunet-s --format zip -o stunet-s.zip
+    segonnx pack artifacts/stunet-s --format triton -o model_repository
+    segonnx pack artifacts/stunet-s --format oci -o stunet-s.oci
+    segonnx pack artifacts/stunet-s --format bundle -o stunet-s-bundle
     """
     from segonnx.artifacts import packing
-    from segonnx.core.progress import Display
 
-    if not artifact.is_dir():
-        raise InputError(f"{artifact} is not a folder")
-    with Display() as display:
+    options.require_folder(artifact)
+    options.require_writable(json_path)
+    with options.display() as display:
         packing.pack(artifact, form, out, overwrite=overwrite, progress=display)
-    click.echo(f"{artifact}: packed as {form} -> {out}")
+        display.echo(f"{artifact}: packed as {form} -> {out}")
+    files = [path for path in (out, *out.rglob("*")) if path.is_file()]
+    made = {
+        "artifact": str(artifact),
+        "format": form,
+        "path": str(out),
+        "files": len(files),
+        "bytes": sum(path.stat().st_size for path in files),
+    }
+    options.write_json(json_path, made)

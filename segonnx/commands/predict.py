@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from segonnx.commands import options
+
+if TYPE_CHECKING:
+    from segonnx.predict.files import Predicted
+
 
 @click.command("predict")
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.argument("source", type=click.Path(path_type=Path), metavar="INPUT")
-@click.argument("target", type=click.Path(path_type=Path), metavar="OUTPUT")
-@click.option("--previous", type=click.Path(path_type=Path), help="Of a cascade: the first stage's artifact.")
-@click.option("--tta", is_flag=True, help="Test-time mirroring, along the axes that the artifact allows.")
+@click.argument("artifact", type=options.PATH)
+@click.argument("source", type=options.PATH, metavar="INPUT")
+@click.argument("target", type=options.PATH, metavar="OUTPUT")
+@click.option("--previous", type=options.PATH, help="Of a cascade: the first stage's artifact.")
+@click.option("--tta", "mirror", is_flag=True, help="Test-time mirroring, along the axes that the artifact allows.")
 @click.option("--step", type=click.FloatRange(0, 1, min_open=True), help="Between windows, in windows. [default: 0.5]")
-@click.option("--threads", type=click.IntRange(1), help="Threads of the network. [default: all cores]")
+@options.threads("Threads of the network.")
 @click.option("--probabilities", is_flag=True, help="Write the outputs' probabilities beside the label map.")
-@click.option("--overwrite", is_flag=True, help="Replace what is there already.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write what was done, with times by step.")
-def command(
-    artifact: Path,
-    source: Path,
-    target: Path,
-    previous: Path | None,
-    tta: bool,
-    step: float | None,
-    threads: int | None,
-    probabilities: bool,
-    overwrite: bool,
-    json_path: Path | None,
-) -> None:
+@options.overwrite()
+@options.json_file("Write what was done, with times by step.")
+def command(artifact: Path, source: Path, target: Path, json_path: Path | None, **how: Any) -> None:
     """Make the label maps of images, as nnU-Net's own inference does. Needs no torch.
 
     INPUT is an image, or a folder of files CASE_0000.nii.gz, CASE_0001.nii.gz, ... (the channels of a case); OUTPUT a
@@ -42,27 +37,26 @@ def command(
     segonnx predict artifacts/liver imagesTs/ labels/ --tta
     segonnx predict artifacts/fine ct.nii.gz labels.nii.gz --previous artifacts/coarse
     """
-    from segonnx.core import files
-    from segonnx.core.progress import Display
-    from segonnx.predict import files as predict_files
-    from segonnx.predict import images
+    from segonnx.predict import files, images
     from segonnx.predict.predictor import Artifact
 
+    previous, threads = how.pop("previous"), how.pop("threads")
+    settings = files.FileOptions(**how)
     images.require()
-    if json_path is not None:
-        files.require_writable(json_path)
-    options = predict_files.FileOptions(tta, step, probabilities, overwrite)
-    done = []
-    with Display() as display:
+    options.require_writable(json_path)
+    done: list[Predicted] = []
+    with options.display() as display:
         display("loading the artifact")
         loaded = Artifact(artifact, threads=threads)
-        if tta and not loaded.config.mirror_axes:
+        if settings.mirror and not loaded.config.mirror_axes:
             display.echo(f"{artifact}: its network was trained without mirroring; --tta changes nothing", err=True)
         first = None if previous is None else Artifact(previous, threads=threads)
-        for one in predict_files.predict(loaded, source, target, options, previous=first, progress=display):
-            done.append(one)
-            told = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in one.seconds.items())
-            display.echo(f"{one.case}: {'x'.join(map(str, one.shape))} -> {one.path} ({told})")
-    if json_path is not None:
-        rows = [{"case": one.case, "path": str(one.path), "shape": one.shape, "seconds": one.seconds} for one in done]
-        files.write(json_path, json.dumps(rows, indent=1) + "\n")
+        for case in files.predict(loaded, source, target, settings, previous=first, progress=display):
+            done.append(case)
+            display.echo(_line(case))
+    options.write_json(json_path, [asdict(case) | {"path": str(case.path)} for case in done])
+
+
+def _line(case: Predicted) -> str:
+    times = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in case.seconds.items())
+    return f"{case.case}: {'x'.join(map(str, case.shape))} -> {case.path} ({times})"

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import click
 
+from segonnx.commands import options
 from segonnx.errors import InputError
 
 
 @click.command("report")
-@click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RESULT.json...")
-@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page: one file, no network.")
+@click.argument("paths", type=options.PATH, nargs=-1, required=True, metavar="RESULT.json...")
+@click.option(
+    "-o", "--out", "--html", "page_path", type=options.PATH, metavar="FILE", help="Write a page: one file, no network."
+)
 @click.option("--markdown", is_flag=True, help="Print the tables in GitHub's markdown.")
-def command(paths: tuple[Path, ...], html: Path | None, markdown: bool) -> None:
+@options.json_file("Write the results as one.")
+def command(paths: tuple[Path, ...], page_path: Path | None, markdown: bool, json_path: Path | None) -> None:
     """Show the result of a bench, or several of one machine, as a page or as markdown for a README.
 
     \b
@@ -23,15 +27,19 @@ def command(paths: tuple[Path, ...], html: Path | None, markdown: bool) -> None:
     """
     from segonnx.bench import result
     from segonnx.core import files
-    from segonnx.report import html as page
+    from segonnx.report import html
     from segonnx.report import markdown as md
 
-    if html is None and not markdown:
-        raise InputError("give --html FILE or --markdown")
+    if page_path is None and json_path is None and not markdown:
+        raise InputError("give --html FILE, --markdown or --json FILE")
     content = result.merge([result.read(path) for path in paths])
-    if html is not None:
-        files.require_writable(html)
-        files.write(html, page.render(content))
-        click.echo(html)
+    for path in (page_path, json_path):
+        options.require_writable(path)
+    with options.display() as display:
+        if page_path is not None:
+            files.write(page_path, html.render(content))
+            display.echo(str(page_path))
     if markdown:
         click.echo(md.result(content))
+    if json_path is not None:
+        content.write(json_path)

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import click
 
-from segonnx.errors import InputError
+from segonnx.commands import options
 
 
 @click.command("sign")
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.option(
-    "--key", type=click.Path(path_type=Path), required=True, help="Private key of an elliptic curve: a PEM file."
-)
-def command(artifact: Path, key: Path) -> None:
+@click.argument("artifact", type=options.PATH)
+@click.option("--key", type=options.PATH, required=True, help="Private key of an elliptic curve: a PEM file.")
+@options.json_file("Write what was signed.")
+def command(artifact: Path, key: Path, json_path: Path | None) -> None:
     """Sign an artifact with the sender's key, so that a receiver with the public key finds any change.
 
     The artifact is checked first. Needs the extra segonnx[sign].
@@ -26,12 +25,12 @@ def command(artifact: Path, key: Path) -> None:
     segonnx verify artifacts/stunet-s --key sender.pub
     """
     from segonnx.artifacts import signature
-    from segonnx.artifacts.verify import verify as verify_artifact
-    from segonnx.core.progress import Display
+    from segonnx.artifacts.verify import verify
 
-    if not artifact.is_dir():
-        raise InputError(f"{artifact} is not a folder")
-    with Display() as display:
-        verify_artifact(artifact, replay=False, progress=display)
+    options.require_folder(artifact)
+    options.require_writable(json_path)
+    with options.display() as display:
+        content = verify(artifact, replay=False, progress=display).manifest
         made = signature.sign(artifact, key)
-    click.echo(f"{artifact}: signed -> {made}")
+        display.echo(f"{artifact}: signed -> {made}")
+    options.write_json(json_path, {"artifact": str(artifact), "digest": content["digest"], "signature": str(made)})

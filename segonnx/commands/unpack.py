@@ -6,23 +6,28 @@ from pathlib import Path
 
 import click
 
+from segonnx.commands import options
+
 
 @click.command("unpack")
-@click.argument("packed", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The artifact's folder to make.")
-@click.option("--overwrite", is_flag=True, help="Replace what is there already.")
-def command(packed: Path, out: Path, overwrite: bool) -> None:
+@click.argument("packed", type=options.PATH)
+@options.out("The artifact's folder to make.", required=True)
+@options.overwrite()
+@options.json_file("Write what was made of what.")
+def command(packed: Path, out: Path, overwrite: bool, json_path: Path | None) -> None:
     """Get the artifact out of a zip file or an OCI image layout. Needs no torch.
 
     Nothing is written unless every name, byte and the graph are as the manifest says.
 
     \b
-    segonnx unpack stunet-s.zip --out artifacts/stunet-s
-    segonnx unpack stunet-s.oci --out artifacts/stunet-s
+    segonnx unpack stunet-s.zip -o artifacts/stunet-s
+    segonnx unpack stunet-s.oci -o artifacts/stunet-s
     """
-    from segonnx.artifacts import packing
-    from segonnx.core.progress import Display
+    from segonnx.artifacts import manifest, packing
 
-    with Display() as display:
+    options.require_writable(json_path)
+    with options.display() as display:
         packing.unpack(packed, out, overwrite=overwrite, progress=display)
-    click.echo(f"{packed}: whole -> {out}")
+        display.echo(f"{packed}: intact -> {out}")
+    made = {"packed": str(packed), "artifact": str(out), "digest": manifest.read(out)["digest"]}
+    options.write_json(json_path, made)

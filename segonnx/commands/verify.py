@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from segonnx.errors import InputError, SegonnxError, VerifyError
+from segonnx.commands import options
+from segonnx.errors import SegonnxError, VerifyError
+
+if TYPE_CHECKING:
+    from segonnx.artifacts.verify import Verified
 
 
 @click.command("verify")
-@click.argument("artifacts", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="ARTIFACT...")
-@click.option("--threads", type=click.IntRange(1), help="Threads of the replay. [default: the runtime's choice]")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(0, min_open=True),
-    default=1800,
-    show_default=True,
-    metavar="SECONDS",
-    help="The longest that a step may take: a graph may hold a loop without end.",
-)
-@click.option("--key", type=click.Path(path_type=Path), metavar="PUBLIC", help="Who must have signed them: a PEM file.")
-def command(artifacts: tuple[Path, ...], threads: int | None, timeout: float, key: Path | None) -> None:
+@click.argument("artifacts", type=options.PATH, nargs=-1, required=True, metavar="ARTIFACT...")
+@options.threads("Threads of the replay.", "the runtime's choice")
+@options.timeout("The longest that a step may take: a graph may hold a loop without end.")
+@click.option("--key", type=options.PATH, metavar="PUBLIC", help="Who must have signed them: a PEM file.")
+@options.json_file("Write what was found of each artifact.")
+def command(
+    artifacts: tuple[Path, ...], threads: int | None, timeout: float, key: Path | None, json_path: Path | None
+) -> None:
     """Check artifacts: schema, every byte, the graph, and a replay of their test data. Needs no torch.
 
     A folder that holds artifacts stands for all of them.
@@ -31,28 +32,46 @@ def command(artifacts: tuple[Path, ...], threads: int | None, timeout: float, ke
     segonnx verify artifacts/*
     segonnx verify artifacts/stunet-s --key sender.pub
     """
-    from segonnx.artifacts.verify import inside
-    from segonnx.artifacts.verify import verify as verify_artifact
-    from segonnx.core.progress import Display
+    from segonnx.artifacts.verify import inside, verify
 
     for artifact in artifacts:
-        if not artifact.is_dir():
-            raise InputError(f"{artifact} is not a folder")
-    folders = [one for artifact in artifacts for one in inside(artifact)]
-    failed = 0
-    with Display() as display:
-        for artifact in folders:
+        options.require_folder(artifact)
+    folders = [folder for artifact in artifacts for folder in inside(artifact)]
+    options.require_writable(json_path)
+    found: dict[Path, Verified | SegonnxError] = {}
+    with options.display() as display:
+        for folder in folders:
             try:
-                found = verify_artifact(artifact, threads=threads or 0, timeout=timeout, key=key, progress=display)
+                verified = verify(folder, threads=threads or 0, timeout=timeout, key=key, progress=display)
             except SegonnxError as error:
-                if len(folders) == 1:
-                    raise
-                failed += 1
-                display.echo(f"{artifact}: FAILED: {error}", err=True)
+                found[folder] = error
+                if len(folders) > 1:
+                    display.echo(f"{folder}: FAILED: {error}", err=True)
             else:
-                signed = f"signed by the owner of {key}, " if key is not None else ""
-                display.echo(
-                    f"{artifact}: {signed}OK ({found.files} files, {found.bytes:,} bytes); replay: {found.difference}"
-                )
-    if failed:
-        raise VerifyError(f"{failed} of {len(folders)} artifacts failed")
+                found[folder] = verified
+                display.echo(f"{folder}: {_line(verified, key)}")
+    options.write_json(json_path, [_as_json(folder, result) for folder, result in found.items()])
+    errors = [result for result in found.values() if isinstance(result, SegonnxError)]
+    if errors:
+        raise errors[0] if len(folders) == 1 else VerifyError(f"{len(errors)} of {len(folders)} artifacts failed")
+
+
+def _line(verified: Verified, key: Path | None) -> str:
+    signed = f"signed by the owner of {key}, " if key is not None else ""
+    return f"{signed}OK ({verified.files} files, {verified.bytes:,} bytes); replay: {verified.difference}"
+
+
+def _as_json(folder: Path, result: Verified | SegonnxError) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    if isinstance(result, SegonnxError):
+        return {"artifact": str(folder), "status": "failed", "error": str(result)}
+    assert result.difference is not None  # the replay was asked for
+    return {
+        "artifact": str(folder),
+        "status": "ok",
+        "digest": result.manifest["digest"],
+        "files": result.files,
+        "bytes": result.bytes,
+        "replay": asdict(result.difference),
+    }

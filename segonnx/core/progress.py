@@ -19,12 +19,18 @@ PATIENCE_S = 10.0
 
 
 class Display:
-    """A ``Progress`` that people see, on standard error; results go past it to standard output with ``echo``."""
+    """A ``Progress`` that people see, on standard error; results go past it to standard output with ``echo``.
 
-    def __init__(self) -> None:
+    Args:
+        quiet: show no steps, and of the lines only those that go to standard error.
+        moving: show the step in a moving line where standard error is a terminal. False where others write there, too.
+    """
+
+    def __init__(self, *, quiet: bool = False, moving: bool = True) -> None:
+        self._quiet = quiet
         self._timer: threading.Timer | None = None
         self._live: Live | None = None
-        if sys.stderr.isatty():
+        if moving and not quiet and sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live
 
@@ -41,6 +47,8 @@ class Display:
             self._live.update(Spinner("dots", Text(step)))
             return
         self._cancel()
+        if self._quiet:
+            return
         self._timer = threading.Timer(PATIENCE_S, click.echo, (f"  {step} ...",), {"err": True})
         self._timer.daemon = True
         self._timer.start()
@@ -52,6 +60,8 @@ class Display:
     def echo(self, line: str, *, err: bool = False) -> None:
         """Print a line of its own."""
         self._cancel()
+        if self._quiet and not err:
+            return
         if self._live is not None:
             self._live.stop()
         click.echo(line, err=err)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
+import logging
+import logging.handlers
 import multiprocessing
 import os
+import queue
 import signal
 import sys
 import tempfile
@@ -29,6 +32,7 @@ _NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "bad al
 
 
 PATIENCE_S = 10.0
+_LOGGER = logging.getLogger("segonnx")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -90,7 +94,8 @@ def bind(cpus: Iterable[int]) -> None:
 class Worker:
     """A fresh process that runs ``function(channel, *args)`` and ends with its parent.
 
-    What it prints goes to a file, whose last line is shown where the process dies.
+    What it prints goes to a file, whose last line is shown where the process dies. What it logs as ``segonnx`` is
+    logged here, at the level that holds here, while ``receive`` waits.
     """
 
     def __init__(self, function: Callable[..., None], *args: Any) -> None:
@@ -100,9 +105,11 @@ class Worker:
         self._log = Path(self._folder.name) / "log"
         self._log.touch()
         self.channel, theirs = context.Pipe()
-        self.process = context.Process(target=_enter, args=(theirs, self._log, function, args), daemon=True)
+        level = _LOGGER.getEffectiveLevel()
+        self.process = context.Process(target=_enter, args=(theirs, self._log, level, function, args), daemon=True)
         with _without_main():
             self.process.start()
+        _LOGGER.getChild("worker").info("process %d started", self.pid)
         self._paused = False
         theirs.close()
 
@@ -138,10 +145,14 @@ class Worker:
         Raises:
             StageError: it ended without one, or ``timeout`` seconds passed; ``what`` names its work in the message.
         """
-        if not wait([self.channel], timeout):
-            raise StageError(f"{what} took more than {timeout:g} s")
         try:
-            return self.channel.recv()
+            while True:
+                if not wait([self.channel], timeout):
+                    raise StageError(f"{what} took more than {timeout:g} s")
+                message = self.channel.recv()
+                if not isinstance(message, logging.LogRecord):
+                    return message
+                logging.getLogger(message.name).handle(message)
         except (EOFError, ConnectionError):
             self.process.join(10)
             raise StageError(_exit_message(what, self.process.exitcode, self.log())) from None
@@ -157,6 +168,7 @@ class Worker:
             self.process.join(patience)
         self.process.kill()
         self.process.join()
+        _LOGGER.getChild("worker").info("process %d ended with exit code %s", self.pid, self.process.exitcode)
         self.process.close()
         self._folder.cleanup()
 
@@ -251,11 +263,25 @@ def translate(error: BaseException) -> SegonnxError:
     return ours
 
 
-def _enter(channel: Connection, log: Path, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+class _ToParent(logging.handlers.QueueHandler):
+    """Sends each record, in a form that can be pickled, to the parent; where that is gone, nowhere."""
+
+    def __init__(self, channel: Connection) -> None:
+        super().__init__(queue.SimpleQueue())
+        self._channel = channel
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            self._channel.send(record)
+
+
+def _enter(channel: Connection, log: Path, level: int, function: Callable[..., None], args: tuple[Any, ...]) -> None:
     """The first thing that runs in the new process."""
     with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    _LOGGER.setLevel(level)
+    _LOGGER.addHandler(_ToParent(channel))
     faulthandler.enable(2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and kills us
     _die_with_parent()

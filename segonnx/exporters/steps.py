@@ -8,6 +8,7 @@ of the caller's stays in the caller's process (``ModuleSteps``).
 from __future__ import annotations
 
 import abc
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Steps(abc.ABC):
         """
         outcome = subprocesses.call(function, *arguments, progress=self.progress)
         self.stages[name] = Stage(round(outcome.seconds, 3), outcome.peak_rss_bytes)
+        _LOGGER.info("%s took %.1f s, peak %.2f GB", name, outcome.seconds, outcome.peak_rss_bytes / 1e9)
         return outcome.value
 
     @abc.abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Literal
 
@@ -17,6 +18,8 @@ from segonnx.optimize.split_concat import SplitConcatPass
 from segonnx.optimize.stable_instance_norm import StableInstanceNormPass
 from segonnx.optimize.unroll_depth import Found, UnrollDepthPass
 from segonnx.optimize.winograd_phases import WinogradPhasesPass
+
+_LOGGER = logging.getLogger(__name__)
 
 Optimize = Literal["cpu", "none"]
 """What ``segonnx export --optimize`` takes: a graph for ONNX Runtime's CPU provider, or the graph as torch wrote it."""
@@ -57,9 +60,10 @@ def run(model: ir.Model, choices: Choices) -> tuple[tuple[str, ...], dict[str, F
     )
     changed = []
     for one in passes:
-        name = type(one).__name__
+        name, before = type(one).__name__, len(model.graph)
         if name not in without and one(model).modified:
             changed.append(name)
+            _LOGGER.info("%s changed the graph: %d nodes, then %d", name, before, len(model.graph))
     for layer, form in choices.forms.items():
         if layer not in unroll.found:
             raise InputError(f"the tuning is another network's: there is no convolution {layer}")

@@ -6,27 +6,30 @@ with the others.
 
 from __future__ import annotations
 
-from segonnx.runtimes.base import Runtime
-from segonnx.runtimes.compiled import CompileChannelsLastRuntime, CompileRuntime
-from segonnx.runtimes.eager import EagerChannelsLastRuntime, EagerRuntime
-from segonnx.runtimes.openvino import OpenVinoRuntime, OpenVinoStockRuntime
-from segonnx.runtimes.ort import OrtRuntime, OrtStockRuntime
+import importlib
+from typing import TYPE_CHECKING
 
-RUNTIMES: tuple[type[Runtime], ...] = (
-    EagerRuntime,
-    EagerChannelsLastRuntime,
-    CompileRuntime,
-    CompileChannelsLastRuntime,
-    OrtRuntime,
-    OrtStockRuntime,
-    OpenVinoRuntime,
-    OpenVinoStockRuntime,
-)
-NAMES = tuple(runtime.name for runtime in RUNTIMES)
+if TYPE_CHECKING:
+    from segonnx.runtimes.base import Runtime
+
+RUNTIMES = {
+    "eager": "segonnx.runtimes.eager:EagerRuntime",
+    "eager-channels-last": "segonnx.runtimes.eager:EagerChannelsLastRuntime",
+    "compile": "segonnx.runtimes.compiled:CompileRuntime",
+    "compile-channels-last": "segonnx.runtimes.compiled:CompileChannelsLastRuntime",
+    "ort": "segonnx.runtimes.ort:OrtRuntime",
+    "ort-stock": "segonnx.runtimes.ort:OrtStockRuntime",
+    "openvino": "segonnx.runtimes.openvino:OpenVinoRuntime",
+    "openvino-stock": "segonnx.runtimes.openvino:OpenVinoStockRuntime",
+}
+"""What users type after --backend, and the class: ``get`` imports it, so that whoever needs names imports nothing."""
+NAMES = tuple(RUNTIMES)
 DEFAULTS = ("eager", "compile", "ort", "openvino")
 """Those that a bench compares where none is named."""
 
 
 def get(name: str) -> type[Runtime]:
     """The runtime called ``name``."""
-    return next(runtime for runtime in RUNTIMES if runtime.name == name)
+    module, _, attribute = RUNTIMES[name].partition(":")
+    runtime: type[Runtime] = getattr(importlib.import_module(module), attribute)
+    return runtime

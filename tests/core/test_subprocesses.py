@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import subprocess
@@ -67,6 +68,22 @@ def test_a_failure_comes_back_as_one_line(function: Any, error: type[Exception],
     with pytest.raises(error, match=message) as caught:
         subprocesses.call(function)
     assert "\n" not in str(caught.value)
+
+
+def log(progress: subprocesses.Progress) -> None:
+    logger = logging.getLogger("segonnx.somewhere")
+    logger.info("counted %d", 3)
+    logger.debug("not asked for")
+
+
+@pytest.mark.parametrize(("level", "expected"), [(logging.INFO, ["counted 3"]), (logging.WARNING, [])])
+def test_what_a_process_logs_is_logged_here(caplog: pytest.LogCaptureFixture, level: int, expected: list[str]) -> None:
+    with caplog.at_level(level, logger="segonnx"):
+        subprocesses.call(log)
+    assert [record.getMessage() for record in caplog.records if record.name == "segonnx.somewhere"] == expected
+    workers = [record.getMessage() for record in caplog.records if record.name == "segonnx.worker"]
+    assert len(workers) == 2 * len(expected)
+    assert all(text.endswith((" started", " ended with exit code 0")) for text in workers)
 
 
 def sleep(progress: subprocesses.Progress) -> None:

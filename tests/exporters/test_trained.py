@@ -62,7 +62,7 @@ def _agree(folder: Path, module: torch.nn.Module, x: torch.Tensor) -> tuple[floa
 
 
 def _export(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    result = run("export", *arguments, env={**os.environ, **(env or {})})
+    result = run("export", *arguments, env=None if env is None else {**os.environ, **env})
     assert result.returncode == 0, result.stderr
     return result
 

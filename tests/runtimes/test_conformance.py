@@ -297,7 +297,7 @@ def test_kinds(operator: str, kind: str) -> None:
     assert kind in operator_kinds.KINDS
 
 
-@pytest.mark.parametrize("runtime", runtimes.RUNTIMES)
+@pytest.mark.parametrize("runtime", [runtimes.get(name) for name in runtimes.NAMES])
 def test_a_runtime_is_here_or_says_what_to_install(runtime: type[Runtime], monkeypatch: pytest.MonkeyPatch) -> None:
     assert runtime.missing() is None
     if not runtime.name.startswith("ort"):
