@@ -33,9 +33,9 @@ from segonnx.exporters.convert import convert, convert_network
 from segonnx.exporters.parity import DTYPE, RUNTIME, STEADY_RUNTIME, Measured, Output, measure
 from segonnx.exporters.prepare import STATE, Prepared, Weights, adapt, prepare, prepare_network
 from segonnx.optimize.choices import Choices
-from segonnx.optimize.choices import parse as choices_of
-from segonnx.optimize.choices import read as read_tuning
 from segonnx.optimize.search import tune
+from segonnx.optimize.tuning import parse as choices_of
+from segonnx.optimize.tuning import read as read_tuning
 from segonnx.sources.catalog import ModelSpec
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def export(
 
         if settings.tune:
             converting("stock", "none", Choices(), work / "stock.onnx")
-            search = (planned[0], spec.modality, settings.max_weight_growth, settings.threads, settings.tune_time)
+            search = (planned[0].make(spec.modality), settings.max_weight_growth, settings.threads, settings.tune_time)
             tuning = stage("tune", tune, work / "stock.onnx", *search)
             for path in work.glob("stock.onnx*"):
                 path.unlink()
