@@ -97,6 +97,6 @@ def _with_ones(build: Builder, node: ir.Node) -> ir.Value:
     x, weight, offset = node.inputs
     assert weight is not None and offset is not None
     inputs, _, *kernel = shape(weight)
-    extended = build.concat([weight, build.filled(0.0, inputs, 1, *kernel)], 1)
-    offsets = build.concat([offset, build.filled(1.0, 1)], 0)
-    return build("ConvTranspose", x, extended, offsets, **dict(node.attributes))
+    zeros, ones = build.filled(0.0, inputs, 1, *kernel), build.filled(1.0, 1)
+    weights, offsets = build.concat([weight, zeros], 1), build.concat([offset, ones], 0)
+    return build("ConvTranspose", x, weights, offsets, **dict(node.attributes))
