@@ -12,6 +12,7 @@ from segonnx import optimize
 from segonnx.optimize.base import Rewrite
 from segonnx.optimize.builder import Builder
 from segonnx.optimize.choices import Choices
+from segonnx.optimize.labels import LabelsPass
 from tests.optimize.graphs import Graph, operators, run
 
 
@@ -116,6 +117,13 @@ def test_what_was_there_before_is_no_fault() -> None:
     for node in model.graph:
         node.domain = "com.example"
     assert breaking(lambda _: None)(model).modified
+
+
+def test_labels_of_an_invalid_graph_are_caught() -> None:
+    model = graph().model()
+    take_a_value_too_early(model.graph)
+    with pytest.raises(ir.passes.PostconditionError, match="takes the value 'v0' before it is there"):
+        LabelsPass("labels")(model)
 
 
 class MaxForReluPass(Rewrite):
