@@ -48,14 +48,13 @@ algorithms = st.sampled_from(["pairs", "winograd", "winograd4", "winograd4_matmu
 
 @few
 @given(
-    st.tuples(depths, sizes, sizes), st.integers(1, 5), st.integers(1, 20),
+    st.tuples(depths, sizes, sizes), st.tuples(st.integers(1, 5), st.integers(1, 20)),
     st.tuples(*[st.sampled_from([1, 2, 3])] * 3), st.tuples(*[st.sampled_from([1, 2, 3])] * 3),
     st.tuples(*[st.integers(0, 1)] * 6), st.booleans(), st.sampled_from(["taps", "stacked"]), chunks,
 )  # fmt: skip
 def test_any_convolution(
     size: tuple[int, int, int],
-    inputs: int,
-    outputs: int,
+    channels: tuple[int, int],
     kernel: tuple[int, int, int],
     strides: tuple[int, int, int],
     pads: tuple[int, ...],
@@ -63,6 +62,7 @@ def test_any_convolution(
     algorithm: str,
     chunks: int,
 ) -> None:
+    inputs, outputs = channels
     if any(n + pads[i] + pads[i + 3] < kernel[i] for i, n in enumerate(size)):
         return
     graph = Graph([1, inputs, *size])
@@ -75,13 +75,13 @@ def test_any_convolution(
 
 @few
 @given(
-    st.integers(2, 24), sizes, sizes, st.integers(1, 6), st.integers(1, 20), st.integers(0, 4),
+    st.tuples(st.integers(2, 24), sizes, sizes), st.integers(1, 6), st.integers(1, 20), st.integers(0, 4),
     st.sampled_from([1, 3]), algorithms, chunks,
 )  # fmt: skip
 def test_the_algorithms_that_take_two_slices_at_a_time(
-    depth: int, height: int, width: int, inputs: int, outputs: int, skip: int, kernel: int, algorithm: str, chunks: int
+    size: tuple[int, int, int], inputs: int, outputs: int, skip: int, kernel: int, algorithm: str, chunks: int
 ) -> None:
-    graph = Graph([1, inputs, depth, height, width])
+    graph = Graph([1, inputs, *size])
     if skip:
         other = graph.add("Conv", "x", graph.weight(skip, inputs, 3, 1, 1), pads=[1, 0, 0, 1, 0, 0])
         graph.add("Concat", "x", other, axis=1)
