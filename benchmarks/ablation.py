@@ -28,15 +28,14 @@ from segonnx.bench.core_latency import Exchange
 from segonnx.core import hardware, subprocesses
 from segonnx.core.synthetic_inputs import Array, ParityInput
 from segonnx.exporters import pipeline
-from segonnx.optimize import search
-from segonnx.optimize.choices import OPTIONAL, STOCK, Choices
-from segonnx.optimize.search import Session
-from segonnx.optimize.unroll_depth import LANES
+from segonnx.optimize import BASELINE, OPTIONAL, search
+from segonnx.optimize.choices import DEPTH_CHUNKS, Choices
+from segonnx.optimize.timed_session import TimedSession
 from segonnx.sources import catalog
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("stunet-s", "totalsegmentator", "unet-resnet18", "unet-regnetx-002", "encoder-regnetx-002")
-FORMS = ("taps", "winograd", "winograd4", "winograd4_matmul")
+ALGORITHMS = ("taps", "winograd", "winograd4", "winograd4_matmul")
 ROUNDS = 9
 SECONDS = 12.0
 """Short passes take more turns than ``ROUNDS``: as many as this time holds."""
@@ -49,19 +48,20 @@ def variants(stock: Path, folder: Path) -> dict[str, Path]:
     """The graphs to compare, by name, beside the weights that they share."""
     for path in stock.parent.glob(f"{MODEL}*"):
         shutil.copy(path, folder)
-    changed, found = optimize.run(ir.load(folder / MODEL), Choices())
-    passes = [name for name in OPTIONAL if name in changed]
-    chosen = {"stock": STOCK, ALL: Choices()}
+    rewritten = optimize.run(ir.load(folder / MODEL), Choices())
+    passes, layers = [name for name in OPTIONAL if name in rewritten.passes], rewritten.layers
+    chosen = {"baseline": BASELINE, ALL: Choices()}
     if len(passes) > 1:
         for name in passes:
             chosen[f"`{name}` alone"] = Choices(without=tuple(set(OPTIONAL) - {name}))
             chosen[f"all but `{name}`"] = Choices(without=(name,))
-    for form in FORMS if found else ():
-        forms = {text: form for text, layer in found.items() if form in layer.forms and layer.form != "stacked"}
-        chosen[f"all, convolutions as {form}"] = Choices(forms=forms)
-    for lanes in search.LANES if found else ():
-        if lanes != LANES:
-            chosen[f"all, volumes in lanes: {lanes}"] = Choices(lanes=lanes)
+    for algorithm in ALGORITHMS if layers else ():
+        able = {text: layer for text, layer in layers.items() if algorithm in layer.algorithms}
+        names = {text: algorithm for text, layer in able.items() if layer.algorithm != "stacked"}
+        chosen[f"all, convolutions by {algorithm}"] = Choices(algorithms=names)
+    for count in search.DEPTH_CHUNKS if layers else ():
+        if count != DEPTH_CHUNKS:
+            chosen[f"all, depth chunks: {count}"] = Choices(depth_chunks=count)
     paths = {}
     for number, (name, choices) in enumerate(chosen.items()):
         model = ir.load(folder / MODEL)
@@ -83,7 +83,7 @@ class Turn:
 
 def race(path: Path, whole: Path, x: Array, flag: Exchange) -> list[Turn]:
     """Passes of a graph and of that with all rewrites, in turns."""
-    one, other = (Session(str(found), x, hardware.usable_cores()) for found in (path, whole))
+    one, other = (TimedSession(found, x, hardware.usable_cores()) for found in (path, whole))
     turns: list[Turn] = []
     until = time.monotonic() + SECONDS
     while len(turns) < ROUNDS or time.monotonic() < until:
@@ -95,7 +95,7 @@ def race(path: Path, whole: Path, x: Array, flag: Exchange) -> list[Turn]:
 
 def one_pass(path: Path, probe: ParityInput, modality: str, progress: subprocesses.Progress) -> None:
     """Load a graph and run it: how much memory that takes, the process tells."""
-    Session(str(path), probe.make(modality), hardware.usable_cores())
+    TimedSession(path, probe.make(modality), hardware.usable_cores())
 
 
 def cells(turns: list[Turn]) -> str:

@@ -19,7 +19,7 @@ import onnxruntime
 
 from segonnx.core import hardware
 from segonnx.core.tolerances import labels_of
-from segonnx.optimize.slices import Builder
+from segonnx.optimize.builder import Builder
 
 PATH = Path(__file__).resolve().parents[1] / "docs" / "decisions" / "0070-labels.md"
 PLACE = re.compile(r"(<!-- figures:[^\n]*-->\n).*?(<!-- /figures -->)", re.DOTALL)

@@ -23,9 +23,11 @@ from segonnx.exporters.parity import ParityCheck, measure
 from segonnx.exporters.prepare import STATE, Preparation
 from segonnx.exporters.settings import TUNE_S, Settings, folder_name, input_shape, require_tunable
 from segonnx.exporters.steps import ModuleSteps, SpecSteps, Stage, Steps
-from segonnx.optimize import Optimize, choices
+from segonnx.optimize import Optimize
 from segonnx.optimize.choices import Choices
 from segonnx.optimize.search import tune
+from segonnx.optimize.tuning import parse as parse_tuning
+from segonnx.optimize.tuning import read as read_tuning
 from segonnx.sources.catalog import ModelSpec
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ def export(
     """
     started = time.perf_counter()
     require_tunable(settings)
-    tuning = None if settings.tuning is None else choices.read(settings.tuning)
+    tuning = None if settings.tuning is None else read_tuning(settings.tuning)
     steps = _steps(settings, progress, built)
     spec = steps.adapt(spec)
     if settings.output == "labels":
@@ -155,7 +157,7 @@ class _Job:
         self.steps.convert("stock", self._conversion("none", Choices(), baseline))
         settings = self.settings
         tuning = self.steps.spawn(
-            "tune", tune, baseline, test_input, self.spec.modality, settings.max_weight_growth, settings.threads,
+            "tune", tune, baseline, test_input.make(self.spec.modality), settings.max_weight_growth, settings.threads,
             settings.tune_time,
         )  # fmt: skip
         for path in self.work.glob("baseline.onnx*"):
@@ -163,7 +165,7 @@ class _Job:
         return tuning
 
     def _convert(self, tuning: Tuning | None) -> Converted:
-        chosen = Choices() if tuning is None else choices.parse(tuning, "the tuning")
+        chosen = Choices() if tuning is None else parse_tuning(tuning, "the tuning")
         chosen = replace(chosen, max_weight_growth=self.settings.max_weight_growth)
         return self.steps.convert("convert", self._conversion(self.settings.optimize, chosen, self.work / MODEL))
 

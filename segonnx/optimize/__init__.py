@@ -1,72 +1,108 @@
-"""Graph rewrites in standard ONNX, one pass per file."""
+"""Graph rewrites in standard ONNX.
+
+A rewrite is one file with a subclass of ``base.Rewrite``, and one line in ``PASSES``.
+"""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import onnx_ir as ir
 
 from segonnx.errors import InputError
-from segonnx.optimize import unroll_depth, winograd_phases
+from segonnx.optimize.base import Rewrite
 from segonnx.optimize.choices import Choices
 from segonnx.optimize.commute_upsampling import CommuteUpsamplingPass
+from segonnx.optimize.layers import RewrittenLayer
 from segonnx.optimize.merge_groups import MergeGroupsPass
 from segonnx.optimize.pointwise_head import PointwiseHeadPass
 from segonnx.optimize.split_concat import SplitConcatPass
 from segonnx.optimize.stable_instance_norm import StableInstanceNormPass
-from segonnx.optimize.unroll_depth import Found, UnrollDepthPass
+from segonnx.optimize.unroll_depth import UnrollDepthPass
 from segonnx.optimize.winograd_phases import WinogradPhasesPass
 
 _LOGGER = logging.getLogger(__name__)
+
+PASSES: tuple[type[Rewrite], ...] = (
+    CommuteUpsamplingPass,
+    MergeGroupsPass,
+    WinogradPhasesPass,
+    SplitConcatPass,
+    UnrollDepthPass,
+    PointwiseHeadPass,
+    StableInstanceNormPass,
+)
+"""Every rewrite, in the order in which they run. Manifests and tunings name them by their classes."""
+
+OPTIONAL = tuple(rewrite.__name__ for rewrite in PASSES if rewrite.for_speed)
+"""Names of the rewrites that a tuning may leave out."""
+
+BASELINE = Choices(without=OPTIONAL)
+"""Nothing is rewritten for speed."""
 
 Optimize = Literal["cpu", "none"]
 """What ``segonnx export --optimize`` takes: a graph for ONNX Runtime's CPU provider, or the graph as torch wrote it."""
 
 
+@dataclass(frozen=True)
+class Rewritten:
+    """What was done to a graph.
+
+    Attributes:
+        passes: names of the rewrites that changed it.
+        layers: those whose algorithm can be chosen, by their text.
+    """
+
+    passes: tuple[str, ...]
+    layers: Mapping[str, RewrittenLayer]
+
+
 def apply(model: ir.Model, optimize: Optimize = "cpu", choices: Choices | None = None) -> tuple[str, ...]:
-    """Rewrite the model in place; the names of the passes that changed it.
+    """Rewrite the model in place; the names of the rewrites that changed it.
 
     Raises:
         InputError: the choices are another network's.
     """
-    if optimize == "none":
-        return ()
-    return run(model, choices or Choices())[0]
+    return () if optimize == "none" else run(model, choices or Choices()).passes
 
 
-def run(model: ir.Model, choices: Choices) -> tuple[tuple[str, ...], dict[str, Found]]:
-    """Rewrite the model in place; the names of the passes that changed it, and the layers that it has.
+def run(model: ir.Model, choices: Choices) -> Rewritten:
+    """Rewrite the model in place.
 
     Raises:
         InputError: the choices are another network's.
     """
-    forms, without = choices.forms, choices.without
-    if choices.max_weight_growth is not None:
-        _, found = run(model.clone(), replace(choices, max_weight_growth=None))
-        forms = unroll_depth.bounded(found, choices.max_weight_growth)
-        if choices.max_weight_growth < winograd_phases.WEIGHT_GROWTH:
-            without = (*without, WinogradPhasesPass.__name__)
-    unroll = UnrollDepthPass(forms, choices.lanes)
-    passes = (
-        CommuteUpsamplingPass(),
-        MergeGroupsPass(),
-        WinogradPhasesPass(),
-        SplitConcatPass(),
-        unroll,
-        PointwiseHeadPass(),
-        StableInstanceNormPass(),
-    )
-    changed = []
-    for one in passes:
-        name, before = type(one).__name__, len(model.graph)
-        if name not in without and one(model).modified:
-            changed.append(name)
-            _LOGGER.info("%s changed the graph: %d nodes, then %d", name, before, len(model.graph))
-    for layer, form in choices.forms.items():
-        if layer not in unroll.found:
+    changed: list[str] = []
+    layers: dict[str, RewrittenLayer] = {}
+    for kind in PASSES:
+        if _is_wanted(kind, choices):
+            rewrite = kind.with_choices(choices)
+            before = len(model.graph)
+            if rewrite(model).modified:
+                changed.append(kind.__name__)
+                _LOGGER.info("%s changed the graph: %d nodes, then %d", kind.__name__, before, len(model.graph))
+            layers |= rewrite.layers
+    _require_own(choices, layers)
+    return Rewritten(tuple(changed), layers)
+
+
+def _is_wanted(kind: type[Rewrite], choices: Choices) -> bool:
+    if kind.__name__ in choices.without:
+        return False
+    return choices.max_weight_growth is None or kind.weight_growth <= choices.max_weight_growth
+
+
+def _require_own(choices: Choices, layers: Mapping[str, RewrittenLayer]) -> None:
+    """Check that the algorithms were chosen for layers of this network.
+
+    Raises:
+        InputError: they weren't.
+    """
+    for layer, algorithm in choices.algorithms.items():
+        if layer not in layers:
             raise InputError(f"the tuning is another network's: there is no convolution {layer}")
-        if form not in unroll.found[layer].forms:
-            raise InputError(f"the tuning asks for {form}, which can't make the convolution {layer}")
-    return tuple(changed), unroll.found
+        if algorithm not in layers[layer].algorithms:
+            raise InputError(f"the tuning asks for {algorithm}, which can't make the convolution {layer}")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from segonnx.optimize.slices import Builder
+from segonnx.optimize.base import invalid
+from segonnx.optimize.builder import Builder
 
 
 class LabelsPass(ir.passes.InPlacePass):
     """Put an ArgMax over the classes behind the graph's output; with one class, whether its logit is above 0.
 
     requires: one output of logits, (N, classes, spatial...).
-    ensures: the output is (N, spatial...) of uint8, uint16 for more than 256 classes; of classes that tie, the first;
-        whatever computes the logits stays as it is.
+    ensures: the output is (N, spatial...) of uint8, or of uint16 for more than 256 classes. Of classes that tie it is
+        the first. The graph is valid; whatever computes the logits stays as it is.
 
     Args:
-        name: of the output.
+        name: the new output's.
     """
 
     def __init__(self, name: str) -> None:
@@ -26,6 +27,10 @@ class LabelsPass(ir.passes.InPlacePass):
         shapes = [value.shape for value in model.graph.outputs]
         if len(shapes) != 1 or shapes[0] is None or len(shapes[0]) < 3 or not isinstance(shapes[0][1], int):
             raise ir.passes.PreconditionError(f"labels are of one output (N, classes, spatial...), not of {shapes}")
+
+    def ensures(self, model: ir.Model) -> None:
+        if (broken := invalid(model.graph)) is not None:
+            raise ir.passes.PostconditionError(f"the graph that gives labels isn't valid: {broken}")
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph

@@ -1,8 +1,9 @@
 """Grouped convolutions with groups of 16 channels.
 
 ONNX Runtime's blocked kernels take a grouped convolution only if each group fills a block: 16 channels with AVX-512 and
-on Arm. Others run several times slower, each group laid out anew, as do the layouts' borders around them. Two groups of
-8 channels are one of 16 whose weight is zero across the two: twice the multiplications, in the fast kernel.
+on Arm. With other groups the convolution runs several times slower: ONNX Runtime lays out anew each group, and the
+values before and after it. Two groups of 8 channels are one of 16 whose weight is zero across the two. That takes
+twice the multiplications, in the fast kernel.
 
 Where the channels aren't a multiple of 16, the convolutions before and after get channels of zeros.
 """
@@ -12,21 +13,21 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from segonnx.optimize.reading import group, is_convolution2d, shape
-from segonnx.optimize.slices import Builder
+from segonnx.optimize.base import Rewrite
+from segonnx.optimize.builder import Builder
+from segonnx.optimize.reading import bias, group, is_convolution2d, is_operator, is_used_once, shape
 
 BLOCK = 16
 GROUP = 8
-"""Channels of a group. Smaller ones would take more multiplications than the kernel is faster."""
+"""Channels of a group. With smaller groups the additional multiplications would take longer than the kernel saves."""
 ACTIVATIONS = frozenset({"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish"})
 
 
-class MergeGroupsPass(ir.passes.InPlacePass):
+class MergeGroupsPass(Rewrite):
     """Merge the groups of 2D convolutions in twos, where a group has 8 input and 8 output channels.
 
     requires: weights that are initializers; where the channels aren't a multiple of 16, that convolutions without
         groups make the input and alone take the output, activations between them. What doesn't match stays.
-    ensures: other values keep their shapes and types; every initializer stays as it is.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -45,7 +46,7 @@ def _matches(node: ir.Node) -> bool:
 
 
 def _merge(node: ir.Node) -> bool:
-    """Whether it could be done."""
+    """Merge the groups of a convolution; whether the channels around it allow that."""
     graph, weight = node.graph, node.inputs[1]
     assert isinstance(graph, ir.Graph) and weight is not None
     channels, _, *kernel = shape(weight)
@@ -56,8 +57,8 @@ def _merge(node: ir.Node) -> bool:
             return False
         _give_more(graph, makers[0], more)
         _take_more(graph, takers[-1], more)
-        for one in (*makers, node, *takers[:-1]):
-            _widen(one.outputs[0], more)
+        for widened in (*makers, node, *takers[:-1]):
+            _widen(widened.outputs[0], more)
         _give_more(graph, node, more)
         weight = node.inputs[1]
         assert weight is not None
@@ -79,7 +80,7 @@ def _before(node: ir.Node) -> list[ir.Node] | None:
     """The convolution without groups that makes the node's input, and the activations after it."""
     chain: list[ir.Node] = []
     value = node.inputs[0]
-    while value is not None and len(value.uses()) == 1 and not value.is_graph_output():
+    while value is not None and is_used_once(value):
         maker = value.producer()
         if maker is None:
             return None
@@ -96,7 +97,7 @@ def _after(node: ir.Node) -> list[ir.Node] | None:
     """The convolution without groups that takes the node's output, and the activations before it."""
     chain: list[ir.Node] = []
     value = node.outputs[0]
-    while len(value.uses()) == 1 and not value.is_graph_output():
+    while is_used_once(value):
         (use,) = value.uses()
         chain.append(use.node)
         if is_convolution2d(use.node):
@@ -108,15 +109,14 @@ def _after(node: ir.Node) -> list[ir.Node] | None:
 
 
 def _is_activation(node: ir.Node) -> bool:
-    return node.domain == "" and node.op_type in ACTIVATIONS and len(node.inputs) == 1
+    return is_operator(node, *ACTIVATIONS) and len(node.inputs) == 1
 
 
 def _give_more(graph: ir.Graph, node: ir.Node, more: int) -> None:
     """Add output channels of zeros."""
     build = Builder(graph)
     sizes = shape(node.inputs[1])
-    for index, zeros in ((1, (more, *sizes[1:])), (2, (more,))):
-        value = node.inputs[index] if index < len(node.inputs) else None
+    for index, value, zeros in ((1, node.inputs[1], (more, *sizes[1:])), (2, bias(node), (more,))):
         if value is not None:
             node.replace_input_with(index, build.concat([value, build.filled(0.0, *zeros)], 0))
     build.insert_before(node)
@@ -133,5 +133,6 @@ def _take_more(graph: ir.Graph, node: ir.Node, more: int) -> None:
 
 
 def _widen(value: ir.Value, more: int) -> None:
+    """Let the value's shape tell of more channels."""
     batch, channels, *sizes = value.shape  # type: ignore[misc]
     value.shape = ir.Shape([batch, channels + more, *sizes])

@@ -1,8 +1,6 @@
-"""What nodes and values say, with ONNX's defaults where they say nothing."""
+"""Questions about nodes and values that several rewrites ask."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import onnx_ir as ir
 
@@ -11,32 +9,52 @@ REPEATING = {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor"), ("ha
 
 
 def shape(value: ir.Value | None) -> list[int]:
-    """The sizes of a value that has them all."""
+    """The sizes of a value whose sizes are all known."""
     assert value is not None and value.shape is not None
     return [int(size) for size in value.shape]  # type: ignore[arg-type]
 
 
-def text(node: ir.Node, name: str, default: str) -> str:
-    """An attribute that is a string."""
-    return node.attributes[name].as_string() if name in node.attributes else default
+def is_static(value: ir.Value | None) -> bool:
+    """Whether all sizes of the value are known."""
+    return value is not None and value.shape is not None and all(isinstance(size, int) for size in value.shape)
 
 
-def integers(node: ir.Node, name: str, default: Sequence[int]) -> tuple[int, ...]:
-    """An attribute that is a list of integers."""
-    return tuple(node.attributes[name].as_ints()) if name in node.attributes else tuple(default)
+def is_operator(node: ir.Node | None, *operators: str) -> bool:
+    """Whether the node is one of these operators of ONNX's own domain."""
+    return node is not None and node.domain == "" and node.op_type in operators
+
+
+def is_used_once(value: ir.Value) -> bool:
+    """Whether one node takes the value, once, and the graph doesn't give it."""
+    return len(value.uses()) == 1 and not value.is_graph_output()
+
+
+def bias(node: ir.Node) -> ir.Value | None:
+    """The bias of a convolution; None where it has none."""
+    return node.inputs[2] if len(node.inputs) > 2 else None
 
 
 def group(node: ir.Node) -> int:
     """A convolution's number of groups."""
-    return node.attributes["group"].as_int() if "group" in node.attributes else 1
+    return node.attributes.get_int("group", 1)
+
+
+def pads_by_rule(node: ir.Node) -> bool:
+    """Whether a convolution's or a pooling's padding is computed from its sizes."""
+    return node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
 
 
 def is_convolution2d(node: ir.Node | None) -> bool:
     """Whether the node is a convolution of images whose weight is an initializer."""
-    if node is None or node.domain != "" or node.op_type != "Conv":
+    if node is None or not is_operator(node, "Conv"):
         return False
     weight = node.inputs[1]
     return weight is not None and weight.const_value is not None and weight.shape is not None and len(weight.shape) == 4
+
+
+def joins_channels(node: ir.Node | None, *, rank: int) -> bool:
+    """Whether the node concatenates the channels of values of this rank."""
+    return node is not None and is_operator(node, "Concat") and node.attributes.get_int("axis") in (1, 1 - rank)
 
 
 def repeats(node: ir.Node) -> list[int] | None:
@@ -45,14 +63,14 @@ def repeats(node: ir.Node) -> list[int] | None:
     A scale of 3.2 makes 12 voxels of 4, as 3 does, but takes others: where scales are given they count, not the sizes.
     """
     before, after = node.inputs[0], node.outputs[0]
-    for value in (before, after):
-        if value is None or value.shape is None or not all(isinstance(size, int) for size in value.shape):
-            return None
+    if not is_static(before) or not is_static(after):
+        return None
     modes = (
-        text(node, "coordinate_transformation_mode", "half_pixel"),
-        text(node, "nearest_mode", "round_prefer_floor"),
+        node.attributes.get_string("coordinate_transformation_mode", "half_pixel"),
+        node.attributes.get_string("nearest_mode", "round_prefer_floor"),
     )
-    if text(node, "mode", "nearest") != "nearest" or modes not in REPEATING or "axes" in node.attributes:
+    nearest = node.attributes.get_string("mode", "nearest") == "nearest"
+    if not nearest or modes not in REPEATING or "axes" in node.attributes:
         return None
     if any(large % small for small, large in zip(shape(before), shape(after), strict=True)):
         return None

@@ -1,27 +1,28 @@
 """A convolution of concatenated channels as a sum of convolutions of the parts, where the parts have different layouts.
 
-A U-Net's skip comes from convolutions, in ONNX Runtime's blocked layout; what is joined to it comes from a transposed
-convolution, which has no blocked kernel. To be joined, the skip was laid out anew, copied, and laid out anew again. Of
-two convolutions each takes its part as it is, and ONNX Runtime adds the second to the first inside its kernel.
+A U-Net's skip comes from convolutions, in ONNX Runtime's blocked layout. What it is concatenated with comes from a
+transposed convolution, which has no blocked kernel. For the concatenation, ONNX Runtime lays the skip out anew, copies
+it, and lays it out anew again. With a convolution of each part it takes both as they are, and adds the second
+convolution to the first inside its kernel.
 """
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from segonnx.optimize.reading import group, is_convolution2d
-from segonnx.optimize.slices import Builder
+from segonnx.optimize.base import Rewrite
+from segonnx.optimize.builder import Builder
+from segonnx.optimize.reading import group, is_convolution2d, is_used_once, joins_channels
 
 BLOCK = 16
-"""Channels of a block; parts that don't fill theirs would be convolved with zeros."""
+"""Channels of a block. A part that doesn't fill its blocks would be convolved with zeros."""
 
 
-class SplitConcatPass(ir.passes.InPlacePass):
+class SplitConcatPass(Rewrite):
     """Replace 2D convolutions of concatenated channels by sums of convolutions.
 
     requires: weights that are initializers; a concatenation that nothing else takes, of parts of whole
         blocks of channels, some but not all from transposed convolutions. What doesn't match stays.
-    ensures: the convolution's value keeps its name, shape and type; every initializer stays as it is.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -35,10 +36,7 @@ class SplitConcatPass(ir.passes.InPlacePass):
 
 
 def _joins_layouts(node: ir.Node) -> bool:
-    if node.domain != "" or node.op_type != "Concat" or node.attributes["axis"].as_int() not in (1, -3):
-        return False
-    y = node.outputs[0]
-    if len(y.uses()) != 1 or y.is_graph_output():
+    if not joins_channels(node, rank=4) or not is_used_once(node.outputs[0]):
         return False
     for value in node.inputs:
         if value is None or value.shape is None or not isinstance(value.shape[1], int) or value.shape[1] % BLOCK:
@@ -56,15 +54,11 @@ def _split(graph: ir.Graph, node: ir.Node, concat: ir.Node) -> None:
     channels = [int(part.shape[1]) for part in parts if part.shape is not None]  # type: ignore[arg-type]
     weights = build.split(weight, channels, 1)
     total: ir.Value | None = None
-    for part, one in zip(parts, weights, strict=True):
-        more = node.inputs[2:] if total is None else ()
-        value = build("Conv", part, one, *more, **dict(node.attributes))
+    for part, its_weight in zip(parts, weights, strict=True):
+        bias = node.inputs[2:] if total is None else ()
+        value = build("Conv", part, its_weight, *bias, **dict(node.attributes))
         value.shape, value.type = y.shape, y.type
         total = value if total is None else build("Add", value, total)
     assert total is not None
-    build.insert_before(node)
-    total.shape, total.type = y.shape, y.type
-    name, y.name = y.name, None
-    y.replace_all_uses_with(total, replace_graph_outputs=True)
-    total.name = name
-    graph.remove((node, concat), safe=True)
+    build.replace(node, total)
+    graph.remove(concat, safe=True)

@@ -13,8 +13,10 @@ import onnxruntime
 from hypothesis import HealthCheck, settings
 from onnx import TensorProto, helper, numpy_helper
 
+from segonnx.optimize.base import Rewrite
+
 TOLERANCE = 2e-5
-"""Of the largest error, relative to the spread of the values."""
+"""Of the largest error, relative to the standard deviation of the values."""
 RNG = np.random.default_rng(0)
 
 few = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -63,14 +65,14 @@ def operators(model: ir.Model) -> Counter[str]:
     return Counter(node.op_type for node in model.graph)
 
 
-def check(graph: Graph, one: ir.passes.InPlacePass, tolerance: float = TOLERANCE) -> ir.Model:
+def check(graph: Graph, rewrite: Rewrite, tolerance: float = TOLERANCE) -> ir.Model:
     """Run the pass; values, name, shape and type must stay. Gives the rewritten model."""
     model = graph.model()
     x = RNG.normal(0.3, 1, graph.shape).astype(np.float32)
     expected = run(model, x)
     before = model.graph.outputs[0]
     name, shape, weights = before.name, before.shape, set(model.graph.initializers)
-    one(model)
+    rewrite(model)
     after = model.graph.outputs[0]
     assert (after.name, after.shape, after.dtype) == (name, shape, ir.DataType.FLOAT)
     assert {name for name in weights if name.startswith("w")} <= set(model.graph.initializers)

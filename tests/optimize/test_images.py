@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from segonnx.optimize import winograd_phases
+from segonnx.optimize import polyphase_regions
+from segonnx.optimize.builder import Builder
 from segonnx.optimize.merge_groups import MergeGroupsPass
-from segonnx.optimize.slices import Builder
 from segonnx.optimize.split_concat import SplitConcatPass
 from segonnx.optimize.winograd_phases import WinogradPhasesPass
 from tests.optimize.graphs import RNG, Graph, check, few, operators, run
@@ -27,8 +27,8 @@ STEPS = (*LAYERS, "pointwise", "by two", "pick", "transposed", "repeat", "skip",
 def any_channels() -> Iterator[None]:
     """Few channels suffice."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(winograd_phases, "MIN_INPUTS", 1)
-        patch.setattr(winograd_phases, "MIN_OUTPUTS", 1)
+        patch.setattr(polyphase_regions, "MIN_INPUTS", 1)
+        patch.setattr(polyphase_regions, "MIN_OUTPUTS", 1)
         yield
 
 
@@ -102,9 +102,9 @@ def dense(model: ir.Model) -> int:
     return found
 
 
-def phases(graph: Images, per_join: int = 0) -> ir.Model:
+def on_components(graph: Images, per_image: int = 0) -> ir.Model:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(winograd_phases, "LAYERS_PER_JOIN", per_join)
+        patch.setattr(polyphase_regions, "LAYERS_PER_IMAGE", per_image)
         return check(graph, WinogradPhasesPass())
 
 
@@ -118,10 +118,10 @@ def test_any_network_of_images(steps: Sequence[str], rows: int, columns: int, ch
     for kind in (*steps, "layer"):
         if max(graph.size) <= 48 and graph.channels <= 48:
             graph.step(kind)
-    assert dense(graph.model()) == 0 or dense(phases(graph)) == 0
+    assert dense(graph.model()) == 0 or dense(on_components(graph)) == 0
 
 
-def test_a_residual_network_with_skips_is_put_together_once_a_level() -> None:
+def test_a_residual_network_with_skips_is_interleaved_once_a_level() -> None:
     graph = Images([1, 4, 16, 16])
     for kind in (
         "residual",
@@ -137,7 +137,7 @@ def test_a_residual_network_with_skips_is_put_together_once_a_level() -> None:
         "pool",
     ):
         graph.step(kind)
-    model = phases(graph, winograd_phases.LAYERS_PER_JOIN)
+    model = on_components(graph, polyphase_regions.LAYERS_PER_IMAGE)
     assert dense(model) == 0
     assert operators(model)["ConvTranspose"] == 0
     # Two levels are left, by a transposed convolution and a pooling: two rows of pixels each, then the image.
@@ -149,7 +149,7 @@ def test_upsampling_saves_products() -> None:
     graph = Images([1, 4, 8, 8])
     for kind in ("repeat", "layer", "relu", "layer"):
         graph.step(kind)
-    model = phases(graph, winograd_phases.LAYERS_PER_JOIN)
+    model = on_components(graph, polyphase_regions.LAYERS_PER_IMAGE)
     pointwise = [
         node for node in model.graph
         if node.op_type == "Conv" and list(node.attributes["kernel_shape"].as_ints()) == [1, 1]
@@ -166,23 +166,23 @@ def test_upsampling_saves_products() -> None:
         (["layer", "pool", "layer"], 2),
         (["layer", "layer", "pool", "layer", "pool"], 1),
         (["layer", "pointwise", "layer"], 0),
-        # The second region alone would pay, if the first were there to give it phases.
+        # The second region alone would pay, if the first were there to give it components.
         (["layer", "pool", "layer", "relu", "layer"], 1),
     ],
 )
-def test_what_would_be_put_together_too_often_stays(steps: list[str], kept: int) -> None:
+def test_what_would_be_interleaved_too_often_stays(steps: list[str], kept: int) -> None:
     graph = Images([1, 4, 8, 8])
     for kind in steps:
         graph.step(kind)
-    assert dense(phases(graph, winograd_phases.LAYERS_PER_JOIN)) == kept
+    assert dense(on_components(graph, polyphase_regions.LAYERS_PER_IMAGE)) == kept
 
 
 def test_few_channels_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd_phases, "MIN_OUTPUTS", 8)
+    monkeypatch.setattr(polyphase_regions, "MIN_OUTPUTS", 8)
     graph = Images([1, 4, 8, 8])
     graph.conv(7)
     graph.conv(7)
-    model = phases(graph)
+    model = on_components(graph)
     assert operators(model) == {"Conv": 2}
 
 
@@ -194,7 +194,7 @@ def test_other_convolutions_of_images_stay(attributes: dict[str, Any]) -> None:
     graph = Images([1, 4, 8, 8])
     attributes = {"pads": [1, 1, 1, 1]} | attributes if "auto_pad" not in attributes else attributes
     graph.add("Conv", "x", graph.weight(4, 4 // attributes.get("group", 1), 3, 3), kernel_shape=[3, 3], **attributes)
-    assert operators(phases(graph)) == {"Conv": 1}
+    assert operators(on_components(graph)) == {"Conv": 1}
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 7, 8), (1, 4, 8, 9), (1, 4, 5, 5)])
@@ -202,31 +202,31 @@ def test_odd_images_stay(shape: tuple[int, ...]) -> None:
     graph = Images(shape)
     graph.conv(5)
     graph.conv(5)
-    assert operators(phases(graph)) == {"Conv": 2}
+    assert operators(on_components(graph)) == {"Conv": 2}
 
 
 def test_what_is_needed_whole_as_well_is_there_whole() -> None:
     graph = Images([1, 4, 8, 8])
-    one = graph.conv(4)
+    first = graph.conv(4)
     graph.conv(4)
-    graph.add("Add", graph.add("MaxPool", one, kernel_shape=[3, 3], pads=[1] * 4), graph.last)
-    assert dense(phases(graph)) == 0
+    graph.add("Add", graph.add("MaxPool", first, kernel_shape=[3, 3], pads=[1] * 4), graph.last)
+    assert dense(on_components(graph)) == 0
 
 
-def test_an_image_put_together_is_not_cut_again() -> None:
+def test_an_interleaved_image_is_not_decomposed_again() -> None:
     graph = Images([1, 4, 8, 8])
-    one, four = graph.conv(4), graph.channels
-    pooled = graph.add("MaxPool", one, kernel_shape=[3, 3], pads=[1] * 4)
-    both = graph.add("Concat", one, pooled, axis=1)
+    first, four = graph.conv(4), graph.channels
+    pooled = graph.add("MaxPool", first, kernel_shape=[3, 3], pads=[1] * 4)
+    both = graph.add("Concat", first, pooled, axis=1)
     graph.channels = 2 * four
     graph.add("Add", graph.conv(4), graph.add("Conv", both, graph.weight(4, 2 * four, 1, 1)))
-    model = phases(graph)
+    model = on_components(graph)
     cuts = [node for node in model.graph if list(node.attributes.get("strides", ir.AttrInt64s("", [])).value) == [2, 2]]
     assert dense(model) == 0
     assert len(cuts) == 4 * 3  # the graph's input, the pooled image and the projection, not the first layer's image
 
 
-def test_winograd_on_phases_keeps_its_digits() -> None:
+def test_winograd_on_components_keeps_its_digits() -> None:
     """Against float64, on as many channels as the largest networks have: the bound in docs/performance.md."""
     channels, shape = 512, (1, 512, 16, 16)
     graph = Images(shape)
@@ -236,7 +236,7 @@ def test_winograd_on_phases_keeps_its_digits() -> None:
     padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
     exact = np.einsum("nchwij,ocij->nohw", windows, weight, optimize=True)
-    model = phases(graph)
+    model = on_components(graph)
     assert dense(model) == 0
     assert np.abs(run(model, x) - exact).max() / exact.std() < 2e-5
 
@@ -248,7 +248,7 @@ def test_upsampling_by_a_broken_factor_is_no_doubling() -> None:
     graph.add("Resize", "x", "", scales, **modes)
     graph.size = [10, 10]
     graph.conv(4)
-    assert dense(phases(graph)) == 0
+    assert dense(on_components(graph)) == 0
 
 
 @few

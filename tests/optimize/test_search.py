@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,30 @@ import pytest
 
 from segonnx import optimize
 from segonnx.artifacts.verify import verify
-from segonnx.core.synthetic_inputs import ParityInput
+from segonnx.core import synthetic_inputs
+from segonnx.core.synthetic_inputs import Array
 from segonnx.errors import InputError
 from segonnx.exporters import pipeline
 from segonnx.exporters.pipeline import Settings
-from segonnx.optimize import choices, search, unroll_depth
-from segonnx.optimize.choices import OPTIONAL, STOCK, Choices
+from segonnx.optimize import BASELINE, OPTIONAL, single_layer, tuning
+from segonnx.optimize.algorithms import ALGORITHMS
+from segonnx.optimize.choices import Choices
+from segonnx.optimize.layers import RewrittenLayer
+from segonnx.optimize.search import Search
+from segonnx.optimize.unroll_depth import UnrollDepthPass
 from segonnx.sources.catalog import ModelSpec
 from tests.conftest import run
+from tests.optimize.test_tuning import entry
 
 
 @pytest.fixture(scope="module")
 def tiny(tiny: ModelSpec) -> ModelSpec:
     """At half the depth: fewer slices, a smaller graph."""
     return replace(tiny, input_shape=(1, 1, 32, 64, 64))
+
+
+def noise() -> Array:
+    return synthetic_inputs.make("noise", (1, 1, 32, 64, 64), "CT")
 
 
 @pytest.fixture(scope="module")
@@ -50,32 +59,32 @@ def stock(tiny: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_was_chosen_is_in_the_manifest(tuned: Path) -> None:
-    tuning = verify(tuned).manifest["tuning"]
-    medians = tuning["medians_s"]
-    assert tuning["kept"] == min(medians, key=medians.__getitem__)
+    made = verify(tuned).manifest["tuning"]
+    medians = made["medians_s"]
+    assert made["kept"] == min(medians, key=medians.__getitem__)
     assert {"stock", "default"} <= set(medians) <= {"stock", "default", "tuned"}
-    assert tuning["machine"]["threads"] >= 1
-    assert tuning["search"]["races"] > 0
+    assert made["machine"]["threads"] >= 1
+    assert made["search"]["races"] > 0
     rewritten = verify(tuned).manifest["rewrites"]
-    assert not set(rewritten) & set(tuning["without"])
+    assert not set(rewritten) & set(made["without"])
     assert "StableInstanceNormPass" in rewritten or "UnrollDepthPass" in rewritten
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_every_form_of_every_layer_runs_alone(lanes: int, stock: Path) -> None:
-    found = optimize.run(ir.load(stock), Choices(lanes=lanes))[1]
-    one = search._Search(stock, ParityInput("noise", (1, 1, 32, 64, 64)).make("CT"), 2, float("inf"), lambda _: None)
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_every_algorithm_of_every_layer_runs_alone(chunks: int, stock: Path) -> None:
+    layers = optimize.run(ir.load(stock), Choices(depth_chunks=chunks)).layers
+    search = Search(stock, noise(), 2, float("inf"), lambda _: None)
     raced = set()
-    for text, layer in found.items():
-        for form in layer.forms if len(layer.forms) > 1 else ():
-            unroll = unroll_depth.UnrollDepthPass({text: form}, lanes)
-            unroll(search._alone(layer.layer))
-            assert unroll.found[text].form == form  # in its own network, too, the layer goes by this text
-        if len(layer.forms) > 1 and layer.layer.kernel not in raced:
+    for text, layer in layers.items():
+        for name in layer.algorithms if len(layer.algorithms) > 1 else ():
+            unroll = UnrollDepthPass({text: name}, chunks)
+            unroll(single_layer.model_of(layer.layer))
+            assert unroll.layers[text].algorithm == name  # in its own network, too, the layer goes by this text
+        if len(layer.algorithms) > 1 and layer.layer.kernel not in raced:
             raced.add(layer.layer.kernel)
-            seconds = one._race_forms(layer, lanes)
-            assert set(seconds) == set(layer.forms) and all(value > 0 for value in seconds.values())
-    assert any("(x2)" in text for text in found) and any("+" in text for text in found)
+            seconds = search.race_algorithms(layer, chunks)
+            assert set(seconds) == set(layer.algorithms) and all(value > 0 for value in seconds.values())
+    assert any("(x2)" in text for text in layers) and any("+" in text for text in layers)
 
 
 def test_a_tuning_is_replayed(tiny: ModelSpec, tuned: Path, tmp_path: Path) -> None:
@@ -94,65 +103,70 @@ def test_the_same_graph_is_tuned_once(tiny: ModelSpec, tuned: Path, cache: Path,
     again = pipeline.export(tiny, Settings(tmp_path, tune=True, tune_time=20, seed=1), steps.append)
     assert "taking the tuning of an earlier export" in steps
     assert again.manifest["tuning"] == verify(tuned).manifest["tuning"]
-    assert search._load(kept) == again.manifest["tuning"]
+    assert tuning.load(kept) == again.manifest["tuning"]
     kept.write_text(kept.read_text()[:100])
-    assert search._load(kept) is None
+    assert tuning.load(kept) is None
 
 
-def paces(seconds: Callable[[Choices], float]) -> Callable[[search._Search, Choices], Any]:
+def paces(seconds: Callable[[Choices], float]) -> Callable[[Search, Choices], Any]:
     """Makes sessions whose passes take what a table says of their choices."""
 
-    def session(one: search._Search, chosen: Choices) -> Any:
-        one._rewrite(chosen)
+    def session(search: Search, chosen: Choices) -> Any:
+        search.rewrite(chosen)
         taken = seconds(chosen)
         return type("Session", (), {"sample": lambda _: taken})()
 
     return session
 
 
-def find(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Choices], float]) -> Any:
-    """A search over the tiny network in which alone, each layer is fastest by its last form."""
+def searching(
+    stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Choices], float]
+) -> Search:
+    """A search over the tiny network in which alone, each layer is fastest by its last algorithm."""
     for path in stock.parent.glob("model.onnx*"):
         shutil.copy(path, tmp_path)
-    monkeypatch.setattr(search._Search, "_session", paces(seconds))
-    monkeypatch.setattr(
-        search._Search, "_race_forms", lambda _, one, __: {form: 1 / (1 + i) for i, form in enumerate(one.forms)}
-    )
-    x = ParityInput("noise", (1, 1, 32, 64, 64)).make("CT")
-    return search._Search(tmp_path / "model.onnx", x, 1, float("inf"), lambda _: None)
+
+    def race(_: Search, layer: RewrittenLayer, __: int) -> dict[str, float]:
+        return {name: 1 / (1 + i) for i, name in enumerate(layer.algorithms)}
+
+    monkeypatch.setattr(Search, "session", paces(seconds))
+    monkeypatch.setattr(Search, "race_algorithms", race)
+    return Search(tmp_path / "model.onnx", noise(), 1, float("inf"), lambda _: None)
 
 
 def test_the_whole_graph_decides(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def seconds(chosen: Choices) -> float:
-        forms = list(chosen.forms.values())
+        names = list(chosen.algorithms.values())
         if chosen.without:
             return 3.0
         # In its place winograd4_matmul gains, each time; stacked, which wins alone too, loses.
-        return 2.0 - 0.01 * forms.count("winograd4_matmul") + 0.1 * forms.count("stacked")
+        return 2.0 - 0.01 * names.count("winograd4_matmul") + 0.1 * names.count("stacked")
 
-    one = find(stock, tmp_path, monkeypatch, seconds)
-    found = one.choose(Choices())
-    assert set(found.forms.values()) == {"winograd4_matmul"}
-    tuning = one.settle(Choices(), found)
-    assert tuning["kept"] == "tuned"
-    assert choices.parse(tuning, "it") == found
-    # Every layer that has the form.
-    model = ir.load(stock)
-    layers = optimize.run(model, Choices())[1]
+    search = searching(stock, tmp_path, monkeypatch, seconds)
+    found = search.choose(Choices())
+    assert set(found.algorithms.values()) == {"winograd4_matmul"}
+    made = search.settle(Choices(), found)
+    assert made["kept"] == "tuned"
+    assert tuning.parse(made, "it") == found
+    # Every layer that has the algorithm.
+    layers = optimize.run(ir.load(stock), Choices()).layers
     last = "winograd4_matmul"
-    can = {text for text, layer in layers.items() if layer.forms[-1] == last and layer.form != last}
+    can = {text for text, layer in layers.items() if layer.algorithms[-1] == last and layer.algorithm != last}
     assert can
-    assert set(found.forms) == can
+    assert set(found.algorithms) == can
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 4])
-def test_the_fastest_number_of_lanes_is_chosen(
-    lanes: int, stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("chunks", [1, 2, 4])
+def test_the_fastest_number_of_chunks_is_chosen(
+    chunks: int, stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = find(stock, tmp_path, monkeypatch, lambda chosen: 9.0 if chosen.without else 1 + abs(chosen.lanes - lanes))
-    found = one.choose(Choices())
-    assert found == Choices(lanes=lanes)
-    assert choices.parse(one.settle(Choices(), found), "it") == found
+    def seconds(chosen: Choices) -> float:
+        return 9.0 if chosen.without else 1 + abs(chosen.depth_chunks - chunks)
+
+    search = searching(stock, tmp_path, monkeypatch, seconds)
+    found = search.choose(Choices())
+    assert found == Choices(depth_chunks=chunks)
+    assert tuning.parse(search.settle(Choices(), found), "it") == found
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
@@ -160,95 +174,52 @@ def test_a_rewrite_that_loses_is_left_out(
     name: str, stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def seconds(chosen: Choices) -> float:
-        return (1.0 if name in chosen.without else 2.0) - 0.01 * len(chosen.forms)
+        return (1.0 if name in chosen.without else 2.0) - 0.01 * len(chosen.algorithms)
 
-    one = find(stock, tmp_path, monkeypatch, seconds)
-    changed, _ = one._rewrite(Choices())
-    found = one.choose(Choices())
+    search = searching(stock, tmp_path, monkeypatch, seconds)
+    changed = search.rewrite(Choices()).passes
+    found = search.choose(Choices())
     assert found.without == ((name,) if name in changed else ())
-    # The forms are those of the layers that are there without it.
-    assert set(found.forms) <= set(one._rewrite(found)[1])
-    assert bool(found.forms) == (name != "UnrollDepthPass")
+    # The algorithms are those of the layers that are there without it.
+    assert set(found.algorithms) <= set(search.rewrite(found).layers)
+    assert bool(found.algorithms) == (name != "UnrollDepthPass")
 
 
-def test_the_stock_graph_stays_where_it_is_faster(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = find(stock, tmp_path, monkeypatch, lambda chosen: 1.0 if chosen == STOCK else 2.0)
-    tuning = one.settle(Choices(), one.choose(Choices()))
-    assert tuning["kept"] == "stock"
-    assert choices.parse(tuning, "it") == STOCK
-    assert tuple(tuning["without"]) == OPTIONAL
+def test_the_baseline_stays_where_it_is_faster(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = searching(stock, tmp_path, monkeypatch, lambda chosen: 1.0 if chosen == BASELINE else 2.0)
+    made = search.settle(Choices(), search.choose(Choices()))
+    assert made["kept"] == "stock"
+    assert tuning.parse(made, "it") == BASELINE
+    assert tuple(made["without"]) == OPTIONAL
 
 
 def test_the_search_ends_with_its_time(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = find(stock, tmp_path, monkeypatch, lambda _: 1.0)
-    one._deadline = 0.0
-    tuning = one.settle(Choices(), one.choose(Choices()))
-    assert tuning["search"] == {"complete": False, "races": 0, "layers": []}
+    search = searching(stock, tmp_path, monkeypatch, lambda _: 1.0)
+    search.deadline = 0.0
+    made = search.settle(Choices(), search.choose(Choices()))
+    assert made["search"] == {"complete": False, "races": 0, "layers": []}
 
 
 @pytest.mark.parametrize("growth", [1.0, 1.1, 1.2, 1.5])
 def test_the_growth_of_weights_is_bounded(stock: Path, growth: float) -> None:
-    def grown(found: dict[str, unroll_depth.Found]) -> float:
+    def grown(layers: Mapping[str, RewrittenLayer]) -> float:
         now = before = 0.0
-        for one in found.values():
-            count = one.convolutions * one.layer.outputs * sum(channels for channels, _ in one.layer.sources)
-            before += 27 * count if one.layer.kernel == (3, 3, 3) else count
-            times = {"winograd": 4 / 3, "winograd4": 2, "winograd4_matmul": 2}.get(one.form, 1)
-            now += times * (27 * count if one.layer.kernel == (3, 3, 3) else count)
+        for layer in layers.values():
+            count = layer.convolutions * layer.layer.outputs * sum(channels for channels, _ in layer.layer.sources)
+            count *= 27 if layer.layer.kernel == (3, 3, 3) else 1
+            before += count
+            now += ALGORITHMS[layer.algorithm].weight_growth * count
         return now / before
 
-    free = optimize.run(ir.load(stock), Choices())[1]
-    found = optimize.run(ir.load(stock), Choices(max_weight_growth=growth))[1]
+    free = optimize.run(ir.load(stock), Choices()).layers
+    bounded = optimize.run(ir.load(stock), Choices(max_weight_growth=growth)).layers
     assert grown(free) > 1.2  # the lower bounds bind
-    assert grown(found) <= growth
+    assert grown(bounded) <= growth
     if growth == 1.5:
-        assert found == free
+        assert bounded == free
     if growth == 1.1:
         large = max(free, key=lambda text: free[text].layer.size)
-        assert found[large] == free[large]  # where the weights work most
-
-
-def entry(**changes: Any) -> str:
-    """A manifest with a tuning, some of whose keys are others; None leaves one out."""
-    tuning = {
-        "kept": "tuned", "without": [], "forms": {}, "medians_s": {"stock": 2.0, "tuned": 1.0},
-        "search": {"complete": True, "races": 1, "layers": [], "seconds": 1.0},
-        "machine": {"cpu": "some", "threads": 2, "onnxruntime": "1.32.0"},
-    }  # fmt: skip
-    return json.dumps({"tuning": {key: value for key, value in (tuning | changes).items() if value is not None}})
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "isn't JSON"),
-        ("[]", "holds no tuning"),
-        ("[" * 100_000, "isn't JSON"),
-        ('{"name": "x"}', "holds no tuning"),
-        (entry(forms=[]), "at forms: [] is not of type 'object'"),
-        (entry(kept=None), "'kept' is a required property"),
-        (entry(medians_s={"stock": 0}), "at medians_s/stock"),
-        (entry(without=["StableInstanceNormPass"]), "may leave out"),
-        (entry(forms={"a": "os.system"}), "asks for the form 'os.system'"),
-        (entry(forms={"a": ["taps"]}), "at forms/a"),
-        (entry(lanes=0), "at lanes: 0 is less than the minimum of 1"),
-        (entry(lanes=65), "at lanes: 65 is greater than the maximum of 64"),
-        (entry(lanes="2"), "at lanes: '2' is not of type 'integer'"),
-    ],
-)
-def test_a_file_without_a_tuning_is_refused(content: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "manifest.json"
-    path.write_text(content)
-    done = run("export", "stunet-s", "--tuning", path, "--out", tmp_path / "out")
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_tuning_from_before_there_were_lanes_has_one(tmp_path: Path) -> None:
-    path = tmp_path / "manifest.json"
-    path.write_text(entry())
-    assert choices.parse(choices.read(path), "it") == Choices(lanes=1)
+        assert bounded[large] == free[large]  # where the weights work most
 
 
 def test_the_tuning_of_another_network_is_refused(tiny: ModelSpec, tmp_path: Path) -> None:

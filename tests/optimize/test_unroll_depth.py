@@ -17,18 +17,19 @@ from segonnx.optimize import unroll_depth
 from segonnx.optimize.commute_upsampling import CommuteUpsamplingPass
 from segonnx.optimize.pointwise_head import PointwiseHeadPass
 from segonnx.optimize.unroll_depth import UnrollDepthPass
+from segonnx.optimize.volumes import chunks_of
 from tests.optimize.graphs import RNG, Graph, check, few, operators, run
 
 
 class Always(dict[str, str]):
-    """One form for every layer that it can build."""
+    """One algorithm for every layer that it can make."""
 
-    def __init__(self, form: str) -> None:
+    def __init__(self, algorithm: str) -> None:
         super().__init__()
-        self.form = form
+        self.algorithm = algorithm
 
     def get(self, key: str, default: str = "") -> str:  # type: ignore[override]
-        return self.form
+        return self.algorithm
 
 
 def no_conv3d(model: ir.Model) -> bool:
@@ -41,60 +42,60 @@ def no_conv3d(model: ir.Model) -> bool:
 
 sizes = st.integers(1, 9)
 depths = st.integers(1, 24)
-lanes = st.sampled_from([1, 2, 3])
-forms = st.sampled_from(["pairs", "winograd", "winograd4", "winograd4_matmul"])
+chunks = st.sampled_from([1, 2, 3])
+algorithms = st.sampled_from(["pairs", "winograd", "winograd4", "winograd4_matmul"])
 
 
 @few
 @given(
-    st.tuples(depths, sizes, sizes), st.integers(1, 5), st.integers(1, 20),
+    st.tuples(depths, sizes, sizes), st.tuples(st.integers(1, 5), st.integers(1, 20)),
     st.tuples(*[st.sampled_from([1, 2, 3])] * 3), st.tuples(*[st.sampled_from([1, 2, 3])] * 3),
-    st.tuples(*[st.integers(0, 1)] * 6), st.booleans(), st.sampled_from(["taps", "stacked"]), lanes,
+    st.tuples(*[st.integers(0, 1)] * 6), st.booleans(), st.sampled_from(["taps", "stacked"]), chunks,
 )  # fmt: skip
 def test_any_convolution(
     size: tuple[int, int, int],
-    inputs: int,
-    outputs: int,
+    channels: tuple[int, int],
     kernel: tuple[int, int, int],
     strides: tuple[int, int, int],
     pads: tuple[int, ...],
     bias: bool,
-    form: str,
-    lanes: int,
+    algorithm: str,
+    chunks: int,
 ) -> None:
+    inputs, outputs = channels
     if any(n + pads[i] + pads[i + 3] < kernel[i] for i, n in enumerate(size)):
         return
     graph = Graph([1, inputs, *size])
     weights = [graph.weight(outputs, inputs, *kernel)] + ([graph.weight(outputs)] if bias else [])
     graph.add("Conv", "x", *weights, strides=strides, pads=pads)
-    model = check(graph, UnrollDepthPass(Always(form), lanes))
+    model = check(graph, UnrollDepthPass(Always(algorithm), chunks))
     declines = kernel == (1, 1, 1) or max(pads[0], pads[3]) >= kernel[0]
     assert declines or no_conv3d(model)
 
 
 @few
 @given(
-    st.integers(2, 24), sizes, sizes, st.integers(1, 6), st.integers(1, 20), st.integers(0, 4),
-    st.sampled_from([1, 3]), forms, lanes,
+    st.tuples(st.integers(2, 24), sizes, sizes), st.integers(1, 6), st.integers(1, 20), st.integers(0, 4),
+    st.sampled_from([1, 3]), algorithms, chunks,
 )  # fmt: skip
-def test_the_forms_that_take_two_slices_at_a_time(
-    depth: int, height: int, width: int, inputs: int, outputs: int, skip: int, kernel: int, form: str, lanes: int
+def test_the_algorithms_that_take_two_slices_at_a_time(
+    size: tuple[int, int, int], inputs: int, outputs: int, skip: int, kernel: int, algorithm: str, chunks: int
 ) -> None:
-    graph = Graph([1, inputs, depth, height, width])
+    graph = Graph([1, inputs, *size])
     if skip:
         other = graph.add("Conv", "x", graph.weight(skip, inputs, 3, 1, 1), pads=[1, 0, 0, 1, 0, 0])
         graph.add("Concat", "x", other, axis=1)
     weights = graph.weight(outputs, inputs + skip, 3, kernel, kernel), graph.weight(outputs)
     pad = kernel // 2
     graph.add("Conv", graph.last, *weights, pads=[1, pad, pad] * 2)
-    model = check(graph, UnrollDepthPass(Always(form), lanes))
+    model = check(graph, UnrollDepthPass(Always(algorithm), chunks))
     assert no_conv3d(model)
 
 
 @few
-@given(st.integers(1, 8), st.integers(1, 3), st.integers(1, 20), forms, lanes)
+@given(st.integers(1, 8), st.integers(1, 3), st.integers(1, 20), algorithms, chunks)
 def test_slices_that_upsampling_repeats_are_computed_once(
-    depth: int, factor: int, outputs: int, form: str, lanes: int
+    depth: int, factor: int, outputs: int, algorithm: str, chunks: int
 ) -> None:
     graph = Graph([1, 3, depth, 4, 5])
     skip = graph.add("Conv", "x", graph.weight(3, 3, 3, 3, 3), pads=[1] * 6)
@@ -102,17 +103,17 @@ def test_slices_that_upsampling_repeats_are_computed_once(
     large = graph.add("Resize", skip, "", "scales", mode="nearest")
     graph.add("Concat", large, graph.add("Mul", large, large), axis=1)
     graph.add("Conv", graph.last, graph.weight(outputs, 6, 3, 3, 3), graph.weight(outputs), pads=[1] * 6)
-    model = check(graph, UnrollDepthPass(Always(form), lanes))
-    assert operators(model)["Resize"] == depth / unroll_depth.lanes_of(depth, lanes)
+    model = check(graph, UnrollDepthPass(Always(algorithm), chunks))
+    assert operators(model)["Resize"] == depth / chunks_of(depth, chunks)
 
 
 @few
 @given(
     st.tuples(depths, st.integers(1, 4), st.integers(1, 4)), st.tuples(*[st.integers(1, 3)] * 3), st.integers(1, 4),
-    lanes,
+    chunks,
 )  # fmt: skip
 def test_norms_activations_sums_and_upsampling(
-    size: tuple[int, int, int], factors: tuple[int, int, int], channels: int, lanes: int
+    size: tuple[int, int, int], factors: tuple[int, int, int], channels: int, chunks: int
 ) -> None:
     graph = Graph([1, 2, *size])
     a = graph.add("Conv", "x", graph.weight(channels, 2, 3, 3, 3), pads=[1] * 6)
@@ -126,12 +127,12 @@ def test_norms_activations_sums_and_upsampling(
     graph.weights.append(scales)
     graph.add("Resize", graph.last, "", "scales", mode="nearest")
     graph.add("Conv", graph.last, graph.weight(4, 3, 1, 1, 1))
-    model = check(graph, UnrollDepthPass(lanes=lanes), 2e-4)
+    model = check(graph, UnrollDepthPass(depth_chunks=chunks), 2e-4)
     assert operators(model)["InstanceNormalization"] == 0
 
 
 @pytest.mark.parametrize(
-    ("depth", "lanes", "found"),
+    ("depth", "chunks", "found"),
     [
         (64, 2, 2),
         (8, 2, 2),
@@ -145,13 +146,13 @@ def test_norms_activations_sums_and_upsampling(
         (64, 1, 1),
     ],
 )
-def test_deep_volumes_travel_in_lanes(depth: int, lanes: int, found: int) -> None:
-    """But not where a lane would be short, or more slices would be left over by windows of four."""
+def test_deep_volumes_are_divided_into_chunks(depth: int, chunks: int, found: int) -> None:
+    """But not where a chunk would be short, or more slices would be left over by windows of four."""
     graph = Graph([1, 2, depth, 4, 4])
     graph.add("Conv", "x", graph.weight(4, 2, 3, 3, 3), pads=[1] * 6)
     a = graph.add("Relu", graph.last)
     graph.add("Add", graph.add("Conv", a, graph.weight(4, 4, 3, 3, 3), pads=[1] * 6), a)
-    model = check(graph, UnrollDepthPass(lanes=lanes))
+    model = check(graph, UnrollDepthPass(depth_chunks=chunks))
     assert operators(model)["Relu"] == depth / found
 
 
@@ -179,7 +180,7 @@ def test_an_operator_without_a_rule_gets_its_volume() -> None:
 @given(
     st.tuples(st.integers(3, 24), st.integers(3, 7), st.integers(3, 7)), st.integers(1, 4),
     st.tuples(*[st.integers(1, 3)] * 3), st.tuples(*[st.integers(1, 3)] * 3),
-    st.sampled_from(["AveragePool", "MaxPool"]), lanes,
+    st.sampled_from(["AveragePool", "MaxPool"]), chunks,
 )  # fmt: skip
 def test_pooling_takes_slices(
     size: tuple[int, int, int],
@@ -187,14 +188,14 @@ def test_pooling_takes_slices(
     kernel: tuple[int, ...],
     strides: tuple[int, ...],
     operator: str,
-    lanes: int,
+    chunks: int,
 ) -> None:
     graph = Graph([1, 2, *size])
     graph.add("Conv", "x", graph.weight(channels, 2, 3, 3, 3), pads=[1] * 6)
     graph.add(operator, graph.last, kernel_shape=kernel, strides=strides)
     graph.add("Conv", graph.last, graph.weight(5, channels, 1, 1, 1), graph.weight(5))
     graph.add("Relu", graph.last)
-    model = check(graph, UnrollDepthPass(lanes=lanes))
+    model = check(graph, UnrollDepthPass(depth_chunks=chunks))
     assert no_conv3d(model)
     assert operators(model)["AveragePool"] == 0
     assert all(len(node.attributes["kernel_shape"].as_ints()) == 2 for node in model.graph if "Pool" in node.op_type)
@@ -264,9 +265,9 @@ def test_open_sizes_stay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "bound"), [("taps", 2e-5), ("winograd", 2e-5), ("winograd4", 3e-5), ("winograd4_matmul", 3e-5)]
+    ("algorithm", "bound"), [("taps", 2e-5), ("winograd", 2e-5), ("winograd4", 3e-5), ("winograd4_matmul", 3e-5)]
 )
-def test_winograd_keeps_its_digits(form: str, bound: float) -> None:
+def test_winograd_keeps_its_digits(algorithm: str, bound: float) -> None:
     """Against float64, on as many channels as the largest networks have: the bound in docs/performance.md."""
     channels, shape = 256, (1, 256, 4, 8, 8)
     graph = Graph(shape)
@@ -277,9 +278,9 @@ def test_winograd_keeps_its_digits(form: str, bound: float) -> None:
     padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3, 3), axis=(2, 3, 4))
     exact = np.einsum("ncdhwijk,ocijk->nodhw", windows, weight, optimize=True)
-    unroll = UnrollDepthPass(Always(form))
+    unroll = UnrollDepthPass(Always(algorithm))
     unroll(model)
-    assert [one.form for one in unroll.found.values()] == [form]
+    assert [layer.algorithm for layer in unroll.layers.values()] == [algorithm]
     error = np.abs(run(model, x) - exact).max() / exact.std()
     assert error < bound
 
