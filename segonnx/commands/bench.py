@@ -101,6 +101,7 @@ FAMILIES = ("3d", "2d", "encoder")
     help="graph_optimization=all|layout|extended|basic|disabled, spinning=on|off, arena=on|off, outputs=bound|fresh.",
 )
 @click.option("--profile", is_flag=True, help="Tell the time by operator, from passes of their own.")
+@click.option("--diagnose", is_flag=True, help="Measure the core-to-core latency before every block.")
 @click.option("--no-ceilings", is_flag=True, help="Don't measure the machine's matrix product and memory rates.")
 @click.option(
     "--artifacts",
@@ -131,6 +132,7 @@ def command(
     autocast: Any,
     ort_options: tuple[str, ...],
     profile: bool,
+    diagnose: bool,
     no_ceilings: bool,
     out: Path,
     json_path: Path | None,
@@ -151,6 +153,7 @@ def command(
     from segonnx import runtimes
     from segonnx.bench import plan, pyperf_suites, run, targets
     from segonnx.bench.rounds import Rule
+    from segonnx.commands import bench_targets
     from segonnx.core import files, hardware
     from segonnx.core.progress import Display
     from segonnx.report import tables
@@ -174,7 +177,8 @@ def command(
         autocast=autocast,
         options=Options(threads=1, **ort.parse_options(ort_options)),
         profile=profile,
-        ceilings=not no_ceilings,
+        roofline=not no_ceilings,
+        diagnose=diagnose,
     )
     plan.resolve_autocast(autocast)
     if json_path is not None:
@@ -182,9 +186,9 @@ def command(
     if pyperf_path is not None:
         pyperf_suites.require(pyperf_path)
     with Display() as display:
-        models: list[Target] = [targets.from_artifact(artifact, display) for artifact in artifacts]
+        models: list[Target] = [bench_targets.from_artifact(artifact, display) for artifact in artifacts]
         models += [
-            targets.from_system(
+            bench_targets.from_system(
                 spec, out, settings, lambda exported: display.echo(exported_line(exported)), display, shape, size
             )
             for spec in systems
@@ -193,11 +197,10 @@ def command(
         ]
         targets.require_alike(models, settings)
         x = targets.read_input(input_path, models) if input_path is not None else None
-        result = run.bench(models, settings, x, lambda rows: _tell(rows, display), display)
+        result = run.bench(models, settings, x, lambda rows: _print_rows(rows, display), display)
     click.echo(f"\n{result.autocast}")
-    for key in catalog.FAMILIES:
-        if any(row.family == key for row in result.rows):
-            click.echo("\n" + tables.family(result, key))
+    for key in result.families():
+        click.echo("\n" + tables.family(result, key))
     if found := tables.conclusions(result):
         click.echo("\n" + tables.conclusions_table(found))
     click.echo("\n" + tables.notes(result))
@@ -216,12 +219,9 @@ def command(
         raise SegonnxError(f"{len(failed)} of {len(result.rows)} rows failed: {rows}")
 
 
-def _tell(rows: list[Row], display: Display) -> None:
-    from segonnx.report import tables
+def _print_rows(rows: list[Row], display: Display) -> None:
+    from segonnx.report import rows as formatted
 
     for row in rows:
-        time = row.status
-        if row.median_s is not None and row.ci95_s is not None and row.status == "ok":
-            time = tables.interval(row.median_s, row.ci95_s)
-        ratio = f", {tables.speedup(row)} eager" if row.speedup_over_eager is not None else ""
-        display.echo(f"{row.model} {row.backend}: {time}{ratio}")
+        ratio = f", {formatted.speedup(row)} eager" if row.speedup_over_eager is not None else ""
+        display.echo(f"{row.model} {row.backend}: {formatted.time(row) or row.status}{ratio}")
