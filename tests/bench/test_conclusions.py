@@ -74,9 +74,8 @@ def test_runtimes_of_two_groups_are_not_interleaved() -> None:
 def test_why_the_rounds_stopped(spoiled: bool, reasons: set[Any], expected: str) -> None:
     paces = [1.0, 1.5, 2.0] if spoiled else [1.0, 1.0, 1.0]
     rounds = [[pace] for pace in paces for _ in range(4)]
-    (found,) = concluded(
-        row("ort", rounds=12, **{"rounds": rounds, "rounds_per_process": [4, 4, 4]}), reasons=reasons
-    ).rows
+    made = replace(row("ort"), rounds=rounds, rounds_per_process=[4, 4, 4])
+    (found,) = concluded(made, reasons=reasons).rows
     assert found.stopped == expected
     assert conclusions.stop_reason([], set(), 0.03) == "rounds"
 
