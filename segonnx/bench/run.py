@@ -31,7 +31,7 @@ def _known() -> Mapping[str, type[Runtime]]:
 
 
 def bench(
-    models: list[Target],
+    targets: list[Target],
     settings: Settings,
     x: synthetic_inputs.Array | None,
     on_rows: OnRows,
@@ -43,7 +43,7 @@ def bench(
     An interrupt from the keyboard ends the bench, and what was measured until then is in the result.
 
     Args:
-        models: what to time.
+        targets: what to time.
         settings: how.
         x: the input for all; None makes noise of each target's shape.
         on_rows: called with the rows of each case as they come.
@@ -63,11 +63,10 @@ def bench(
     try:
         for threads in settings.threads if settings.roofline else ():
             result.roofline_peaks.append(roofline.measure(threads, hardware.choose_cpus(threads), progress))
-        for target, threads in itertools.product(models, settings.threads):
+        for target, threads in itertools.product(targets, settings.threads):
             cpus = tuple(hardware.choose_cpus(threads))
             case = Case(target, threads, settings, bf16, _known() if known is None else known, cpus)
-            _run_case(case, x, result, began, progress)
-            on_rows(result.rows[-len(settings.backends) :])
+            _run_case(case, x, result, began, on_rows, progress)
     except KeyboardInterrupt:
         result.interrupted = True
         result.warnings.append("interrupted: what had been measured until then is here")
@@ -80,7 +79,9 @@ def bench(
     return result
 
 
-def _run_case(case: Case, x: synthetic_inputs.Array | None, result: Result, began: float, progress: Progress) -> None:
+def _run_case(
+    case: Case, x: synthetic_inputs.Array | None, result: Result, began: float, on_rows: OnRows, progress: Progress
+) -> None:
     """Measure a case and put its rows into the result; what an interrupt leaves is in them, too."""
     target, settings = case.target, case.settings
     if x is None:
@@ -100,6 +101,7 @@ def _run_case(case: Case, x: synthetic_inputs.Array | None, result: Result, bega
         )
         result.rows += found.rows
         result.ratios += found.ratios
+        on_rows(found.rows)
 
 
 def _measure(case: Case, folder: Path, recorder: Recorder, progress: Progress) -> None:

@@ -45,11 +45,12 @@ class Session(contextlib.AbstractContextManager["Session"]):
 
     def __init__(self, case: Case, folder: Path, recorder: Recorder, progress: Progress) -> None:
         self.case, self.folder, self.recorder, self.progress = case, folder, recorder, progress
-        self._runnable = make_runnable(case, folder, recorder, progress)
+        self._runnable = Runnable(case.target.input_shape)
         self._latency: CoreLatency | None = None
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Session:
+        self._runnable = make_runnable(self.case, self.folder, self.recorder, self.progress)
         cpus = self.case.cpus
         if self.case.settings.diagnose and len(cpus) > 1 and hasattr(os, "sched_setaffinity"):
             with contextlib.suppress(OSError):  # no shared memory: the rows have no latencies
@@ -180,8 +181,11 @@ class Session(contextlib.AbstractContextManager["Session"]):
         options = replace(
             case.settings.options, threads=case.threads, bf16=case.bf16 and runtime.autocasts, profile=profile
         )
+        runnable = self._runnable
+        if runtime.needs != "network":  # what makes the network would be imported with it
+            runnable = replace(runnable, build=None, weights=None)
         return Job(
-            runtime, self._runnable, options, case.cpus, self.folder / "input.npy", self.output(backend),
+            runtime, runnable, options, case.cpus, self.folder / "input.npy", self.output(backend),
             self.folder / f"{backend}-cache",
         )  # fmt: skip
 

@@ -80,7 +80,7 @@ class ThreadMonitor:
         """What a reader should know of the blocks.
 
         Args:
-            threads: how many the runtime was told to use.
+            threads: how many the runtime was asked to use.
         """
         result = []
         foreign = self._foreign / self._capacity if self._capacity else 0.0
