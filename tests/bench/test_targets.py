@@ -14,10 +14,13 @@ from segonnx.bench import result, targets
 from segonnx.bench.plan import Case, Settings, Target
 from segonnx.bench.recorder import Recorder
 from segonnx.bench.result import Published, Result, Row
-from segonnx.core import synthetic_inputs
+from segonnx.commands import bench_targets
+from segonnx.core import subprocesses, synthetic_inputs
+from segonnx.exporters import pipeline, prepare
 from segonnx.report import charts, tables
 from segonnx.sources import catalog
 from tests.bench import fakes
+from tests.conftest import tiny_system
 from tests.report import results
 
 SPEC = catalog.find("stunet-b")
@@ -116,6 +119,19 @@ def test_the_report_draws_a_published_dice_of_random_weights_alone(
         values = {value["model"]: value["dsc"] for value in drawn[0].spec["data"]["values"]}
         assert values == {"stunet-s": 83.74, "stunet-b": 87.12}
     assert "804 ms" in tables.family(read, "3d")  # the architecture's times hold for both
+
+
+def test_a_users_network_of_the_name_is_exported_timed_and_compared_with_nothing(tmp_path: Path) -> None:
+    """A whole way: a small network called stunet-b, weights from a file, its artifact, its row."""
+    spec = replace(tiny_system(), name="stunet-b")
+    subprocesses.call(prepare.write_weights, spec, 1, tmp_path / "mine.safetensors")
+    settings = pipeline.Settings(tmp_path, checkpoints=(tmp_path / "mine.safetensors",))
+    target = bench_targets.from_artifact(pipeline.export(spec, settings).folder, lambda _: None)
+    assert (target.name, target.weights, target.published, target.network) == ("stunet-b", "file", None, None)
+    others = results.make(("stunet-s", "totalsegmentator"), {"ort": 1.0})
+    drawn = charts.charts(replace(others, rows=[*others.rows, row_of(target)]))
+    (chart,) = (chart for chart in drawn if chart.section == "Accuracy against speed")
+    assert {value["model"] for value in chart.spec["data"]["values"]} == {"stunet-s", "totalsegmentator"}
 
 
 def as_version_2(content: dict[str, Any]) -> dict[str, Any]:
