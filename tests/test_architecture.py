@@ -13,7 +13,7 @@ PACKAGE = Path(segonnx.__file__).parent
 
 # What each part may import at the top of its modules, besides the plain modules below.
 LAYERS = {
-    "commands": {"commands"},
+    "commands": {"commands", "bench", "exporters", "runtimes"},
     "models": {"models"},
     "exporters": {"exporters", "artifacts", "models"},
     "artifacts": {"artifacts"},
