@@ -20,11 +20,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from benchmarks.docs import replace
+from benchmarks.docs import put_block
 from segonnx import optimize
 from segonnx.artifacts.layout import MODEL
 from segonnx.bench import core_latency, stats
-from segonnx.bench.core_latency import Exchange
+from segonnx.bench.core_latency import CoreLatency
 from segonnx.core import hardware, subprocesses
 from segonnx.core.synthetic_inputs import Array, ParityInput
 from segonnx.exporters import pipeline
@@ -34,6 +34,8 @@ from segonnx.optimize.timed_session import TimedSession
 from segonnx.sources import catalog
 
 ROOT = Path(__file__).resolve().parents[1]
+BLOCK_VERSION = 1
+"""Raised when what this program writes, or measures, changes."""
 NAMES = ("stunet-s", "totalsegmentator", "unet-resnet18", "unet-regnetx-002", "encoder-regnetx-002")
 ALGORITHMS = ("taps", "winograd", "winograd4", "winograd4_matmul")
 ROUNDS = 9
@@ -72,25 +74,25 @@ def variants(stock: Path, folder: Path) -> dict[str, Path]:
 
 
 @dataclass
-class Turn:
-    """A pass of a graph, in seconds, one of that with all rewrites, and the flag's nanoseconds before and after."""
+class Pair:
+    """A pass of a graph and one of that with all rewrites, in seconds; core-to-core latency in ns before and after."""
 
-    mine: float
-    its: float
+    variant: float
+    complete: float
     before: float
     after: float
 
 
-def race(path: Path, whole: Path, x: Array, flag: Exchange) -> list[Turn]:
+def race(path: Path, whole: Path, x: Array, latency: CoreLatency) -> list[Pair]:
     """Passes of a graph and of that with all rewrites, in turns."""
-    one, other = (TimedSession(found, x, hardware.usable_cores()) for found in (path, whole))
-    turns: list[Turn] = []
+    first, second = (TimedSession(found, x, hardware.usable_cores()) for found in (path, whole))
+    pairs: list[Pair] = []
     until = time.monotonic() + SECONDS
-    while len(turns) < ROUNDS or time.monotonic() < until:
-        before = flag.measure() or 0.0
-        mine, its = one.sample(), other.sample()
-        turns.append(Turn(mine, its, before, flag.measure() or 0.0))
-    return turns
+    while len(pairs) < ROUNDS or time.monotonic() < until:
+        before = latency.measure() or 0.0
+        variant, complete = first.sample(), second.sample()
+        pairs.append(Pair(variant, complete, before, latency.measure() or 0.0))
+    return pairs
 
 
 def one_pass(path: Path, probe: ParityInput, modality: str, progress: subprocesses.Progress) -> None:
@@ -98,47 +100,47 @@ def one_pass(path: Path, probe: ParityInput, modality: str, progress: subprocess
     TimedSession(path, probe.make(modality), hardware.usable_cores())
 
 
-def cells(turns: list[Turn]) -> str:
+def cells(pairs: list[Pair]) -> str:
     """The median milliseconds, and how many times those of the graph with all rewrites they are, with the interval."""
-    if len(turns) < FEWEST:
+    if len(pairs) < FEWEST:
         return "- | -"
-    value, interval = stats.speedup([[one.mine] for one in turns], [[one.its] for one in turns])
+    value, interval = stats.speedup([[pair.variant] for pair in pairs], [[pair.complete] for pair in pairs])
     between = "" if interval is None else f" ({interval[0]:.2f}-{interval[1]:.2f})"
-    return f"{1e3 * statistics.median(one.mine for one in turns):.1f} | {value:.2f}{between}"
+    return f"{1e3 * statistics.median(pair.variant for pair in pairs):.1f} | {value:.2f}{between}"
 
 
-def measure(name: str, flag: Exchange) -> str:
+def measure(name: str, latency: CoreLatency) -> str:
     """A table of a network's variants, by whether the processors shared a cache."""
     spec = catalog.find(name)
     settings = pipeline.Settings(ROOT / "artifacts" / "stock", optimize="none")
     stock = pipeline.export(spec, settings).folder / MODEL
     probe = ParityInput("noise", spec.input_shape)
-    raced: dict[str, list[Turn]] = {}
+    raced: dict[str, list[Pair]] = {}
     memory = {}
     with tempfile.TemporaryDirectory() as folder:
         paths = variants(stock, Path(folder))
-        for one, path in paths.items():
-            print(f"{name}: {one}", file=sys.stderr, flush=True)
-            raced[one] = race(path, paths[ALL], probe.make(spec.modality), flag)
-            memory[one] = subprocesses.call(one_pass, path, probe, spec.modality).peak_rss_bytes
+        for variant, path in paths.items():
+            print(f"{name}: {variant}", file=sys.stderr, flush=True)
+            raced[variant] = race(path, paths[ALL], probe.make(spec.modality), latency)
+            memory[variant] = subprocesses.call(one_pass, path, probe, spec.modality).peak_rss_bytes
     return table(name, raced, memory)
 
 
-def table(name: str, raced: dict[str, list[Turn]], memory: dict[str, int]) -> str:
+def table(name: str, raced: dict[str, list[Pair]], memory: dict[str, int]) -> str:
     """The table; turns in which the processors were moved count on neither side."""
     levels = core_latency.levels(
-        [time for turns in raced.values() for turn in turns for time in (turn.before, turn.after)]
+        [time for pairs in raced.values() for pair in pairs for time in (pair.before, pair.after)]
     )
     middle = math.inf if levels is None else math.sqrt(math.prod(levels))
     sides = {"as it was": True} if levels is None else {"one cache": True, "two caches": False}
     head = "".join(f" ms, {side} | times that with all rewrites |" for side in sides)
     lines = [f"| {name} |{head} peak memory, GB |", f"|---|{'---|---|' * len(sides)}---|"]
-    for one, turns in raced.items():
+    for variant, pairs in raced.items():
         found = [
-            cells([turn for turn in turns if (turn.before < middle) == (turn.after < middle) == near])
+            cells([pair for pair in pairs if (pair.before < middle) == (pair.after < middle) == near])
             for near in sides.values()
         ]
-        lines.append(f"| {one} | {' | '.join(found)} | {memory[one] / 1e9:.2f} |")
+        lines.append(f"| {variant} | {' | '.join(found)} | {memory[variant] / 1e9:.2f} |")
     return "\n".join(lines)
 
 
@@ -147,14 +149,14 @@ def main(names: list[str]) -> None:
     described = hardware.describe()
     where = f"{described['cpu']}, {hardware.usable_cores()} cores, ONNX Runtime {described['versions']['onnxruntime']}"
     tables = []
-    with Exchange(hardware.choose_cpus(2)) as flag:
+    with CoreLatency(hardware.choose_cpus(2)) as latency:
         for name in names or NAMES:
-            tables.append(measure(name, flag))
+            tables.append(measure(name, latency))
             print(tables[-1], flush=True)
     text = "\n\n".join(
         [f"{where}; medians of at least {ROUNDS} turns and {SECONDS:.0f} s, with 95 % intervals:", *tables]
     )
-    replace(ROOT / "docs" / "internals" / "rewrites.md", "ablation", text)
+    put_block(ROOT / "docs" / "internals" / "rewrites.md", "ablation", text, "benchmarks.ablation")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.docs import put_block
 from segonnx.core import hardware
 from segonnx.predict import files
 from segonnx.predict.predictor import Artifact
@@ -33,7 +34,8 @@ from tests import nnunet_folders
 
 ROUNDS = 5
 PAGE = nnunet_folders.ROOT / "docs" / "predict.md"
-MARK, END = "<!-- nnunet: put here by benchmarks/against_nnunet.py -->\n", "<!-- /nnunet -->"
+BLOCK_VERSION = 1
+"""Raised when what this program writes, or measures, changes."""
 RACED = ("plain", "regions", "residual")
 
 
@@ -217,9 +219,7 @@ def _run(module: str, *arguments: object) -> str:
 def main(command: str, *rest: str) -> None:
     """Run one of the three commands."""
     if command == "table":
-        before, after = PAGE.read_text("utf-8").split(MARK)
-        text = table(Path(rest[0]))
-        PAGE.write_text(f"{before}{MARK}{text}{after[after.index(END) :]}", "utf-8")
+        put_block(PAGE, "nnunet", table(Path(rest[0])), "benchmarks.against_nnunet")
         return
     kind, folder, artifact, fold, *more = rest
     made = (agree if command == "agree" else race)(kind, Path(folder), Path(artifact), fold, *map(Path, more))

@@ -9,25 +9,29 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from benchmarks.docs import put_block
 from segonnx import runtimes
-from segonnx.bench import run, stats, targets
+from segonnx.bench import run, stats
 from segonnx.bench.plan import Settings, Target
 from segonnx.bench.result import Result
 from segonnx.bench.rounds import Rule
-from segonnx.core import files, hardware, subprocesses
+from segonnx.commands import bench_targets
+from segonnx.core import hardware, subprocesses
 from tests.bench import fakes, simulate
 
 PAGE = Path(__file__).parents[1] / "docs" / "bench-selftest.md"
+BLOCK_VERSION = 1
+"""Raised when what this program writes, or measures, changes."""
 NAME = "encoder-lcnet-100"
 SIMULATIONS = 100
-LOADED_TURNS = 3
+LOADED_BENCHES = 3
 SIMULATED = (
     (0.01, 0.0, 1.0, "no difference", 95),
     (0.01, 0.0, 1.05, "faster", 90),
@@ -35,7 +39,7 @@ SIMULATED = (
     (0.03, 0.0, 1.05, "faster", 90),
     (0.01, 0.05, 1.0, "no difference", 90),
 )
-"""Noise of a turn and of a process, the true speed-up, the right verdict, and in how many of 100 benches at least.
+"""Noise of a block and of a process, the true speed-up, the right verdict, and in how many of 100 benches at least.
 
 Where processes differ the interval is Student's exact one at 95 %, which gives 90 to 99 of 100 by chance.
 """
@@ -62,13 +66,15 @@ def main() -> None:
         for claim in measure():
             print(f"{claim.verdict:3} {claim.claim}: {claim.found}", flush=True)
             claims.append(claim)
-    described = hardware.describe()
-    rows = "\n".join(f"| {one.claim} | {one.found} | {one.verdict} |" for one in claims)
-    files.write(
-        PAGE,
-        f"""# The bench, measured
+    put_block(PAGE, "selftest", page(claims), "benchmarks.bench_selftest")
+    sys.exit(any(claim.holds is False for claim in claims))
 
-Written by `make bench-selftest` on {described["usable_cores"]} cores of {described["cpu"]}, Python
+
+def page(claims: list[Claim]) -> str:
+    """What was found, as it stands in docs/bench-selftest.md."""
+    described = hardware.describe()
+    rows = "\n".join(f"| {claim.claim} | {claim.found} | {claim.verdict} |" for claim in claims)
+    return f"""Written by `make bench-selftest` on {described["usable_cores"]} cores of {described["cpu"]}, Python
 {described["python"]}, onnxruntime {described["versions"]["onnxruntime"]}. How the bench works: [bench.md](bench.md).
 
 | claim | found | holds |
@@ -78,10 +84,7 @@ Written by `make bench-selftest` on {described["usable_cores"]} cores of {descri
 The simulations run the real rule for stopping and the real intervals on seeded random times: the machine's pace
 wanders for both runtimes alike, each turn has noise of its own (the standard deviation given), each pass half of that
 besides, and a twentieth of the passes takes half as long again. Each runtime runs in
-{simulate.PROCESSES} processes, one after another, which may have a pace of their own.
-""",
-    )
-    sys.exit(any(one.holds is False for one in claims))
+{simulate.PROCESSES} processes, one after another, which may have a pace of their own."""
 
 
 def sleeping() -> Iterator[Claim]:
@@ -102,8 +105,8 @@ def simulated() -> Iterator[Claim]:
     """Verdicts on runtimes whose ratio is known."""
     with ProcessPoolExecutor() as pool:
         for noise, between, truth, right, least in SIMULATED:
-            one = partial(_simulate, truth, noise, between)
-            benches = list(pool.map(one, range(SIMULATIONS)))
+            simulated_bench = partial(_simulate, truth, noise, between)
+            benches = list(pool.map(simulated_bench, range(SIMULATIONS)))
             found = [stats.verdict(interval) for interval, _ in benches].count(right)
             rounds = stats.median([count for _, count in benches])
             own = f" and {100 * between:g} % between processes" if between else ""
@@ -147,10 +150,10 @@ def loaded() -> Iterator[Claim]:
         from segonnx.sources import catalog
 
         settings = Settings((*names,), (1, cores), Rule(rounds=stats.MIN_ROUNDS))
-        model = targets.from_system(catalog.find(NAME), Path(name), settings, lambda _: None, subprocesses.silent)
+        model = bench_targets.from_system(catalog.find(NAME), Path(name), settings, lambda _: None, subprocesses.silent)
         quiet, busy, preferred = [], [], []
         # In turns, so that the machine's own wandering falls on all of them alike.
-        for _ in range(LOADED_TURNS):
+        for _ in range(LOADED_BENCHES):
             quiet.append(_bench(model, settings))
             with _busy(cores):
                 busy.append(_bench(model, settings))
@@ -221,11 +224,9 @@ def _bench(model: Target, settings: Settings) -> Result:
 
 
 def _fakes(names: tuple[str, ...]) -> Result:
-    unrecorded: Callable[..., None] = lambda *_: None  # noqa: E731
-    run._Case._recorded = unrecorded  # type: ignore[method-assign, assignment]
     settings = Settings(names, (1,), Rule(precision=0.02))
     with tempfile.TemporaryDirectory() as name:
-        return run.bench([fakes.model(Path(name))], settings, None, lambda _: None, known=fakes.KNOWN)
+        return run.bench([fakes.target(Path(name))], settings, None, lambda _: None, known=fakes.KNOWN)
 
 
 if __name__ == "__main__":

@@ -31,10 +31,11 @@ import onnx
 import SimpleITK
 from onnx import TensorProto, helper
 
+from benchmarks.docs import put_block
 from segonnx.artifacts import layout, manifest, packing
 from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.verify import verify
-from segonnx.core import files, hardware, subprocesses
+from segonnx.core import hardware, subprocesses
 from segonnx.core.files import sha256
 from segonnx.errors import SegonnxError, StageError
 from segonnx.predict import images
@@ -43,6 +44,8 @@ from tests import handmade
 from tests.conftest import ROOT, message, tiny_system
 
 PAGE = ROOT / "docs" / "reliability.md"
+BLOCK_VERSION = 1
+"""Raised when what this program writes, or measures, changes."""
 SYSTEM = "encoder-mobilenetv3-small"
 MUTATIONS, KILLS = 1000, 100
 LIMIT_SECONDS = 20.0
@@ -711,7 +714,7 @@ def main() -> None:
     for one in failures:
         print(f"{one.kind} (seed {one.seed}): {one.wrong or 'not found'}")
     bad = [why for its in killed.values() for why in its if why]
-    files.write(PAGE, page(outcomes, beyond, killed))
+    put_block(PAGE, "faults", page(outcomes, beyond, killed), "benchmarks.faults")
     print(f"{len(failures)} of {len(outcomes)} damaged artifacts weren't reported as they should be")
     print(f"{len(bad)} kills left a half result")
     sys.exit(bool(failures or bad))
@@ -725,7 +728,7 @@ def _exported(work: Path) -> tuple[Path, Path]:
 
 
 def page(outcomes: Sequence[Outcome], beyond: Sequence[Outcome], killed: dict[str, list[str | None]]) -> str:
-    """The text of docs/reliability.md."""
+    """The block of docs/reliability.md."""
     rows = []
     for kind, function in DAMAGE.items():
         its = [one for one in outcomes if one.kind == kind]
@@ -741,9 +744,7 @@ def page(outcomes: Sequence[Outcome], beyond: Sequence[Outcome], killed: dict[st
     kill_rows = "\n".join(
         f"| {name} | {len(its)} | {sum(why is not None for why in its)} |" for name, its in killed.items()
     )
-    return f"""# Reliability, measured
-
-Written by `make faults` on {hardware.usable_cores()} cores of {hardware.describe()["cpu"]}.
+    return f"""Written by `make faults` on {hardware.usable_cores()} cores of {hardware.describe()["cpu"]}.
 
 ## Damage
 

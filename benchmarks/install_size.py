@@ -14,10 +14,12 @@ from importlib.metadata import distributions
 from pathlib import Path
 from statistics import median
 
-from benchmarks.docs import replace
+from benchmarks.docs import put_block
 from segonnx.core import hardware
 
 ROOT = Path(__file__).parents[1]
+BLOCK_VERSION = 1
+"""Raised when what this program writes, or measures, changes."""
 EXTRAS = ("", "[predict]")
 IMPORTS = 5
 PROGRAMS = {
@@ -38,7 +40,7 @@ def main() -> None:
     machine_line = f"{described['usable_cores']} cores of {described['cpu']}, Python {described['python']}"
     lines += ["", f"Times are medians of {IMPORTS} processes each, Python's own start included, on {machine_line}."]
     lines += ["segonnx itself counts as a package; torch isn't among them."]
-    replace(ROOT / "docs" / "shipping.md", "sizes", "\n".join(lines))
+    put_block(ROOT / "docs" / "shipping.md", "sizes", "\n".join(lines), "benchmarks.install_size")
 
 
 def _row(extra: str, folder: Path) -> str:

@@ -7,7 +7,6 @@ Each form is the head of a network, a pointwise convolution, and what decides be
 
 from __future__ import annotations
 
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -17,12 +16,14 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
+from benchmarks.docs import put_block
 from segonnx.core import hardware
 from segonnx.core.tolerances import labels_of
 from segonnx.optimize.builder import Builder
 
 PATH = Path(__file__).resolve().parents[1] / "docs" / "decisions" / "0070-labels.md"
-PLACE = re.compile(r"(<!-- figures:[^\n]*-->\n).*?(<!-- /figures -->)", re.DOTALL)
+BLOCK_VERSION = 1
+"""Raised when what this program writes, or measures, changes."""
 ROUNDS = 9
 TILE = 2**14
 CASES = {
@@ -171,7 +172,7 @@ def main() -> None:
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     text = f"{where}; milliseconds, medians of {ROUNDS} turns:\n\n{table}\n"
     print(text)
-    PATH.write_text(PLACE.sub(lambda match: match[1] + text + match[2], PATH.read_text("utf-8")), "utf-8")
+    put_block(PATH, "figures", text, "benchmarks.label_output")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the artifact gains over every other way to run the model, into docs/performance.md.
+"""How many times faster the artifact is than every other way to run the model, into docs/performance.md.
 
     python -m benchmarks.speedups RESULT.json...
 
@@ -14,13 +14,15 @@ from collections.abc import Sequence
 from dataclasses import replace as with_
 from pathlib import Path
 
-from benchmarks.docs import replace
+from benchmarks.docs import put_block
 from segonnx.bench import core_latency, result, stats
 from segonnx.bench.result import OK, Ratio, Result, Row
 
 ROOT = Path(__file__).resolve().parents[1]
+BLOCK_VERSION = 1
+"""Raised when what this program writes, or measures, changes."""
 OURS = "ort"
-STOCK = "ort-stock"
+BASELINE = "ort-stock"
 TORCH = ("eager", "eager-channels-last", "compile", "compile-channels-last")
 WRONG = " †"
 NEAR, FAR, EITHER = "one", "two", "either"
@@ -35,23 +37,23 @@ HEAD = (
 
 def ratio(found: Result, row: Row, other: str) -> tuple[float, tuple[float, float] | None] | None:
     """How many times faster the row is than another runtime in the same case, with its 95 % interval."""
-    one: Ratio
-    for one in found.ratios:
-        if (one.model, tuple(one.input_shape), one.threads) != row.case:
+    known: Ratio
+    for known in found.ratios:
+        if (known.model, tuple(known.input_shape), known.threads) != row.case:
             continue
-        if (one.baseline, one.backend) == (other, row.backend):
-            return one.speedup, one.ci95
-        if (one.baseline, one.backend) == (row.backend, other):
-            return 1 / one.speedup, None if one.ci95 is None else (1 / one.ci95[1], 1 / one.ci95[0])
+        if (known.baseline, known.backend) == (other, row.backend):
+            return known.speedup, known.ci95
+        if (known.baseline, known.backend) == (row.backend, other):
+            return 1 / known.speedup, None if known.ci95 is None else (1 / known.ci95[1], 1 / known.ci95[0])
     return None
 
 
 def sides(found: Result) -> dict[str, Result]:
     """The rounds in which the processors shared a cache, and the others; all of them where that never changed.
 
-    A round is of a side for two runtimes if both their turns were.
+    A round is of a side for two runtimes if the blocks of both were.
     """
-    levels = core_latency.levels([one for row in found.rows for one in row.exchange_ns])
+    levels = core_latency.levels([latency for row in found.rows for latency in row.core_latency_ns])
     if levels is None:
         return {"": found}
     middle = math.sqrt(math.prod(levels))
@@ -59,17 +61,17 @@ def sides(found: Result) -> dict[str, Result]:
     for name in (NEAR, FAR):
 
         def here(row: Row, name: str = name) -> list[bool]:
-            return [(one < middle) == (name == NEAR) for one in row.exchange_ns]
+            return [(latency < middle) == (name == NEAR) for latency in row.core_latency_ns]
 
         rows = {(row.case, row.backend): row for row in found.rows}
         ratios = []
-        for one in found.ratios:
-            case = one.model, tuple(one.input_shape), one.threads
-            a, b = rows[case, one.baseline], rows[case, one.backend]
+        for known in found.ratios:
+            case = known.model, tuple(known.input_shape), known.threads
+            a, b = rows[case, known.baseline], rows[case, known.backend]
             both = [i for i, pair in enumerate(zip(here(a), here(b), strict=False)) if all(pair)]
-            if one.interleaved and len(both) >= FEWEST:
+            if known.interleaved and len(both) >= FEWEST:
                 value, interval = stats.speedup([a.rounds[i] for i in both], [b.rounds[i] for i in both])
-                ratios.append(with_(one, speedup=value, ci95=interval, rounds=len(both)))
+                ratios.append(with_(known, speedup=value, ci95=interval, rounds=len(both)))
         kept = []
         for row in found.rows:
             mine = [its for its, side in zip(row.rounds, here(row), strict=False) if side]
@@ -80,7 +82,7 @@ def sides(found: Result) -> dict[str, Result]:
 
 def line(found: Result, row: Row, caches: str = "") -> str:
     """A model's line of the table."""
-    others = {one.backend: one for one in found.rows if one.case == row.case and one.status == OK and one.rounds}
+    others = {its.backend: its for its in found.rows if its.case == row.case and its.status == OK and its.rounds}
     torch = min((name for name in TORCH if name in others), key=lambda name: others[name].median_s or 0.0, default="")
 
     def over(name: str) -> str:
@@ -90,17 +92,17 @@ def line(found: Result, row: Row, caches: str = "") -> str:
         interval = "" if known[1] is None else f" ({known[1][0]:.2f}-{known[1][1]:.2f})"
         return f"{known[0]:.2f}x{interval}" + (f" {name}" if name in TORCH else "") + ("" if name in others else WRONG)
 
-    stock = others.get(STOCK)
+    stock = others.get(BASELINE)
     memory = "-"
     if stock is not None and stock.peak_rss_bytes and row.peak_rss_bytes:
         memory = f"{row.peak_rss_bytes / stock.peak_rss_bytes:.2f}"
     rate = least = "-"
-    ceiling = next((one for one in found.ceilings if one["threads"] == row.threads), None)
-    if ceiling is not None and row.gflops is not None and row.memory_bytes is not None:
-        rate = f"{row.gflops:.0f}, {row.gflops / ceiling['sgemm_gflops']:.2f}"
-        least = f"{1e-6 * row.memory_bytes / ceiling['bandwidth_gb_s']:.1f}"
+    peaks = next((each for each in found.roofline_peaks if each["threads"] == row.threads), None)
+    if peaks is not None and row.gflops is not None and row.memory_bytes is not None:
+        rate = f"{row.gflops:.0f}, {row.gflops / peaks['sgemm_gflops']:.2f}"
+        least = f"{1e-6 * row.memory_bytes / peaks['bandwidth_gb_s']:.1f}"
     taken = f"{1e3 * row.median_s:.1f}" if row.median_s is not None else row.status
-    cells = (row.model, caches, taken, over(STOCK), over(torch), over("openvino-stock"), memory, rate, least)
+    cells = (row.model, caches, taken, over(BASELINE), over(torch), over("openvino-stock"), memory, rate, least)
     return f"| {' | '.join(cells)} |"
 
 
@@ -112,33 +114,37 @@ def table(found: Result) -> str:
         f"{machine['cpu']} ({', '.join(machine['flags'])}), {found.rows[0].threads} threads; "
         f"{', '.join(f'{name} {versions[key]}' for key, name in names.items())}."
     )
-    for one in found.ceilings[:1]:
-        where += f" NumPy's sgemm: {one['sgemm_gflops']:.0f} GFLOP/s; copying memory: {one['bandwidth_gb_s']:.0f} GB/s."
+    for peaks in found.roofline_peaks[:1]:
+        where += (
+            f" NumPy's sgemm: {peaks['sgemm_gflops']:.0f} GFLOP/s; copying memory: {peaks['bandwidth_gb_s']:.0f} GB/s."
+        )
     parts = sides(found)
     lines = []
     for row in found.rows:
         if row.backend == OURS:
             mine = {
-                name: next(one for one in part.rows if one.case == row.case and one.backend == OURS)
+                name: next(its for its in part.rows if its.case == row.case and its.backend == OURS)
                 for name, part in parts.items()
             }
             enough = {
-                name: one
-                for name, one in mine.items()
-                if len(one.rounds) >= FEWEST and (ratio(parts[name], one, STOCK) or not ratio(found, row, STOCK))
+                name: its
+                for name, its in mine.items()
+                if len(its.rounds) >= FEWEST and (ratio(parts[name], its, BASELINE) or not ratio(found, row, BASELINE))
             }
-            lines += [line(parts[name], one, name) for name, one in enough.items()]
+            lines += [line(parts[name], its, name) for name, its in enough.items()]
             if len(enough) < len(parts):
                 lines.append(line(found, row, EITHER if len(parts) > 1 else ""))
     notes = ["", f"{WRONG.strip()} its logits differ from PyTorch's by more than the tolerance."]
-    return "\n".join([where, "", HEAD, *lines, *(notes if any(WRONG in one for one in lines) else [])])
+    return "\n".join([where, "", HEAD, *lines, *(notes if any(WRONG in text for text in lines) else [])])
 
 
 def main(paths: Sequence[str]) -> None:
     """Print the table, and put it into the page."""
-    text = table(result.merge([result.read(Path(path)) for path in paths]))
+    merged = result.merge([result.read(Path(path)) for path in paths])
+    text = table(merged)
     print(text)
-    replace(ROOT / "docs" / "performance.md", "gains", text)
+    where = f"{merged.rows[0].threads} cores of {merged.machine['cpu']}"
+    put_block(ROOT / "docs" / "performance.md", "speedups", text, "benchmarks.speedups", where)
 
 
 if __name__ == "__main__":

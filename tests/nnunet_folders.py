@@ -25,7 +25,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.docs import put_block
+
 ROOT = Path(__file__).resolve().parents[1]
+BLOCK_VERSION = 1
+"""Raised when what ``table`` writes, or measures, changes."""
 CASES = 3
 RAW, PREPROCESSED, WORKERS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_n_proc_DA"
 """Environment variables that nnU-Net reads its folders, and the processes of its augmentation, from."""
@@ -342,11 +346,8 @@ def table(root: Path, kinds: Sequence[str]) -> None:
                 f"| {name(kind)} | {one['folder']}, {one['fold']} | {one['max_error']:.1e} | {one['rms_error']:.1e} "
                 f"| {100 * one['agreement']:.4f} % | {wide} | {one['dice']:.6f} | {one['labels']} |"
             )
-    document = ROOT / "docs" / "nnunet.md"
-    mark, rest = document.read_text("utf-8").split("<!-- agreement: put here by tests/nnunet_folders.py -->\n")
-    after = rest[rest.index("<!-- /agreement -->") :]
     text = "\n".join(lines)
-    document.write_text(f"{mark}<!-- agreement: put here by tests/nnunet_folders.py -->\n{text}\n{after}", "utf-8")
+    put_block(ROOT / "docs" / "nnunet.md", "agreement", text, "tests.nnunet_folders")
     print(text)
 
 

@@ -36,13 +36,7 @@ ROOMS: dict[str, set[str]] = {
 FLOOR = {"errors", "_version"}
 """What every room may import; these two import nothing of the package."""
 
-EXCEPTIONS = {
-    ("bench", "exporters"): "a bench exports what isn't there yet, and makes the weights that eager runs need",
-    ("optimize", "artifacts.manifest"): "a tuning is held against the manifest's schema",
-    ("report", "sources.catalog"): "a row is looked up by its name",
-    ("runtimes", "models.checkpoints"): "the eager runtime restores a network from its weights",
-    ("runtimes", "sources.catalog"): "the eager runtime builds the network of a spec",
-}
+EXCEPTIONS: dict[tuple[str, str], str] = {}
 """Arrows that the table doesn't allow, (importing file's room, imported module), and why each stays."""
 
 TOP = {"__init__.py", "__main__.py", "_version.py", "cli.py", "errors.py", "py.typed"}

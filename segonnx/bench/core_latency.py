@@ -1,4 +1,4 @@
-"""How soon one processor sees what another wrote, which tells whether they share a cache.
+"""Core-to-core latency: how soon one processor sees what another wrote, which tells whether they share a cache.
 
 On a machine of one's own that stays as it is. A host moves the processors of a virtual machine as it likes: programs
 whose threads read what others wrote then take more time, or less, and those whose threads keep to themselves the same.
@@ -21,10 +21,10 @@ BATCHES = 5
 PATIENCE = 10_000_000
 """Looks at the flag, some tenths of a second, after which it won't come back: the other process is gone or waits."""
 APART = 1.4
-"""Two levels differ by this factor at least; the turns of one hardly do."""
+"""Two levels differ by this factor at least; measurements of the same level hardly do."""
 
 
-class Exchange(contextlib.AbstractContextManager["Exchange"]):
+class CoreLatency(contextlib.AbstractContextManager["CoreLatency"]):
     """A flag in shared memory, and a process on another processor that answers it.
 
     Args:
@@ -95,17 +95,17 @@ def _answer(name: str, cpu: int, channel: Connection) -> None:
 def levels(times: Sequence[float]) -> tuple[float, float] | None:
     """The medians of the two levels that the times have; None where they have one.
 
-    They are parted where the spread between the two is largest, as Otsu parts an image's grey values (IEEE SMC 9,
-    1979), in logarithms. A single turn that took longer is no level, nor are a few that took longer than a level.
+    They are parted where the variance between the two is largest, as Otsu parts an image's grey values (IEEE SMC 9,
+    1979), in logarithms. A single slow measurement is no level, nor are a few that took longer than a level.
 
     Args:
-        times: nanoseconds, as ``Exchange.measure`` gives them.
+        times: nanoseconds, as ``CoreLatency.measure`` gives them.
     """
     ordered = sorted(times)
     inner = ordered[1:-1]
     total, below, best = sum(map(math.log, inner)), 0.0, (0.0, 0)
-    for count, one in enumerate(inner[:-1], 1):
-        below += math.log(one)
+    for count, latency in enumerate(inner[:-1], 1):
+        below += math.log(latency)
         rest = len(inner) - count
         best = max(best, (count * rest * ((total - below) / rest - below / count) ** 2, count))
     parted = best[1]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from segonnx.bench.result import Published, WeightsKind
 from segonnx.bench.rounds import Rule
 from segonnx.core import hardware
+from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError
-from segonnx.runtimes.base import Options
-from segonnx.sources.catalog import ModelSpec
+from segonnx.runtimes.base import Options, Runtime
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Autocast = Literal["auto", "bf16", "off"]
 _COPY_WEIGHTS = ("ort", "ort-stock", "openvino", "openvino-stock")
@@ -30,15 +34,16 @@ class Settings:
 
     Attributes:
         backends: names of runtimes, in the order of the table.
-        threads: of every runtime; several numbers are a sweep.
+        threads: how many threads every runtime gets; several numbers are a sweep.
         rule: when the rounds of a case end.
-        processes: of every runtime, one after another, with a share of the rounds each.
-        timeout_s: the longest that loading, or one turn, may take.
+        processes: how many processes of every runtime run one after another; they share the rounds.
+        timeout_s: the longest that loading, or one block, may take.
         autocast: ``bf16``, ``off``, or ``auto``: bf16 where the processor multiplies it.
         seed: of the input.
         options: what is set alike for every runtime that knows it; its threads and bf16 are replaced.
         profile: tell the time of each operator, too.
-        ceilings: measure what the machine can do at most.
+        roofline: measure the machine's roofline peaks first.
+        diagnose: measure the core-to-core latency before every block.
     """
 
     backends: tuple[str, ...]
@@ -50,7 +55,8 @@ class Settings:
     seed: int = 0
     options: Options = field(default_factory=lambda: Options(threads=1))
     profile: bool = False
-    ceilings: bool = False
+    roofline: bool = False
+    diagnose: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The settings, as they stand in the result."""
@@ -67,26 +73,43 @@ class Settings:
             "input_seed": self.seed,
             "options": options,
             "profile": self.profile,
+            "diagnose": self.diagnose,
         }
 
 
 @dataclass(frozen=True)
-class Target:
-    """One network of a bench.
+class TorchNetwork:
+    """A network for the runtimes that run PyTorch. Both functions are called in other processes and must be picklable.
 
     Attributes:
-        name: of the row.
+        build: makes the ``nn.Module`` in eval mode from the file that ``write_weights`` wrote.
+        write_weights: writes the weights to a path and returns the file's SHA-256, given a progress callback.
+    """
+
+    build: Callable[[Path], nn.Module]
+    write_weights: Callable[[Path, Progress], str]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One network that a bench times.
+
+    Attributes:
+        name: the name that its rows carry.
         family: a key of ``catalog.FAMILIES``.
         parameters: exact count.
         macs: multiply-adds of a pass.
         input_shape: (N, C, spatial...).
         modality: of the input.
-        artifact: its folder; None where there is none.
-        stock: the folder of an artifact of the same network without rewrites; None where there is none.
+        num_classes: channels of the logits.
+        artifact: folder of the artifact; None where there is none.
+        baseline: folder of an artifact of the same network without rewrites; None where there is none.
+        recorded: folder of the artifact whose test data hold PyTorch's output; None where nothing is recorded.
         derives: whether a runtime that loads the artifact computes other weights from those in it.
-        spec: how the network is built; None for an artifact that the catalogue doesn't know.
-        seed: of the network's random weights; None where they came from a file.
+        network: the same in PyTorch, for the runtimes that need it; None where its weights came from a file.
+        weights: whose weights it holds: ``seeded``, ``published`` or ``file``.
         weights_sha256: of the artifact's weights.
+        published: figures that others published of it; None where there are none.
         labels: the artifact gives labels instead of logits.
     """
 
@@ -96,12 +119,15 @@ class Target:
     macs: int
     input_shape: tuple[int, ...]
     modality: str
+    num_classes: int
     artifact: Path | None = None
-    stock: Path | None = None
+    baseline: Path | None = None
+    recorded: Path | None = None
     derives: bool = False
-    spec: ModelSpec | None = None
-    seed: int | None = 0
+    network: TorchNetwork | None = None
+    weights: WeightsKind | None = None
     weights_sha256: str | None = None
+    published: Published | None = None
     labels: bool = False
 
     @property
@@ -109,6 +135,39 @@ class Target:
         """How many images one pass counts for: the batch, and for volumes the slices that the source counts."""
         batch, _, *spatial = self.input_shape
         return batch * (math.prod(spatial) / SLICE if len(spatial) == 3 else 1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One target with one number of threads, in all runtimes of a bench.
+
+    Attributes:
+        target: what is timed.
+        threads: how many threads every runtime gets.
+        settings: how the bench runs.
+        bf16: PyTorch computes in bfloat16.
+        known: the runtimes by name.
+        cpus: the processors that every worker is bound to.
+    """
+
+    target: Target
+    threads: int
+    settings: Settings
+    bf16: bool
+    known: Mapping[str, type[Runtime]]
+    cpus: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The name in progress lines."""
+        swept = len(self.settings.threads) > 1
+        return f"{self.target.name}, {self.threads} threads" if swept else self.target.name
+
+    def rules(self) -> list[Rule]:
+        """The rule of each process of a runtime: what a process draws, where its memory lies say, is drawn anew."""
+        rule, count = self.settings.rule, self.settings.processes
+        count = count if rule.rounds is None else min(count, rule.rounds)
+        return [rule.share(number, count) for number in range(count)]
 
 
 def resolve_autocast(mode: Autocast) -> tuple[bool, str]:
@@ -128,17 +187,16 @@ def resolve_autocast(mode: Autocast) -> tuple[bool, str]:
     )
 
 
-def memory_needed(model: Target, backend: str) -> int:
+def memory_needed(target: Target, backend: str) -> int:
     """Bytes that a worker takes, from measured peaks; PyTorch's workers share the pages of their weights' file."""
-    voxels = 0 if model.family == "encoder" else model.input_shape[0] * math.prod(model.input_shape[2:])
-    classes = model.spec.num_classes if model.spec is not None else 117
+    voxels = 0 if target.family == "encoder" else target.input_shape[0] * math.prod(target.input_shape[2:])
     copies = 1.0
     if backend in _COPY_WEIGHTS:
-        copies = 3.0 if model.derives and not backend.endswith("-stock") else 1.5
-    return 8 * 10**8 + voxels * (4 * classes + VOXEL) + int(4 * model.parameters * copies)
+        copies = 3.0 if target.derives and not backend.endswith("-stock") else 1.5
+    return 8 * 10**8 + voxels * (4 * target.num_classes + VOXEL) + int(4 * target.parameters * copies)
 
 
-def blocks(needed: Mapping[str, int], available: int) -> list[list[str]]:
+def resident_groups(needed: Mapping[str, int], available: int) -> list[list[str]]:
     """The runtimes that are resident together: all, or as many as fit one after another, in the order given.
 
     Args:

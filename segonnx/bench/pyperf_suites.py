@@ -71,12 +71,12 @@ def _benchmark(row: Row, result: Result) -> pyperf.Benchmark:
     return pyperf.Benchmark(
         [
             pyperf.Run(
-                one,
+                block,
                 warmups=[(1, seconds) for seconds in row.warmup_s] if number == 0 else None,
                 metadata=metadata,
                 collect_metadata=False,
             )
-            for number, one in enumerate(row.rounds)
+            for number, block in enumerate(row.rounds)
         ]
     )
 

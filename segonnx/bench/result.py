@@ -7,20 +7,45 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from segonnx.bench import stats
 from segonnx.core import documents, files
 from segonnx.errors import InputError
 from segonnx.runtimes.base import Operator
+from segonnx.sources import catalog
 
 OK = "ok"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAX_BYTES = 2**28
 """A larger file isn't read."""
 
-Case = tuple[str, tuple[int, ...], int]
+CaseKey = tuple[str, tuple[int, ...], int]
 """What must be equal for two rows to be compared: model, input shape and threads."""
+WeightsKind = Literal["seeded", "published", "file"]
+"""Whose weights a model holds: random ones of a seed, those that its authors publish, or a user's file."""
+
+_KEYS = {"core_latency_ns": "exchange_ns", "warmed_up": "steady", "roofline_peaks": "ceilings"}
+"""Fields whose keys in the file have other names, which programs that read results know."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What others published of a network, measured elsewhere.
+
+    Attributes:
+        parameters: the most precise published count.
+        dsc_percent: Dice score in percent, with the published weights.
+        time_ms: milliseconds per pass.
+        images_per_s: images, or slices of 512x512, per second.
+        efficiency: ``images_per_s`` per million parameters.
+    """
+
+    parameters: int | None = None
+    dsc_percent: float | None = None
+    time_ms: float | None = None
+    images_per_s: float | None = None
+    efficiency: float | None = None
 
 
 @dataclass
@@ -36,16 +61,17 @@ class Row:
         input_shape: (N, C, spatial...).
         input_sha256: of the input's bytes.
         images: how many images a pass counts for.
-        threads: of the runtime, as asked for.
+        weights: whose weights the model holds; None where an older file doesn't tell.
+        published: what others published of this model on this input; None where nothing may be compared with it.
+        threads: how many threads the runtime was asked to use.
         status: ``ok``, or why there are no times.
-        settings: of the runtime, those that matter for time.
+        settings: what the runtime was set to, where it matters for time.
         rounds: seconds of every timed pass, by round.
         rounds_per_process: how many rounds each of its processes ran, one process after another.
-        started_s: when each round's turn began, in seconds since the bench did.
-        exchange_ns: how soon one of its processors saw what another wrote, before each round's turn; see
-            ``exchange``. Empty where nobody looked.
+        started_s: when each round's block began, in seconds since the bench did.
+        core_latency_ns: core-to-core latency before each round's block; empty where it wasn't measured.
         warmup_s: seconds of the passes before them, the first one of the process among them.
-        steady: whether the warm-up ended because its passes had become alike.
+        warmed_up: whether the warm-up ended because its passes had become alike.
         stopped: why no more rounds were run: ``precision``, ``max-time``, ``rounds`` or ``interrupted``; ``processes``
             where the rounds agree and the processes don't, so that more rounds would not narrow the intervals.
         load_s: seconds until the model was ready, in the first process, which had not imported the library yet:
@@ -65,7 +91,7 @@ class Row:
         speedup_over_eager: eager's time over this one's, the median of the rounds' ratios.
         speedup_ci95: its 95 % confidence interval.
         verdict: ``faster``, ``slower`` or ``no difference``, against eager.
-        interleaved: whether all runtimes of this case took turns.
+        interleaved: whether the blocks of all runtimes of this case alternated.
         profile: time by operator, from passes of their own; None where it wasn't asked for.
         warnings: what a reader should know.
     """
@@ -78,15 +104,17 @@ class Row:
     input_shape: tuple[int, ...]
     input_sha256: str
     images: float
+    weights: WeightsKind | None = None
+    published: Published | None = None
     threads: int = 1
     status: str = OK
     settings: dict[str, str] = field(default_factory=dict)
     rounds: list[list[float]] = field(default_factory=list)
     rounds_per_process: list[int] = field(default_factory=list)
     started_s: list[float] = field(default_factory=list)
-    exchange_ns: list[float] = field(default_factory=list)
+    core_latency_ns: list[float] = field(default_factory=list)
     warmup_s: list[float] = field(default_factory=list)
-    steady: bool | None = None
+    warmed_up: bool | None = None
     stopped: str | None = None
     load_s: float | None = None
     compile_s: float | None = None
@@ -107,14 +135,14 @@ class Row:
     warnings: list[str] = field(default_factory=list)
 
     @property
-    def case(self) -> Case:
+    def case(self) -> CaseKey:
         """What it shares with the rows that it is compared with."""
         return self.model, self.input_shape, self.threads
 
     @property
     def samples_s(self) -> list[float]:
         """Seconds of every pass, in the order in which they ran."""
-        return [seconds for one in self.rounds for seconds in one]
+        return [seconds for block in self.rounds for seconds in block]
 
     @property
     def median_s(self) -> float | None:
@@ -149,11 +177,11 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """The row as it stands in the file."""
-        content = asdict(self)
+        content = {_KEYS.get(key, key): value for key, value in asdict(self).items()}
         content.pop("rounds")
         return content | {
             "samples_s": self.samples_s,
-            "samples_per_round": [len(one) for one in self.rounds],
+            "samples_per_round": [len(block) for block in self.rounds],
             "median_s": self.median_s,
             "ci95_s": self.ci95_s,
             "images_per_s": self.images_per_s,
@@ -165,14 +193,17 @@ class Row:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Row:
         """The row that ``as_dict`` gave."""
-        known = {name: content[name] for name in (one.name for one in fields(cls)) if name in content}
+        keys = {each.name: _KEYS.get(each.name, each.name) for each in fields(cls)}
+        known = {name: content[key] for name, key in keys.items() if key in content}
         samples = iter(content["samples_s"])
         known["rounds"] = [[next(samples) for _ in range(count)] for count in content["samples_per_round"]]
         known["input_shape"] = tuple(content["input_shape"])
         if content["speedup_ci95"] is not None:
             known["speedup_ci95"] = tuple(content["speedup_ci95"])
         if content["profile"] is not None:
-            known["profile"] = [Operator(**one) for one in content["profile"]]
+            known["profile"] = [Operator(**operator) for operator in content["profile"]]
+        if content.get("published") is not None:
+            known["published"] = Published(**content["published"])
         return cls(**known)
 
 
@@ -188,7 +219,7 @@ class Ratio:
         ci95: its 95 % confidence interval; None where there are too few rounds for one.
         verdict: ``faster``, ``slower``, or ``no difference`` where the interval holds 1; None without an interval.
         rounds: how many there were.
-        interleaved: whether both took turns; without that, what changed on the machine in between is in the ratio.
+        interleaved: whether their blocks alternated; if not, what changed on the machine in between is in it, too.
     """
 
     model: str
@@ -205,15 +236,15 @@ class Ratio:
 
 @dataclass
 class Result:
-    """A whole bench.
+    """What a bench gave.
 
     Attributes:
-        machine: as ``machine.describe`` gives it.
+        machine: as ``hardware.describe`` gives it.
         settings: how the bench ran.
         autocast: a sentence on the number type.
         rows: one per model, input, number of threads and runtime.
         ratios: every pair of runtimes, by case.
-        ceilings: what the machine can do at most, by number of threads: ``threads``, ``sgemm_gflops``,
+        roofline_peaks: what the machine can do at most, by number of threads: ``threads``, ``sgemm_gflops``,
             ``sgemm_library``, ``bandwidth_gb_s`` (copying memory, read and written bytes together).
         overhead: what the bench itself took: ``wall_s``, ``timed_s`` (inside timed passes), ``parent_cpu_s``,
             ``parent_peak_rss_bytes``.
@@ -227,17 +258,24 @@ class Result:
     rows: list[Row] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     ratios: list[Ratio] = field(default_factory=list)
-    ceilings: list[dict[str, Any]] = field(default_factory=list)
+    roofline_peaks: list[dict[str, Any]] = field(default_factory=list)
     overhead: dict[str, float] = field(default_factory=dict)
     interrupted: bool = False
     warnings: list[str] = field(default_factory=list)
     created: str = ""
 
+    def families(self) -> dict[str, str]:
+        """The families that it has rows of, each with its title, in the catalogue's order."""
+        present = dict.fromkeys(row.family for row in self.rows)
+        keys = [key for key in catalog.FAMILIES if key in present]
+        keys += [key for key in present if key not in catalog.FAMILIES]
+        return {key: catalog.FAMILIES.get(key, key) for key in keys}
+
     def as_dict(self) -> dict[str, Any]:
         """The content of the file."""
         content: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
-        for one in fields(self):
-            content[one.name] = getattr(self, one.name)
+        for each in fields(self):
+            content[_KEYS.get(each.name, each.name)] = getattr(self, each.name)
         content["rows"] = [row.as_dict() for row in self.rows]
         content["ratios"] = [asdict(ratio) for ratio in self.ratios]
         return content
@@ -254,6 +292,8 @@ class Result:
 def read(path: Path) -> Result:
     """The result in a file, checked against the schema.
 
+    Files of version 2 don't tell whose weights a row is of: nothing published is compared with such a row.
+
     Raises:
         InputError: there is none, or it isn't one.
     """
@@ -265,10 +305,10 @@ def read(path: Path) -> Result:
     content.pop("schema_version")
     content["rows"] = [Row.from_dict(row) for row in content["rows"]]
     content["ratios"] = [
-        Ratio(**{**one, "input_shape": tuple(one["input_shape"]), "ci95": one["ci95"] and tuple(one["ci95"])})
-        for one in content["ratios"]
+        Ratio(**{**ratio, "input_shape": tuple(ratio["input_shape"]), "ci95": ratio["ci95"] and tuple(ratio["ci95"])})
+        for ratio in content["ratios"]
     ]
-    return Result(**content)
+    return Result(**{each.name: content[_KEYS.get(each.name, each.name)] for each in fields(Result)})
 
 
 def merge(results: Sequence[Result]) -> Result:
@@ -289,7 +329,8 @@ def merge(results: Sequence[Result]) -> Result:
             if (row.case, row.backend) in seen:
                 raise InputError(f"two of these results hold {row.model} in {row.backend}")
             seen.add((row.case, row.backend))
-    threads = {one["threads"]: one for one in reversed([one for result in results for one in result.ceilings])}
+    every = [peaks for result in results for peaks in result.roofline_peaks]
+    by_threads = {peaks["threads"]: peaks for peaks in reversed(every)}
     overhead: dict[str, float] = {}
     for key in first.overhead:
         values = [result.overhead[key] for result in results if key in result.overhead]
@@ -298,7 +339,7 @@ def merge(results: Sequence[Result]) -> Result:
         first,
         rows=[row for result in results for row in result.rows],
         ratios=[ratio for result in results for ratio in result.ratios],
-        ceilings=[threads[count] for count in sorted(threads)],
+        roofline_peaks=[by_threads[count] for count in sorted(by_threads)],
         overhead=overhead,
         interrupted=any(result.interrupted for result in results),
         warnings=list(dict.fromkeys(warning for result in results for warning in result.warnings)),

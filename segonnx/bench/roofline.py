@@ -21,7 +21,7 @@ MIN_BYTES, MAX_BYTES = 2**28, 2**31
 
 
 def measure(threads: int, cpus: Sequence[int], progress: Progress = subprocesses.silent) -> dict[str, Any]:
-    """The ceilings of so many threads on these processors, as they stand in a result.
+    """The roofline peaks of so many threads on these processors, as they stand in a result.
 
     ``sgemm_gflops`` is the median rate of float32 matrix products of 3072x3072, by the faster of the libraries that
     are installed (NumPy's OpenBLAS, PyTorch's); ``bandwidth_gb_s`` is the median rate of the bytes read and the bytes
@@ -48,7 +48,7 @@ def _numpy(threads: int, cpus: Sequence[int], progress: Progress) -> tuple[float
     out = np.empty_like(a)
     with threadpoolctl.threadpool_limits(threads):
         gflops = 2 * SIZE**3 / _median(lambda: np.matmul(a, b, out=out)) / 1e9
-    blas = [f" ({one['internal_api']} {one['version']})" for one in threadpoolctl.threadpool_info()][:1]
+    blas = [f" ({pool['internal_api']} {pool['version']})" for pool in threadpoolctl.threadpool_info()][:1]
     return gflops, "".join((f"NumPy {np.__version__}", *blas))
 
 
@@ -97,7 +97,7 @@ def last_caches(cpus: Sequence[int], system: Path = Path("/sys/devices/system/cp
     found = {}
     for cpu in cpus:
         caches = (system / f"cpu{cpu}" / "cache").glob("index*")
-        levels = {int((one / "level").read_text("ascii")): one for one in caches if (one / "size").exists()}
+        levels = {int((cache / "level").read_text("ascii")): cache for cache in caches if (cache / "size").exists()}
         if levels:
             last = levels[max(levels)]
             size = (last / "size").read_text("ascii").strip().removesuffix("K")  # Linux always writes KiB

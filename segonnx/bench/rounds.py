@@ -9,12 +9,12 @@ from typing import Literal
 
 from segonnx.bench import stats
 
-Turn = Callable[[str], list[float] | None]
-"""Runs one runtime's turn: seconds of each pass, or None where the runtime has failed and takes no further part."""
+RunBlock = Callable[[str], list[float] | None]
+"""Runs one runtime's block: seconds of each pass, or None where the runtime has failed and takes no further part."""
 Stopped = Literal["precision", "processes", "max-time", "rounds"]
 
 GROWTH = 1.2
-"""The intervals are looked at again when the rounds have grown by this factor: who looks at each, stops by chance."""
+"""The rounds grow by this factor from look to look: looks after every round would stop by chance."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Rule:
     """When the rounds end.
 
     Attributes:
-        precision: how far the 95 % intervals may reach, as a fraction.
+        precision: the largest relative half-width that the 95 % intervals may have.
         max_time_s: no round is begun that would probably end after this many seconds; the first one is always run.
         rounds: run exactly this many instead; neither of the other two counts then.
         seed: of the order within the rounds.
@@ -50,13 +50,17 @@ class Rule:
 
 
 def collect(
-    names: Iterable[str], turn: Turn, rule: Rule, clock: Callable[[], float], done: dict[str, list[list[float]]]
+    names: Iterable[str],
+    run_block: RunBlock,
+    rule: Rule,
+    clock: Callable[[], float],
+    done: dict[str, list[list[float]]],
 ) -> Stopped:
     """Run rounds until the rule says stop.
 
     Args:
-        names: the runtimes; each has one turn in every round.
-        turn: runs one.
+        names: the runtimes; each runs one block in every round.
+        run_block: runs a block.
         rule: when to stop.
         clock: seconds.
         done: filled with the rounds of every runtime, so that what was measured is there if this is interrupted.
@@ -73,10 +77,10 @@ def collect(
     number = 0
     while True:
         began = clock()
-        turns = list(active)
-        order.shuffle(turns)
-        for name in turns:
-            seconds = turn(name)
+        shuffled = list(active)
+        order.shuffle(shuffled)
+        for name in shuffled:
+            seconds = run_block(name)
             if seconds is None:
                 active.remove(name)
                 del done[name]
@@ -88,7 +92,7 @@ def collect(
                 return "rounds"
             continue
         if number >= look:
-            if max(reach(done).values()) <= rule.precision:
+            if max(half_widths(done).values()) <= rule.precision:
                 return "precision"
             look = max(number + 1, round(number * GROWTH))
         now = clock()
@@ -96,10 +100,10 @@ def collect(
             return "max-time"
 
 
-def reach(
+def half_widths(
     done: Mapping[str, list[list[float]]], processes: Mapping[str, stats.Counts] | None = None
 ) -> dict[str, float]:
-    """How far each interval reaches, as a fraction: of every runtime's median, and of every speed-up over the first.
+    """Relative half-widths of the intervals: of every runtime's median, and of every speed-up over the first.
 
     Args:
         done: rounds by runtime.
@@ -109,9 +113,8 @@ def reach(
     result = {}
     names = list(done)
     for name in names:
-        result[name] = stats.half_width(
-            stats.median([s for one in done[name] for s in one]), stats.ci95(done[name], counts[name])
-        )
+        median = stats.median([seconds for block in done[name] for seconds in block])
+        result[name] = stats.half_width(median, stats.ci95(done[name], counts[name]))
     for name in names[1:]:
         value, interval = stats.speedup(done[names[0]], done[name], counts[name])
         result[f"{names[0]} / {name}"] = float("inf") if interval is None else stats.half_width(value, interval)

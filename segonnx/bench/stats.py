@@ -43,7 +43,7 @@ def ci95(rounds: Rounds, processes: Counts = (), seed: int = 0) -> Interval:
     two lower ends to the higher of the upper ones.
     """
     low, high = np.percentile(_medians(rounds, np.random.default_rng(seed)), _TAILS)
-    return _hull((float(low), float(high)), _between([median(_pool(one)) for one in split(rounds, processes)]))
+    return _hull((float(low), float(high)), _between([median(_pool(its)) for its in split(rounds, processes)]))
 
 
 def split(rounds: Rounds, processes: Counts) -> list[Rounds]:
@@ -53,7 +53,7 @@ def split(rounds: Rounds, processes: Counts) -> list[Rounds]:
 
 
 def half_width(value: float, interval: Interval) -> float:
-    """How far the interval reaches from its value at most, as a fraction of the value."""
+    """The relative half-width: how far the interval reaches from its value at most, as a fraction of the value."""
     return max(value - interval[0], interval[1] - value) / value
 
 
@@ -74,14 +74,14 @@ def speedup(baseline: Rounds, other: Rounds, processes: Counts = ()) -> tuple[fl
     value = median(ratios)
     found = stats.quantile_test(ratios, p=0.5).confidence_interval(NOMINAL)
     within = None if math.isnan(found.low) else (float(found.low), float(found.high))
-    between = _between([median(_pool(its)) for its in split([[one] for one in ratios], processes)])
+    between = _between([median(_pool(its)) for its in split([[ratio] for ratio in ratios], processes)])
     return value, _hull(within, between, value)
 
 
 def ratio_of_runs(
     old: Rounds, new: Rounds, old_processes: Counts = (), new_processes: Counts = (), seed: int = 0
 ) -> tuple[float, Interval | None]:
-    """How many times faster a ``new`` run is than an ``old`` one that didn't take turns with it, and the 95 % interval.
+    """How many times faster a ``new`` run is than an ``old`` one at another time, and the 95 % interval of that.
 
     By the percentile bootstrap over the rounds of both, and by Welch's t over the medians of their processes, like the
     interval of ``speedup``. What changed on the machine between the runs is in the ratio, and the interval doesn't know
@@ -111,7 +111,7 @@ def verdict(interval: Interval | None) -> Verdict | None:
     return "faster" if low > 1 else "slower" if high < 1 else "no difference"
 
 
-def steady(passes: Sequence[float]) -> bool:
+def warmed_up(passes: Sequence[float]) -> bool:
     """Whether the last two passes took the same time, within 5 % of the shorter one."""
     return len(passes) > 1 and abs(passes[-1] - passes[-2]) <= ALIKE * min(passes[-2:])
 
@@ -124,7 +124,7 @@ def drift(rounds: Rounds) -> float | None:
     """
     from scipy import stats
 
-    times = [median(one) for one in rounds]
+    times = [median(block) for block in rounds]
     if len(times) < 6 or np.ptp(times) == 0 or stats.kendalltau(range(len(times)), times).pvalue > 0.01:
         return None
     third = len(times) // 3
@@ -147,12 +147,12 @@ def _between(values: Sequence[float]) -> Interval | None:
 
 
 @overload
-def _hull(one: Interval, other: Interval | None) -> Interval: ...
+def _hull(first: Interval, other: Interval | None) -> Interval: ...
 @overload
-def _hull(one: Interval | None, other: Interval | None, value: float) -> Interval | None: ...
-def _hull(one: Interval | None, other: Interval | None, value: float | None = None) -> Interval | None:
+def _hull(first: Interval | None, other: Interval | None, value: float) -> Interval | None: ...
+def _hull(first: Interval | None, other: Interval | None, value: float | None = None) -> Interval | None:
     """The shortest interval that holds those there are, and the value; None where there is none."""
-    ends = [end for interval in (one, other) if interval is not None for end in interval]
+    ends = [end for interval in (first, other) if interval is not None for end in interval]
     if not ends:
         return None
     ends += [] if value is None else [value]
@@ -160,15 +160,15 @@ def _hull(one: Interval | None, other: Interval | None, value: float | None = No
 
 
 def _pool(rounds: Rounds) -> list[float]:
-    return [seconds for one in rounds for seconds in one]
+    return [seconds for block in rounds for seconds in block]
 
 
 def _medians(rounds: Rounds, rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """The medians of ``RESAMPLES`` benches of as many rounds, each drawn from these with replacement."""
     drawn = rng.integers(len(rounds), size=(RESAMPLES, len(rounds)))
-    if len({len(one) for one in rounds}) == 1:
+    if len({len(block) for block in rounds}) == 1:
         samples = np.asarray(rounds)[drawn].reshape(RESAMPLES, -1)
         result: npt.NDArray[np.float64] = np.median(samples, axis=1)
         return result
-    arrays = [np.asarray(one) for one in rounds]
+    arrays = [np.asarray(block) for block in rounds]
     return np.array([np.median(np.concatenate([arrays[i] for i in row])) for row in drawn])

@@ -1,28 +1,28 @@
-"""From what a user names to the models that a bench times."""
+"""From artifacts and specs to the targets that a bench times. Nothing here exports."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from segonnx import runtimes
-from segonnx.artifacts.manifest import gives_labels
+from segonnx.artifacts.manifest import Manifest, gives_labels
 from segonnx.artifacts.verify import verify
-from segonnx.bench.plan import Settings, Target
+from segonnx.bench.plan import Settings, Target, TorchNetwork
+from segonnx.bench.result import Published, WeightsKind
 from segonnx.core import synthetic_inputs
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
 
-STOCK = "artifacts/stock"
+BASELINE = "artifacts/stock"
 """Where artifacts without rewrites are, if the others are in ``artifacts``."""
 
-if TYPE_CHECKING:
-    from segonnx.exporters.pipeline import Exported
+MakeNetwork = Callable[[ModelSpec, int], TorchNetwork]
+"""Gives a spec's network with the random weights of a seed, for runtimes that run PyTorch."""
 
 
 def derives(rewrites: Sequence[str]) -> bool:
@@ -31,18 +31,24 @@ def derives(rewrites: Sequence[str]) -> bool:
 
 
 def from_artifact(
-    folder: Path, progress: Progress, shape: tuple[int, ...] | None = None, stock: Path | None = None
+    folder: Path,
+    progress: Progress,
+    make_network: MakeNetwork | None = None,
+    shape: tuple[int, ...] | None = None,
+    baseline: Path | None = None,
 ) -> Target:
-    """The model of an artifact, whose every byte is checked first.
+    """The target of an artifact, whose every byte is checked first.
 
     Args:
         folder: the artifact.
-        progress: told of each step.
+        progress: progress callback.
+        make_network: makes the network again in PyTorch, where the artifact's weights are random ones of a spec that
+            has a name; None leaves the runtimes out that need it.
         shape: of the input, (N, C, spatial...); None takes the one that the artifact was made for.
-        stock: an artifact of the same without rewrites.
+        baseline: an artifact of the same without rewrites.
 
     Raises:
-        VerifyError: it isn't whole.
+        VerifyError: it isn't intact.
         InputError: it doesn't take that shape.
     """
     content = verify(folder, replay=False, progress=progress).manifest
@@ -50,10 +56,13 @@ def from_artifact(
     if shape is not None and shape != own:
         fixed = "x".join(map(str, own))
         raise InputError(f"{folder} was made for inputs of {fixed}: export it with another --shape and --batch")
-    try:
-        spec = catalog.find(content["name"])
-    except InputError:
-        spec = None
+    spec = _spec(content)
+    seed = content["weights"].get("seed")
+    weights: WeightsKind = "seeded" if seed is not None else "file"
+    if content["arguments"].get("pretrained"):
+        weights = "published"
+    num_classes = _num_classes(content)
+    known = spec is not None and (content["parameters"]["count"], num_classes) == _identity(spec)
     return Target(
         name=content["name"],
         family=content["family"],
@@ -61,100 +70,110 @@ def from_artifact(
         macs=content["macs"],
         input_shape=own,
         modality=content["preprocessing"]["modality"],
+        num_classes=num_classes,
         artifact=folder,
-        stock=stock,
+        baseline=baseline,
+        recorded=folder,
         derives=derives(content["rewrites"]),
-        spec=spec,
-        seed=content["weights"]["seed"],
+        network=None if make_network is None or spec is None or seed is None else make_network(spec, seed),
+        weights=weights,
         weights_sha256=content["weights"]["sha256"],
+        published=published(spec, own, weights) if spec is not None and known else None,
         labels=gives_labels(content),
     )
 
 
-def from_system(
-    spec: ModelSpec,
-    out: Path,
-    settings: Settings,
-    tell: Callable[[Exported], None],
-    progress: Progress,
-    spatial: tuple[int, ...] | None = None,
-    batch: int = 1,
-) -> Target:
-    """The model of a system: its artifact in ``out``, exported first if it isn't there and a runtime needs it.
-
-    Artifacts for another shape than the system's are in a folder of that name, such as ``out/1x1x64x64x64``.
+def from_spec(spec: ModelSpec, make_network: MakeNetwork, baseline: Path | None = None) -> Target:
+    """The target of a reference system that has no artifact, with the random weights of seed 0.
 
     Args:
-        spec: what to time.
-        out: the folder of the artifacts.
-        settings: of the bench.
-        tell: called with an export that was made.
-        progress: told of each step.
-        spatial: sizes of the input; None takes the system's.
-        batch: instances per pass.
-
-    Raises:
-        InputError: the network doesn't take that shape, or what is missing can't be exported here.
+        spec: of a reference system: its counts stand in the catalogue.
+        make_network: makes the network in PyTorch.
+        baseline: an artifact without rewrites.
     """
-    from segonnx.exporters import pipeline
-
-    shape = pipeline.input_shape(spec, spatial, batch)
-    own = shape == spec.input_shape
-    if not own:
-        out /= "x".join(map(str, shape))
-    torch = runtimes.get("eager").missing() is None
-    needs = {runtimes.get(name).needs for name in settings.backends}
-
-    def made(folder: Path, optimize: Literal["cpu", "none"]) -> Path | None:
-        if not folder.exists():
-            if not torch:
-                return None
-            how = pipeline.Settings(folder.parent, shape=spatial, batch=batch, optimize=optimize)
-            tell(pipeline.export(spec, how, lambda step: progress(f"{spec.name}: {step}")))
-        return folder
-
-    folder = out / pipeline.folder_name(spec)
-    stock = None
-    if "stock" in needs and (stock := made(out / "stock" / folder.name, "none")) is not None:
-        from_artifact(stock, progress, shape)  # checks its bytes
-    # What isn't in the catalogue is counted by the export.
-    needed = folder.exists() or not own or spec.reference is None or "artifact" in needs
-    if needed and (artifact := made(folder, "cpu")) is not None:
-        return from_artifact(artifact, progress, shape, stock)
-    if not own or spec.reference is None:
-        raise InputError(f"{folder} isn't there, and exporting {spec.name} needs torch: pip install 'segonnx[export]'")
+    assert spec.reference is not None
     return Target(
         name=spec.name,
         family=spec.family,
         parameters=spec.reference.parameters,
         macs=spec.reference.inference_macs,
-        input_shape=shape,
+        input_shape=spec.input_shape,
         modality=spec.modality,
-        stock=stock,
-        spec=spec,
+        num_classes=spec.num_classes,
+        baseline=baseline,
+        network=make_network(spec, 0),
+        weights="seeded",
+        published=published(spec, spec.input_shape, "seeded"),
     )
 
 
-def require_alike(models: list[Target], settings: Settings) -> None:
+def published(spec: ModelSpec, input_shape: tuple[int, ...], weights: WeightsKind) -> Published | None:
+    """What others published of a reference system that may stand beside its times here.
+
+    Its times hold for the architecture with the same classes on the same input, whatever the weights. Its Dice is that
+    of its published weights: it may describe the architecture where the weights are random, and says nothing of
+    weights from a file.
+
+    Args:
+        spec: of the network, with its own number of classes.
+        input_shape: of the input that is timed, (N, C, spatial...).
+        weights: whose weights are timed.
+
+    Returns:
+        None where nothing is published, or the input is another.
+    """
+    time, dice = spec.published_time, None if weights == "file" else spec.dsc_percent
+    if spec.reference is None or input_shape != spec.input_shape:
+        return None
+    return Published(
+        parameters=spec.published_parameters,
+        dsc_percent=dice,
+        time_ms=None if time is None else time.time_ms,
+        images_per_s=None if time is None else time.images_per_s,
+        efficiency=None if time is None else time.efficiency,
+    )
+
+
+def _spec(content: Manifest) -> ModelSpec | None:
+    """The spec that the artifact was made of; None where its name is only a user's name for a network of theirs."""
+    try:
+        spec = catalog.find(content["name"])
+    except InputError:
+        return None
+    return spec if (spec.family, spec.source) == (content.get("family"), content.get("source")) else None
+
+
+def _num_classes(content: Manifest) -> int:
+    """How many channels the logits have that the artifact computes, or takes the labels of."""
+    output = content["outputs"][0]
+    return int(output["classes"] if gives_labels(content) else output["shape"][1])
+
+
+def _identity(spec: ModelSpec) -> tuple[int | None, int]:
+    """Parameters and classes of a reference system's own network."""
+    return None if spec.reference is None else spec.reference.parameters, spec.num_classes
+
+
+def require_alike(targets: list[Target], settings: Settings) -> None:
     """Refuse to time artifacts that give labels beside runtimes that give logits: they'd do less work.
 
     Raises:
         InputError: which.
     """
     others = [name for name in settings.backends if runtimes.get(name).needs != "artifact"]
-    for model in models:
-        if model.labels and others:
+    for target in targets:
+        if target.labels and others:
             raise InputError(
-                f"{model.artifact} gives labels, and {', '.join(others)} would give logits: "
+                f"{target.artifact} gives labels, and {', '.join(others)} would give logits: "
                 "time it with --backend ort and --backend openvino alone"
             )
 
 
-def read_input(path: Path, models: list[Target]) -> synthetic_inputs.Array:
+def read_input(path: Path, targets: list[Target]) -> synthetic_inputs.Array:
     """An input from a ``.npy`` file.
 
     Raises:
-        InputError: it isn't one, or doesn't fit every model.
+        InputError: the file holds no array of float32, or one that doesn't fit every target.
     """
     try:
         x = np.load(path, allow_pickle=False)
@@ -162,7 +181,7 @@ def read_input(path: Path, models: list[Target]) -> synthetic_inputs.Array:
         raise InputError(f"{path} isn't a .npy file of numbers: {error}") from error
     if not isinstance(x, np.ndarray) or x.dtype != np.float32:
         raise InputError(f"{path} must hold one array of float32")
-    for model in models:
-        if x.shape != model.input_shape:
-            raise InputError(f"{path} has the shape {x.shape}, {model.name} takes {model.input_shape}")
+    for target in targets:
+        if x.shape != target.input_shape:
+            raise InputError(f"{path} has the shape {x.shape}, {target.name} takes {target.input_shape}")
     return np.ascontiguousarray(x)

@@ -27,8 +27,8 @@ class _Look:
     steal: float
 
 
-class Watch:
-    """Watches the turns of a runtime's workers, one worker after another.
+class ThreadMonitor:
+    """Watches the blocks of a runtime's workers, one worker after another.
 
     Args:
         cpus: the processors that they're bound to.
@@ -53,11 +53,11 @@ class Watch:
         self._threads.clear()
 
     def begin(self) -> None:
-        """A turn is about to begin."""
+        """A block is about to begin."""
         self._begun = self._look()
 
     def end(self) -> None:
-        """A turn is over."""
+        """A block is over."""
         begun, now = self._begun, self._look()
         assert begun is not None
         worked = {tid: spent - begun.threads.get(tid, 0.0) for tid, spent in now.threads.items()}
@@ -72,15 +72,15 @@ class Watch:
 
     @property
     def busy(self) -> int:
-        """Threads of a worker that worked during its turns, the most of any worker."""
+        """Threads of a worker that worked during its blocks, the most of any worker."""
         most = max(self._threads.values(), default=0)
         return max(self._busy, sum(spent > 0 and spent >= BUSY * most for spent in self._threads.values()))
 
     def warnings(self, threads: int) -> list[str]:
-        """What a reader should know of the turns.
+        """What a reader should know of the blocks.
 
         Args:
-            threads: how many the runtime was told to use.
+            threads: how many the runtime was asked to use.
         """
         result = []
         foreign = self._foreign / self._capacity if self._capacity else 0.0
@@ -98,12 +98,12 @@ class Watch:
     def _look(self) -> _Look:
         assert self._process is not None
         try:
-            threads = {one.id: one.user_time + one.system_time for one in self._process.threads()}
+            threads = {thread.id: thread.user_time + thread.system_time for thread in self._process.threads()}
         except psutil.Error:  # it has died, and its row will say so
             threads = {}
         times = psutil.cpu_times(percpu=True)
         mine = [times[cpu] for cpu in self._wanted if cpu < len(times)]
-        busy = sum(one.user + one.system + getattr(one, "irq", 0) + getattr(one, "softirq", 0) for one in mine)
-        busy += sum(getattr(one, "nice", 0) for one in mine)
-        steal = sum(getattr(one, "steal", 0.0) for one in mine)
+        busy = sum(cpu.user + cpu.system + getattr(cpu, "irq", 0) + getattr(cpu, "softirq", 0) for cpu in mine)
+        busy += sum(getattr(cpu, "nice", 0) for cpu in mine)
+        steal = sum(getattr(cpu, "steal", 0.0) for cpu in mine)
         return _Look(time.perf_counter(), threads, busy, steal)

@@ -1,4 +1,4 @@
-"""The process that holds one model in one runtime, and runs it when it's told to."""
+"""The process that holds one model in one runtime, and runs it on command."""
 
 from __future__ import annotations
 

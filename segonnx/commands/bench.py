@@ -16,7 +16,7 @@ from segonnx.errors import InputError, SegonnxError
 from segonnx.sources import catalog
 
 if TYPE_CHECKING:
-    from segonnx.bench.plan import Settings, Target
+    from segonnx.bench.plan import Settings
     from segonnx.bench.result import Result, Row
     from segonnx.core.progress import Display
     from segonnx.sources.catalog import ModelSpec
@@ -47,6 +47,7 @@ class Request:
     autocast: Literal["auto", "bf16", "off"]
     ort_options: tuple[str, ...]
     profile: bool
+    diagnose: bool
     no_roofline: bool
     out: Path
 
@@ -113,6 +114,7 @@ class Request:
     help="graph_optimization=all|layout|extended|basic|disabled, spinning=on|off, arena=on|off, outputs=bound|fresh.",
 )
 @click.option("--profile", is_flag=True, help="Tell the time by operator, from passes of their own.")
+@click.option("--diagnose", is_flag=True, help="Measure the core-to-core latency before every block.")
 @click.option(
     "--no-roofline",
     "--no-ceilings",
@@ -194,45 +196,43 @@ def _settings(request: Request) -> Settings:
         autocast=request.autocast,
         options=Options(threads=1, **ort.parse_options(request.ort_options)),
         profile=request.profile,
-        ceilings=not request.no_roofline,
+        roofline=not request.no_roofline,
+        diagnose=request.diagnose,
     )
 
 
 def _bench(request: Request, specs: list[ModelSpec], settings: Settings, display: Display) -> Result:
     from segonnx.bench import run, targets
+    from segonnx.commands import bench_targets
 
-    models: list[Target] = [targets.from_artifact(artifact, display) for artifact in request.artifacts]
-    models += [
-        targets.from_system(
+    timed = [bench_targets.from_artifact(artifact, display) for artifact in request.artifacts]
+    timed += [
+        bench_targets.from_system(
             spec, request.out, settings, lambda exported: display.echo(exported_line(exported)), display, shape, size
         )
         for spec in specs
         for shape in request.shapes or (None,)
         for size in request.batch
     ]
-    targets.require_alike(models, settings)
-    x = targets.read_input(request.input_path, models) if request.input_path is not None else None
-    return run.bench(models, settings, x, lambda rows: _print_rows(rows, display), display)
+    targets.require_alike(timed, settings)
+    x = targets.read_input(request.input_path, timed) if request.input_path is not None else None
+    return run.bench(timed, settings, x, lambda rows: _print_rows(rows, display), display)
 
 
 def _print_rows(rows: list[Row], display: Display) -> None:
-    from segonnx.report import tables
+    from segonnx.report import rows as formatted
 
     for row in rows:
-        time = row.status
-        if row.median_s is not None and row.ci95_s is not None and row.status == "ok":
-            time = tables.interval(row.median_s, row.ci95_s)
-        ratio = f", {tables.speedup(row)} eager" if row.speedup_over_eager is not None else ""
-        display.echo(f"{row.model} {row.backend}: {time}{ratio}")
+        ratio = f", {formatted.speedup(row)} eager" if row.speedup_over_eager is not None else ""
+        display.echo(f"{row.model} {row.backend}: {formatted.time(row) or row.status}{ratio}")
 
 
 def _print(result: Result) -> None:
     from segonnx.report import tables
 
     click.echo(f"\n{result.autocast}")
-    for key in catalog.FAMILIES:
-        if any(row.family == key for row in result.rows):
-            click.echo("\n" + tables.family(result, key))
+    for key in result.families():
+        click.echo("\n" + tables.family(result, key))
     if found := tables.conclusions(result):
         click.echo("\n" + tables.conclusions_table(found))
     click.echo("\n" + tables.notes(result))

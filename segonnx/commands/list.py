@@ -21,16 +21,36 @@ def command(as_json: bool, check: bool) -> None:
     segonnx list --json | jq '.[].name'
     segonnx list --check
     """
-    from segonnx.report import tables
     from segonnx.sources import catalog
 
     systems = catalog.systems()
     if as_json:
         click.echo(json.dumps([_as_json(spec) for spec in systems], indent=2))
     elif not check:
-        click.echo(tables.systems(systems))
+        click.echo(_table(systems))
     if check:
         _check_catalogue()
+
+
+def _table(systems: Any) -> str:
+    from segonnx.report import rows, tables
+    from segonnx.sources import catalog
+
+    columns = ("<name", "<family", "<input", "classes", "parameters", "<published", "multiply-adds", "<source")
+    lines = [
+        (
+            spec.name,
+            catalog.FAMILIES[spec.family],
+            rows.shape(spec.input_shape),
+            str(spec.num_classes),
+            f"{spec.reference.parameters:,}",
+            ", ".join(f.text + (f" @{f.num_classes}" if f.num_classes else "") for f in spec.published),
+            f"{spec.reference.macs / 1e9:,.2f} G",
+            spec.source,
+        )
+        for spec in systems
+    ]
+    return tables.table(columns, lines)
 
 
 def _as_json(spec: Any) -> dict[str, Any]:

@@ -15,30 +15,43 @@ from segonnx.errors import InputError
 @click.option(
     "-o", "--out", "--html", "page_path", type=options.PATH, metavar="FILE", help="Write a page: one file, no network."
 )
+@click.option(
+    "--svg",
+    type=options.PATH,
+    metavar="FILE",
+    help="Write a picture of the speed-ups over eager, and a dark one beside it (FILE with -dark before the ending).",
+)
 @click.option("--markdown", is_flag=True, help="Print the tables in GitHub's markdown.")
 @options.json_file("Write the results as one.")
-def command(paths: tuple[Path, ...], page_path: Path | None, markdown: bool, json_path: Path | None) -> None:
-    """Show the result of a bench, or several of one machine, as a page or as markdown for a README.
+def command(
+    paths: tuple[Path, ...], page_path: Path | None, svg: Path | None, markdown: bool, json_path: Path | None
+) -> None:
+    """Show the result of a bench, or several of one machine, as a page, a picture, or markdown for a README.
 
     \b
     segonnx report results/all.json --html results/all.html
     segonnx report results/3d.json results/2d.json --html both.html
+    segonnx report results/all.json --svg speedups.svg
     segonnx report results/all.json --markdown
     """
     from segonnx.bench import result
     from segonnx.core import files
-    from segonnx.report import html
+    from segonnx.report import html, picture
     from segonnx.report import markdown as md
 
-    if page_path is None and json_path is None and not markdown:
-        raise InputError("give --html FILE, --markdown or --json FILE")
+    if page_path is None and svg is None and json_path is None and not markdown:
+        raise InputError("give --html FILE, --svg FILE, --markdown or --json FILE")
     content = result.merge([result.read(path) for path in paths])
-    for path in (page_path, json_path):
+    for path in (page_path, svg, json_path):
         options.require_writable(path)
     with options.display() as display:
         if page_path is not None:
             files.write(page_path, html.render(content))
             display.echo(str(page_path))
+        if svg is not None:
+            for path, dark in ((svg, False), (svg.with_stem(f"{svg.stem}-dark"), True)):
+                files.write(path, picture.speedups_svg(content, dark=dark))
+                display.echo(str(path))
     if markdown:
         click.echo(md.result(content))
     if json_path is not None:

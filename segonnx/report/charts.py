@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from segonnx.bench.result import OK, Case, Result, Row
-from segonnx.errors import InputError
-from segonnx.report import tables
-from segonnx.sources import catalog
+from segonnx.bench.result import CaseKey, Result, Row
+from segonnx.report import rows as formatted
 
 Spec = dict[str, Any]
 
@@ -63,36 +61,20 @@ class Chart:
 
 def charts(result: Result) -> list[Chart]:
     """Every chart that the result has data for."""
-    rows = [row for row in result.rows if row.status == OK and row.median_s is not None]
-    names = case_names(result)
+    rows = [row for row in result.rows if formatted.timed(row)]
+    names = formatted.case_names(result)
     found = []
-    for key, title in catalog.FAMILIES.items():
+    for key, title in result.families().items():
         if family := [row for row in rows if row.family == key]:
-            found.append(_time(title, family, names))
+            found.append(_time(formatted.title(title), family, names))
     found += _accuracy(rows, names)
-    found += _roofline(rows, names, result.ceilings)
+    found += _roofline(rows, names, result.roofline_peaks)
     found += _kinds(rows, names)
     found += _samples(rows, names)
     return found
 
 
-def case_names(result: Result) -> dict[Case, str]:
-    """A name for every case: the model, and the input and threads where a model has several."""
-    cases = list(dict.fromkeys(row.case for row in result.rows))
-    names = {}
-    for case in cases:
-        model, shape, threads = case
-        same = [other for other in cases if other[0] == model]
-        name = model
-        if len({other[1] for other in same}) > 1:
-            name += f" {tables.shape(shape)}"
-        if len({other[2] for other in same}) > 1:
-            name += f", {threads} threads"
-        names[case] = name
-    return names
-
-
-def _time(title: str, rows: list[Row], names: dict[Case, str]) -> Chart:
+def _time(title: str, rows: list[Row], names: dict[CaseKey, str]) -> Chart:
     values: list[dict[str, Any]] = []
     for row in rows:
         assert row.median_s is not None and row.ci95_s is not None
@@ -100,11 +82,11 @@ def _time(title: str, rows: list[Row], names: dict[Case, str]) -> Chart:
         values.append(
             {
                 "model": names[row.case], "runtime": row.backend, "ms": 1e3 * row.median_s, "low": 1e3 * low,
-                "high": 1e3 * high, "time": tables.interval(row.median_s, row.ci95_s), "vs eager": tables.speedup(row),
+                "high": 1e3 * high, "time": formatted.time(row), "vs eager": formatted.speedup(row),
             }
         )  # fmt: skip
     x = {
-        "type": "quantitative", "title": "milliseconds per pass", "scale": _scale([one["ms"] for one in values]),
+        "type": "quantitative", "title": "milliseconds per pass", "scale": _scale([value["ms"] for value in values]),
         "axis": TICKS,
     }  # fmt: skip
     y = {
@@ -131,34 +113,30 @@ def _time(title: str, rows: list[Row], names: dict[Case, str]) -> Chart:
             },
         ],
     )
-    return Chart("Time", title[0].upper() + title[1:], f"Time of {len(rows)} rows by runtime; see the table.", spec)
+    return Chart("Time", title, f"Time of {len(rows)} rows by runtime; see the table.", spec)
 
 
-def _accuracy(rows: list[Row], names: dict[Case, str]) -> list[Chart]:
+def _accuracy(rows: list[Row], names: dict[CaseKey, str]) -> list[Chart]:
     values: list[dict[str, Any]] = []
     for row in rows:
-        try:
-            known = catalog.find(row.model)
-        except InputError:
-            continue
-        if known.dsc_percent is not None and row.input_shape == known.input_shape:
+        dice = None if row.published is None else row.published.dsc_percent
+        if dice is not None:
             assert row.images_per_s is not None
             values.append(
                 {
-                    "model": names[row.case], "runtime": row.backend, "slices": row.images_per_s,
-                    "dsc": known.dsc_percent, "slices/s": tables.significant(row.images_per_s),
-                    "Dice": f"{known.dsc_percent:g} %",
+                    "model": names[row.case], "runtime": row.backend, "slices": row.images_per_s, "dsc": dice,
+                    "slices/s": formatted.significant(row.images_per_s), "Dice": f"{dice:g} %",
                 }
             )  # fmt: skip
-    if len({one["model"] for one in values}) < 2:
+    if len({value["model"] for value in values}) < 2:
         return []
-    used = [row for row in rows if any(one["runtime"] == row.backend for one in values)]
-    fastest = {one["model"]: one for one in sorted(values, key=lambda one: one["slices"])}
-    for one in values:
-        one["label"] = one["model"] if fastest[one["model"]] is one else ""
+    used = [row for row in rows if any(value["runtime"] == row.backend for value in values)]
+    fastest = {value["model"]: value for value in sorted(values, key=lambda value: value["slices"])}
+    for value in values:
+        value["label"] = value["model"] if fastest[value["model"]] is value else ""
     x = {
         "field": "slices", "type": "quantitative", "title": "slices of 512x512 per second",
-        "scale": _scale([one["slices"] for one in values]), "axis": TICKS,
+        "scale": _scale([value["slices"] for value in values]), "axis": TICKS,
     }  # fmt: skip
     y = {
         "field": "dsc", "type": "quantitative", "title": "published Dice score, %",
@@ -181,18 +159,19 @@ def _accuracy(rows: list[Row], names: dict[Case, str]) -> list[Chart]:
     return [Chart("Accuracy against speed", "3D networks", f"{len(values)} points; the table has the speeds.", spec)]
 
 
-def _samples(rows: list[Row], names: dict[Case, str]) -> list[Chart]:
+def _samples(rows: list[Row], names: dict[CaseKey, str]) -> list[Chart]:
     found = []
     for case in dict.fromkeys(row.case for row in rows):
         its = [row for row in rows if row.case == case]
         values = []
         for row in its:
             assert row.median_s is not None
-            for began, seconds in zip(row.started_s, row.rounds, strict=True):
+            for began, block in zip(row.started_s, row.rounds, strict=True):
                 when = began
-                for one in seconds:
-                    values.append({"s": round(when, 3), "part": round(one / row.median_s, 4), "runtime": row.backend})
-                    when += one
+                for seconds in block:
+                    part = round(seconds / row.median_s, 4)
+                    values.append({"s": round(when, 3), "part": part, "runtime": row.backend})
+                    when += seconds
         count = len(values)
         spec = _spec(
             values,
@@ -215,26 +194,26 @@ def _samples(rows: list[Row], names: dict[Case, str]) -> list[Chart]:
     return found
 
 
-def _roofline(rows: list[Row], names: dict[Case, str], ceilings: list[dict[str, Any]]) -> list[Chart]:
+def _roofline(rows: list[Row], names: dict[CaseKey, str], peaks: list[dict[str, Any]]) -> list[Chart]:
     points: list[dict[str, Any]] = [
         {
             "model": names[row.case], "runtime": row.backend, "intensity": 2 * row.macs / row.memory_bytes,
-            "gflops": row.gflops, "GFLOP/s": tables.significant(row.gflops),
+            "gflops": row.gflops, "GFLOP/s": formatted.significant(row.gflops),
         }
         for row in rows
         if row.memory_bytes and row.gflops
     ]  # fmt: skip
-    if not points or not ceilings:
+    if not points or not peaks:
         return []
-    lowest = min(one["intensity"] for one in points) / 2
-    highest = max(one["intensity"] for one in points) * 2
+    lowest = min(point["intensity"] for point in points) / 2
+    highest = max(point["intensity"] for point in points) * 2
     lines = []
-    for one in ceilings:
-        corner = one["sgemm_gflops"] / one["bandwidth_gb_s"]
+    for peak in peaks:
+        corner = peak["sgemm_gflops"] / peak["bandwidth_gb_s"]
         low = min(lowest, corner / 2)
-        label = f"{one['threads']} threads"
+        label = f"{peak['threads']} threads"
         lines += [
-            {"threads": label, "intensity": x, "gflops": min(one["sgemm_gflops"], x * one["bandwidth_gb_s"])}
+            {"threads": label, "intensity": x, "gflops": min(peak["sgemm_gflops"], x * peak["bandwidth_gb_s"])}
             for x in (low, corner, max(highest, 2 * corner))
         ]
     log = {"scale": {"type": "log", "nice": False, "padding": 12}, "axis": TICKS}
@@ -256,27 +235,23 @@ def _roofline(rows: list[Row], names: dict[Case, str], ceilings: list[dict[str, 
             },
         ],
     )
-    limits = "; ".join(
-        f"{one['threads']} threads: {one['sgemm_gflops']:,.0f} GFLOP/s ({one['sgemm_library']}), "
-        f"{one['bandwidth_gb_s']:,.1f} GB/s"
-        for one in ceilings
-    )
+    limits = "; ".join(formatted.peaks(peak) for peak in peaks)
     return [Chart("Roofline", limits, f"{len(points)} points below the machine's limits: {limits}.", spec)]
 
 
-def _kinds(rows: list[Row], names: dict[Case, str]) -> list[Chart]:
+def _kinds(rows: list[Row], names: dict[CaseKey, str]) -> list[Chart]:
     found = []
     for case in dict.fromkeys(row.case for row in rows if row.profile):
         values = []
         for row in rows:
             if row.case != case or not row.profile:
                 continue
-            for kind in dict.fromkeys(one.kind for one in row.profile):
-                ms = 1e3 * sum(one.seconds for one in row.profile if one.kind == kind)
-                values.append({"runtime": row.backend, "kind": kind, "ms": ms, "time": tables.seconds(ms / 1e3)})
+            for kind in dict.fromkeys(operator.kind for operator in row.profile):
+                ms = 1e3 * sum(operator.seconds for operator in row.profile if operator.kind == kind)
+                values.append({"runtime": row.backend, "kind": kind, "ms": ms, "time": formatted.seconds(ms / 1e3)})
         spec = _spec(
             values,
-            height=30 * len({one["runtime"] for one in values}),
+            height=30 * len({value["runtime"] for value in values}),
             mark={"type": "bar"},
             encoding={
                 "y": {"field": "runtime", "type": "nominal", "title": None, "sort": None},

@@ -9,10 +9,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from segonnx.bench.result import OK, Case, Result, Row
+from segonnx.bench.result import CaseKey, Result
 from segonnx.errors import InputError
-from segonnx.report import charts, tables
-from segonnx.sources import catalog
+from segonnx.report import charts, rows
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 """The page may load nothing, and run the scripts that it was written with alone."""
@@ -45,8 +44,16 @@ def render(result: Result) -> str:
         sections=_sections(drawn),
         result=result,
         findings=findings(result),
-        header=[name for name, _ in _COLUMNS],
-        rows=[_cells(row, result) for row in result.rows],
+        header=[rows.COLUMNS[name].title for name in _COLUMNS],
+        rows=[
+            [
+                (text, "" if cell.value is None else str(cell.value), rows.COLUMNS[name].number)
+                for name, text, cell in zip(
+                    _COLUMNS, rows.texts(row, result, _COLUMNS), rows.cells(row, result, _COLUMNS), strict=True
+                )
+            ]
+            for row in result.rows
+        ],
         machine=_machine(result),
         settings=_facts(result.settings),
         overhead=result.overhead,
@@ -56,23 +63,21 @@ def render(result: Result) -> str:
 def findings(result: Result) -> list[tuple[str, list[str]]]:
     """What was found, by family: its title, and a sentence for each case."""
     found = []
-    for key, title in catalog.FAMILIES.items():
+    names = rows.case_names(result)
+    for key, title in result.families().items():
         cases = dict.fromkeys(row.case for row in result.rows if row.family == key)
-        names = charts.case_names(result)
-        sentences = [sentence for case in cases if (sentence := _finding(result, case, names[case]))]
-        if sentences:
-            found.append((title[0].upper() + title[1:], sentences))
+        found.append((rows.title(title), [_finding(result, case, names[case]) for case in cases]))
     return found
 
 
-def _finding(result: Result, case: Case, name: str) -> str | None:
-    rows = [row for row in result.rows if row.case == case and row.status == OK and row.median_s is not None]
-    if not rows:
+def _finding(result: Result, case: CaseKey, name: str) -> str:
+    its = [row for row in result.rows if row.case == case and rows.timed(row)]
+    if not its:
         return f"{name}: nothing could be timed"
-    best = min(rows, key=lambda row: row.median_s or 0.0)
+    best = min(its, key=lambda row: row.median_s or 0.0)
     assert best.median_s is not None
-    time = tables.seconds(best.median_s)
-    if len(rows) == 1:
+    time = rows.seconds(best.median_s)
+    if len(its) == 1:
         return f"{name}: {best.backend} takes {time}"
     level, unsure = [], []
     for ratio in result.ratios:
@@ -101,48 +106,10 @@ def _sections(drawn: Sequence[charts.Chart]) -> list[tuple[str, str, list[tuple[
     return [(title, charts.SECTIONS[title], its) for title, its in sections.items()]
 
 
-_COLUMNS: Sequence[tuple[str, bool]] = (
-    ("model", False), ("input", False), ("threads", True), ("runtime", False), ("time", True), ("vs eager", True),
-    ("verdict", False), ("GFLOP/s", True), ("of sgemm", True), ("ns/voxel", True), ("cpu", True), ("load", True),
-    ("compile", True), ("first result", True), ("peak memory", True), ("parameters", True), ("max error", True),
-    ("rounds", True), ("notes", False),
+_COLUMNS = (
+    "model", "input", "threads", "runtime", "time", "vs eager", "verdict", "gflops", "of sgemm", "ns/voxel", "cpu",
+    "load", "compile", "first result", "peak memory", "parameters", "max error", "rounds", "notes",
 )  # fmt: skip
-
-
-def _cells(row: Row, result: Result) -> list[tuple[str, str, bool]]:
-    """The text of each cell, what it is sorted by, and whether that is a number."""
-    ceiling = next((one["sgemm_gflops"] for one in result.ceilings if one["threads"] == row.threads), None)
-    part = row.gflops / ceiling if row.gflops and ceiling else None
-    fine = row.status == OK and row.median_s is not None and row.ci95_s is not None
-    values: list[tuple[str, Any]] = [
-        (row.model, row.model),
-        (tables.shape(row.input_shape), tables.shape(row.input_shape)),
-        (str(row.threads), row.threads),
-        (row.backend, row.backend),
-        (tables.interval(row.median_s, row.ci95_s), row.median_s) if fine else ("-", None),  # type: ignore[arg-type]
-        (tables.speedup(row).removesuffix(" ="), row.speedup_over_eager),
-        (row.verdict or "", row.verdict or ""),
-        (tables.significant(row.gflops) if row.gflops else "-", row.gflops),
-        (f"{100 * part:.0f} %" if part else "-", part),
-        (tables.significant(row.ns_per_voxel) if row.ns_per_voxel else "-", row.ns_per_voxel),
-        (_seconds(row.cpu_s), row.cpu_s),
-        (_seconds(row.load_s), row.load_s),
-        (_seconds(row.compile_s), row.compile_s),
-        (_seconds(row.first_result_s), row.first_result_s),
-        (f"{row.peak_rss_bytes / 1e9:.2f} GB" if row.peak_rss_bytes else "-", row.peak_rss_bytes),
-        (f"{row.parameters:,}", row.parameters),
-        (tables.error(row), row.max_abs_error),
-        (f"{len(row.rounds)}, {row.stopped or ''}".rstrip(", "), len(row.rounds)),
-        ("; ".join(row.warnings) if row.status == OK else row.status, row.status),
-    ]
-    return [
-        (text, "" if value is None else str(value), number)
-        for (text, value), (_, number) in zip(values, _COLUMNS, strict=True)
-    ]
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else tables.seconds(value)
 
 
 def _machine(result: Result) -> list[tuple[str, str]]:

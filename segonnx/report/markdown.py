@@ -5,49 +5,43 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from segonnx.bench.comparison import Comparison
-from segonnx.bench.result import OK, Result, Row
-from segonnx.report import tables
-from segonnx.sources import catalog
+from segonnx.bench.result import Result, Row
+from segonnx.report import rows, tables
+
+_CASE = ("model", "parameters", "input", "threads", "runtime")
+_FIGURES = ("time", "vs eager", "verdict", "peak memory")
 
 
 def result(content: Result) -> str:
     """One table per family, with the machine below."""
     parts = []
-    for key, title in catalog.FAMILIES.items():
-        rows = [row for row in content.rows if row.family == key]
-        if rows:
-            parts.append(f"### {title[0].upper()}{title[1:]}\n\n{_family(rows)}")
+    for key, title in content.families().items():
+        lines = [_cells(row, content) for row in content.rows if row.family == key]
+        parts.append(f"### {rows.title(title)}\n\n{_table([*_CASE, *_FIGURES], lines)}")
     versions = ", ".join(f"{name} {version}" for name, version in content.machine["versions"].items())
     parts.append(
-        f"{_escape(content.machine['cpu'])}; {_escape(content.autocast)}; {_escape(versions)}. Time: median with its "
-        "95 % interval; vs eager: median of the rounds' ratios with its 95 % interval."
+        f"{_escape(content.machine['cpu'])}; {_escape(content.autocast)}; {_escape(versions)}. Time: median with the "
+        "half-width of its 95 % interval; vs eager: median of the rounds' ratios with its 95 % interval."
     )
     return "\n\n".join(parts)
 
 
 def comparison(content: Comparison) -> str:
     """The rows of a comparison, and what it means."""
-    header, rows = tables.comparison_rows(content)
-    return f"{_table(header, rows)}\n\n{tables.comparison_summary(content)}"
+    header, lines = tables.comparison_rows(content)
+    return f"{_table(header, lines)}\n\n{tables.comparison_summary(content)}"
 
 
-def _family(rows: Sequence[Row]) -> str:
-    header = ["model", "parameters", "input", "threads", "runtime", "time", "vs eager", "verdict", "peak memory"]
-    return _table(header, [_cells(row) for row in rows])
-
-
-def _cells(row: Row) -> list[str]:
-    first = [row.model, f"{row.parameters:,}", tables.shape(row.input_shape), str(row.threads), row.backend]
-    if row.status != OK or row.median_s is None or row.ci95_s is None:
+def _cells(row: Row, content: Result) -> list[str]:
+    first = rows.texts(row, content, _CASE)
+    if not rows.timed(row):
         return [*first, row.status, "", "", ""]
-    peak = f"{row.peak_rss_bytes / 1e9:.2f} GB" if row.peak_rss_bytes is not None else ""
-    ratio = tables.speedup(row).removesuffix(" =")
-    return [*first, tables.interval(row.median_s, row.ci95_s), ratio, row.verdict or "", peak]
+    return first + rows.texts(row, content, _FIGURES, missing="")
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(_escape, line)) + " |" for line in lines)
+def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    every = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(map(_escape, line)) + " |" for line in every)
 
 
 def _escape(text: str) -> str:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import io
-import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 
-from segonnx.bench import stats
 from segonnx.bench.comparison import Comparison
-from segonnx.bench.result import OK, Result, Row
-from segonnx.errors import InputError
-from segonnx.sources import catalog
-from segonnx.sources.catalog import ModelSpec
+from segonnx.bench.result import Result, Row
+from segonnx.report import rows
 
 Ratio = Callable[[dict[str, tuple[float, float]]], float]
 """A ratio, computed from (images per second, efficiency) by model."""
@@ -24,174 +20,96 @@ CLOSE = 1.25
 """Two ratios that differ by at most this factor are the same, for a conclusion."""
 WIDTH = 1000
 """Columns that a table may take: it is never wrapped or cut, whatever the terminal."""
+_PUBLISHED = ("published time", "published images", "published efficiency")
 
 
-def _render(table: Table) -> str:
+def table(columns: Sequence[str], lines: Iterable[Sequence[str]], title: str | None = None) -> str:
+    """A plain table.
+
+    Args:
+        columns: headings; those of columns that are aligned to the left begin with ``<``.
+        lines: the cells.
+        title: what stands above.
+    """
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="")
+    for column in columns:
+        made.add_column(column.removeprefix("<"), justify="left" if column.startswith("<") else "right", no_wrap=True)
+    for line in lines:
+        made.add_row(*line)
     console = Console(width=WIDTH, file=io.StringIO(), color_system=None, markup=False)
     with console.capture() as capture:
-        console.print(table)
+        console.print(made)
     return "\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip())
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
-    """A plain table; columns whose name begins with ``<`` are aligned to the left."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="")
-    for column in columns:
-        table.add_column(column.removeprefix("<"), justify="left" if column.startswith("<") else "right", no_wrap=True)
-    return table
-
-
-def systems(rows: Sequence[ModelSpec]) -> str:
-    """The catalogue."""
-    table = _table("<name", "<family", "<input", "classes", "parameters", "<published", "multiply-adds", "<source")
-    for spec in rows:
-        assert spec.reference is not None
-        table.add_row(
-            spec.name,
-            catalog.FAMILIES[spec.family],
-            shape(spec.input_shape),
-            str(spec.num_classes),
-            f"{spec.reference.parameters:,}",
-            ", ".join(
-                figure.text + (f" @{figure.num_classes}" if figure.num_classes else "") for figure in spec.published
-            ),
-            f"{spec.reference.macs / 1e9:,.2f} G",
-            spec.source,
-        )
-    return _render(table)
-
-
-def shape(sizes: Sequence[int | str]) -> str:
-    """Sizes as people write them: 1x3x512x512."""
-    return "x".join(map(str, sizes))
-
-
 def family(result: Result, name: str) -> str:
-    """One family's table, with the source's columns for each backend and the published figures beside them."""
-    rows = [row for row in result.rows if row.family == name]
+    """One family's table, with the source's columns for each runtime and the published figures beside them."""
+    its = [row for row in result.rows if row.family == name]
     per = "equiv/s" if name == "3d" else "img/s"
-    sweep = _swept(rows)
-    threads = "" if "threads" in sweep else f"{rows[0].threads} threads of "
-    shapes = "" if "input" in sweep else f"{shape(rows[0].input_shape)}, "
-    table = _table(
-        "<model", "params", *sweep, "<backend", "time", per, "efficiency", "<vs eager", "GFLOP/s", "of sgemm", "cpu",
-        "load", "peak", "max error", "published*", f"{per}*", "efficiency*", "<notes",
-        title=f"{catalog.FAMILIES[name]}, {shapes}{threads}{result.machine['cpu']}",
+    sweep = _swept(its)
+    measured = (
+        "model", "millions", *sweep, "runtime", "time", "images", "efficiency", "vs eager", "gflops", "of sgemm", "cpu",
+        "load", "peak memory", "max error",
     )  # fmt: skip
-    for row in rows:
-        table.add_row(*_cells(row, result, sweep))
+    names = (*measured, *_PUBLISHED, "notes")
+    shown = {"runtime": "<backend", "images": per, "published images": f"{per}*", "peak memory": "peak"}
+    shown |= {"model": "<model", "vs eager": "<vs eager", "notes": "<notes", "input": "input"}
+    threads = "" if "threads" in sweep else f"{its[0].threads} threads of "
+    shapes = "" if "input" in sweep else f"{rows.shape(its[0].input_shape)}, "
+    printed = table(
+        [shown.get(column, rows.COLUMNS[column].title) for column in names],
+        [_line(row, result, names) for row in its],
+        f"{result.families()[name]}, {shapes}{threads}{result.machine['cpu']}",
+    )
     notes = ["* the source's figures, measured on another machine: ratios may carry over, times do not"]
     notes.append(f"{per}: " + ("slices of 512x512 per second, 4 per volume" if name == "3d" else "per second"))
-    return "\n".join([_render(table), *notes])
+    return "\n".join([printed, *notes])
 
 
 def notes(result: Result) -> str:
     """What a reader of the tables must know: what the figures mean, what was found of the machine and the run."""
     lines = [
-        "time: median of all passes, with its 95 % interval; vs eager: median of the rounds' ratios, with",
-        "its 95 % interval, = where that holds 1; cpu: processor seconds of a pass; load: until the model is ready;",
-        "peak: resident memory; GFLOP/s: two operations per multiply-add of the published method",
+        "time: median of all passes, with the half-width of its 95 % interval; vs eager: median of the rounds'",
+        "ratios, with its 95 % interval, = where that holds 1; cpu: processor seconds of a pass; load: until the model",
+        "is ready; peak: resident memory; GFLOP/s: two operations per multiply-add of the published method",
     ]
-    lines += [
-        f"ceilings at {one['threads']} threads: {one['sgemm_gflops']:,.0f} GFLOP/s ({one['sgemm_library']}), "
-        f"{one['bandwidth_gb_s']:,.1f} GB/s"
-        for one in result.ceilings
-    ]
+    lines += [f"roofline peaks at {rows.peaks(found)}" for found in result.roofline_peaks]
     if result.overhead:
         spent = result.overhead
         lines.append(
             f"{spent['timed_s']:,.0f} of {spent['wall_s']:,.0f} s were timed passes; the bench's own process took "
             f"{spent['parent_cpu_s']:,.1f} s of a processor and {spent['parent_peak_rss_bytes'] / 1e9:.2f} GB"
         )
-    return "\n".join([*lines, *(f"warning: {one}" for one in result.warnings)])
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in result.warnings)])
 
 
-def _swept(rows: Sequence[Row]) -> list[str]:
+def _swept(its: Sequence[Row]) -> list[str]:
     """The columns that a sweep needs, because their values differ among the rows."""
     columns = []
-    if len({row.input_shape for row in rows}) > 1:
+    if len({row.input_shape for row in its}) > 1:
         columns += ["input", "ns/voxel"]
-    if len({row.threads for row in rows}) > 1:
+    if len({row.threads for row in its}) > 1:
         columns.append("threads")
     return columns
 
 
-def _cells(row: Row, result: Result, sweep: Sequence[str]) -> list[str]:
-    spec = _system(row.model)
-    published = spec.published_time if spec is not None and row.input_shape == spec.input_shape else None
-    values = {
-        "input": shape(row.input_shape),
-        "ns/voxel": significant(row.ns_per_voxel) if row.ns_per_voxel else "-",
-        "threads": str(row.threads),
-    }
-    first = [row.model, f"{row.parameters / 1e6:,.2f}M", *(values[column] for column in sweep), row.backend]
-    theirs = ["", "", ""]
-    if published is not None:
-        time = f"{published.time_ms:g} ms" if published.time_ms is not None else ""
-        decimals = 0 if row.family == "encoder" else 1  # as the source prints them
-        theirs = [time, f"{published.images_per_s:.{decimals}f}", f"{published.efficiency:g}"]
-    if row.status != OK or row.median_s is None or row.ci95_s is None or not row.images_per_s or not row.efficiency:
-        return [*first, *["-"] * 10, *theirs, row.status]
-    ceiling = next((one["sgemm_gflops"] for one in result.ceilings if one["threads"] == row.threads), None)
-    return [
-        *first,
-        interval(row.median_s, row.ci95_s),
-        significant(row.images_per_s),
-        significant(row.efficiency),
-        speedup(row),
-        significant(row.gflops) if row.gflops else "-",
-        f"{100 * row.gflops / ceiling:.0f} %" if row.gflops and ceiling else "-",
-        seconds(row.cpu_s) if row.cpu_s is not None else "-",
-        seconds(row.load_s) if row.load_s is not None else "-",
-        f"{row.peak_rss_bytes / 1e9:.2f} GB" if row.peak_rss_bytes is not None else "-",
-        error(row),
-        *theirs,
-        "; ".join(row.warnings),
-    ]
-
-
-def error(row: Row) -> str:
-    """The largest error of a row's logits; how many labels agree, where it gives these."""
-    if row.max_abs_error is not None:
-        return f"{row.max_abs_error:.1e}"
-    return "-" if row.label_agreement is None else f"labels {100 * row.label_agreement:.4f} %"
-
-
-def speedup(row: Row) -> str:
-    """How many times faster than eager a row is, with the interval, and ``=`` where there is no difference."""
-    if row.speedup_over_eager is None:
-        return "-"
-    text = f"{row.speedup_over_eager:.2f}x"
-    if row.speedup_ci95 is not None:
-        text += f" ({row.speedup_ci95[0]:.2f}-{row.speedup_ci95[1]:.2f})"
-    return f"{text} =" if row.verdict == "no difference" else text
-
-
-def interval(value: float, ends: tuple[float, float]) -> str:
-    """A time and how far its interval reaches."""
-    return f"{seconds(value)} ±{100 * stats.half_width(value, ends):.1f} %"
-
-
-def _system(name: str) -> ModelSpec | None:
-    try:
-        return catalog.find(name)
-    except InputError:
-        return None
-
-
-def seconds(value: float) -> str:
-    """A time in the unit that reads best."""
-    return f"{value * 1e3:,.1f} ms" if value < 10 else f"{value:,.1f} s"
-
-
-def significant(value: float) -> str:
-    """Three significant digits of a number above 0, without an exponent."""
-    return f"{value:,.{max(2 - math.floor(math.log10(value)), 0)}f}"
+def _line(row: Row, result: Result, names: Sequence[str]) -> list[str]:
+    """The row's cells; no figure but the published ones where it has no times that count."""
+    always = {"model", "millions", "input", "threads", "runtime", "notes"}
+    texts = []
+    for name, text in zip(names, rows.texts(row, result, names), strict=True):
+        if name in _PUBLISHED:
+            texts.append("" if text == rows.MISSING else text)
+        elif name == "vs eager" and rows.timed(row):
+            texts.append(rows.speedup(row) or rows.MISSING)
+        else:
+            texts.append(text if rows.timed(row) or name in always else rows.MISSING)
+    return texts
 
 
 @dataclass(frozen=True)
 class Conclusion:
-    """One of the source's conclusions, held against our own ratios.
+    """A conclusion of the source, beside the same ratio of our times.
 
     Attributes:
         claim: in the source's words, roughly.
@@ -214,90 +132,90 @@ class Conclusion:
         return "holds" if factor <= CLOSE else "holds in direction, not in size"
 
 
+_UNETS = ("unet-mobilenetv3-small", "unet-mobileone-s0", "unet-regnetx-002", "unet-resnet18")
+_VOLUMES = ("stunet-s", "totalsegmentator", "stunet-b")
+_CLAIMS: tuple[tuple[str, tuple[str, ...], Ratio], ...] = (
+    (
+        "2D is about 2x faster than STU-Net-S (median of the four U-Nets, per slice)",
+        (*_UNETS, "stunet-s"),
+        lambda speeds: statistics.median(speeds[name][0] for name in _UNETS) / speeds["stunet-s"][0],
+    ),
+    (
+        "2D is faster than STU-Net-S at a like size (resnet18 U-Net, per slice)",
+        ("unet-resnet18", "stunet-s"),
+        lambda speeds: speeds["unet-resnet18"][0] / speeds["stunet-s"][0],
+    ),
+    (
+        "TotalSegmentator is about 2x slower than STU-Net-S (published DSC 86.76 against 83.74 %)",
+        ("stunet-s", "totalsegmentator"),
+        lambda speeds: speeds["stunet-s"][0] / speeds["totalsegmentator"][0],
+    ),
+    (
+        "STU-Net-S is the best compromise in 3D (efficiency against the next best)",
+        _VOLUMES,
+        lambda speeds: speeds["stunet-s"][1] / max(speeds[name][1] for name in _VOLUMES[1:]),
+    ),
+)
+"""What the source concludes, the models that it speaks of, and the ratio that it rests on."""
+
+
 def conclusions(result: Result) -> list[Conclusion]:
-    """The source's three conclusions, for every backend that timed the models that they speak of."""
+    """The source's conclusions, for every runtime that timed the models that they speak of.
+
+    Rows with published times alone count: those of the published architecture on the published input.
+    """
     found = []
-    unets = [spec.name for spec in catalog.systems() if spec.family == "2d"]
-    volumes = ["stunet-s", "totalsegmentator", "stunet-b"]
     for backend in dict.fromkeys(row.backend for row in result.rows):
-        speed = {
-            row.model: (row.images_per_s, row.efficiency)
-            for row in sorted(result.rows, key=lambda row: row.threads)  # of a sweep, the most threads
-            if row.backend == backend and row.images_per_s is not None and row.efficiency is not None
-            if (spec := _system(row.model)) is not None and row.input_shape == spec.input_shape
-        }
-        theirs = {
-            spec.name: (spec.published_time.images_per_s, spec.published_time.efficiency)
-            for spec in catalog.systems()
-            if spec.published_time is not None
-        }
-        claims: tuple[tuple[str, list[str], Ratio], ...] = (
-            (
-                "2D is about 2x faster than STU-Net-S (median of the four U-Nets, per slice)",
-                [*unets, "stunet-s"],
-                lambda s: statistics.median(s[name][0] for name in unets) / s["stunet-s"][0],
-            ),
-            (
-                "2D is faster than STU-Net-S at a like size (resnet18 U-Net, per slice)",
-                ["unet-resnet18", "stunet-s"],
-                lambda s: s["unet-resnet18"][0] / s["stunet-s"][0],
-            ),
-            (
-                "TotalSegmentator is about 2x slower than STU-Net-S (published DSC 86.76 against 83.74 %)",
-                ["stunet-s", "totalsegmentator"],
-                lambda s: s["stunet-s"][0] / s["totalsegmentator"][0],
-            ),
-            (
-                "STU-Net-S is the best compromise in 3D (efficiency against the next best)",
-                volumes,
-                lambda s: s["stunet-s"][1] / max(s[name][1] for name in volumes[1:]),
-            ),
-        )
-        for claim, needed, ratio in claims:
-            if all(name in speed for name in needed):
-                found.append(Conclusion(claim, backend, ratio(theirs), ratio(speed)))
+        ours, theirs = {}, {}
+        for row in sorted(result.rows, key=lambda row: row.threads):  # of a sweep, the most threads
+            known = row.published
+            if row.backend != backend or known is None or row.images_per_s is None or row.efficiency is None:
+                continue
+            if known.images_per_s is not None and known.efficiency is not None:
+                ours[row.model] = row.images_per_s, row.efficiency
+                theirs[row.model] = known.images_per_s, known.efficiency
+        for claim, needed, ratio in _CLAIMS:
+            if all(name in ours for name in needed):
+                found.append(Conclusion(claim, backend, ratio(theirs), ratio(ours)))
     return found
 
 
-def conclusions_table(rows: Sequence[Conclusion]) -> str:
+def conclusions_table(found: Sequence[Conclusion]) -> str:
     """The conclusions and what became of them."""
-    table = _table("<the source concludes", "<backend", "published", "ours", "<verdict", title="Conclusions")
-    for row in rows:
-        table.add_row(row.claim, row.backend, f"{row.published:.2f}", f"{row.ours:.2f}", row.verdict)
+    printed = table(
+        ("<the source concludes", "<backend", "published", "ours", "<verdict"),
+        [(each.claim, each.backend, f"{each.published:.2f}", f"{each.ours:.2f}", each.verdict) for each in found],
+        "Conclusions",
+    )
     rule = f"holds: on the same side of 1, and within a factor of {CLOSE:g} of the published ratio"
-    return f"{_render(table)}\n{rule}"
+    return f"{printed}\n{rule}"
 
 
 def comparison(content: Comparison) -> str:
     """What became of each row, and what it means."""
-    header, rows = comparison_rows(content)
-    table = _table(*(f"<{name}" if name in {"model", "runtime", "verdict"} else name for name in header))
-    for row in rows:
-        table.add_row(*row)
-    return f"{_render(table)}\n{comparison_summary(content)}"
+    header, lines = comparison_rows(content)
+    columns = [f"<{name}" if name in {"model", "runtime", "verdict"} else name for name in header]
+    return f"{table(columns, lines)}\n{comparison_summary(content)}"
 
 
 def comparison_rows(content: Comparison) -> tuple[list[str], list[list[str]]]:
     """The header and the cells of a comparison's table."""
-    rows = []
+    lines = []
     for change in content.changes:
-        ratio = f"{change.speedup:.3f}x" if change.speedup is not None else "-"
-        if change.ci95 is not None:
-            ratio += f" ({change.ci95[0]:.3f}-{change.ci95[1]:.3f})"
         verdict = change.verdict or ("too few rounds" if change.speedup is not None else "failed before")
-        rows.append(
+        lines.append(
             [
                 change.model,
-                shape(change.input_shape),
+                rows.shape(change.input_shape),
                 str(change.threads),
                 change.backend,
-                seconds(change.old_s) if change.old_s is not None else "-",
-                seconds(change.new_s) if change.new_s is not None else "-",
-                ratio,
+                rows.seconds(change.old_s) if change.old_s is not None else rows.MISSING,
+                rows.seconds(change.new_s) if change.new_s is not None else rows.MISSING,
+                rows.MISSING if change.speedup is None else rows.ratio(change.speedup, change.ci95, 3),
                 f"{verdict}: regression" if change.regression else verdict,
             ]
         )
-    return ["model", "input", "threads", "runtime", "old", "new", "speed-up", "verdict"], rows
+    return ["model", "input", "threads", "runtime", "old", "new", "speed-up", "verdict"], lines
 
 
 def comparison_summary(content: Comparison) -> str:

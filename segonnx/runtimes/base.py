@@ -3,43 +3,48 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from segonnx.core.ort_session import GraphOptimization
 from segonnx.core.synthetic_inputs import Array
 from segonnx.runtimes.operator_kinds import kind
-from segonnx.sources.catalog import ModelSpec
 
-Needs = Literal["network", "artifact", "stock"]
+if TYPE_CHECKING:
+    from torch import nn
+
+Needs = Literal["network", "artifact", "baseline"]
 Outputs = Literal["bound", "fresh"]
 
 
 @dataclass(frozen=True)
 class Runnable:
-    """What is run.
+    """What a runtime runs. It crosses to a process of its own, so everything in it can be pickled.
 
     Attributes:
-        spec: the network, for runtimes that need it.
-        weights: safetensors of the network's inference form, for the same.
+        input_shape: (N, C, spatial...) of what is fed.
+        build: makes the ``nn.Module`` in eval mode from the file ``weights``, for runtimes that need the network. Any
+            function will do that can be pickled: it is called in the runtime's process.
+        weights: the file that ``build`` reads.
         model: the ONNX file, for runtimes that need an artifact.
-        stock: the same without rewrites (``segonnx export --optimize none``), for runtimes that show what those gain.
+        baseline: the same without rewrites, for runtimes that show what those gain.
     """
 
-    spec: ModelSpec | None = None
+    input_shape: tuple[int, ...]
+    build: Callable[[Path], nn.Module] | None = None
     weights: Path | None = None
     model: Path | None = None
-    stock: Path | None = None
+    baseline: Path | None = None
 
 
 @dataclass(frozen=True)
 class Options:
-    """How it is run.
+    """How a runtime runs it.
 
     Attributes:
-        threads: of each operator.
+        threads: how many threads compute an operator.
         bf16: compute in bfloat16 where the runtime's autocast does; float32 otherwise.
         outputs: write into one output that is ``bound`` once, where the runtime can, or into a ``fresh`` one each run.
         spinning: let idle threads wait actively for a while, where the runtime has a switch for it.
@@ -63,9 +68,9 @@ class Operator:
 
     Attributes:
         operator: as the runtime calls it, for example ``Conv`` or ``aten::mkldnn_convolution``.
-        kind: the same words for all runtimes, one of ``kinds.KINDS``.
+        kind: the same words for all runtimes, one of ``operator_kinds.KINDS``.
         calls: how many of them a pass ran.
-        seconds: of a pass, all of them together.
+        seconds: what all of them took together in a pass.
     """
 
     operator: str
@@ -75,7 +80,7 @@ class Operator:
 
 
 class Runtime(ABC):
-    """Loads a subject once and runs it many times. A runtime never times itself.
+    """Loads a model once and runs it many times. A runtime never times itself.
 
     Each lives in a process of its own, so a class may set what holds for its whole process, such as thread counts.
     """
@@ -83,7 +88,7 @@ class Runtime(ABC):
     name: ClassVar[str]
     """What users type after --backend."""
     needs: ClassVar[Needs]
-    """What the subject must hold."""
+    """What the ``Runnable`` must hold."""
     autocasts: ClassVar[bool] = False
     """Whether ``Options.bf16`` means something to it."""
 
@@ -131,4 +136,4 @@ def by_type(timed: Iterable[tuple[str, float, float]], passes: int) -> list[Oper
         calls, seconds = sums.get(operator, (0.0, 0.0))
         sums[operator] = calls + count, seconds + spent
     found = [Operator(name, kind(name), calls / passes, spent / passes) for name, (calls, spent) in sums.items()]
-    return sorted((one for one in found if one.seconds > 0), key=lambda one: -one.seconds)
+    return sorted((operator for operator in found if operator.seconds > 0), key=lambda operator: -operator.seconds)

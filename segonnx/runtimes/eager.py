@@ -40,15 +40,13 @@ class EagerRuntime(Runtime):
             os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch loads OpenMP
         import torch
 
-        from segonnx.models import checkpoints
-
-        assert runnable.spec is not None and runnable.weights is not None
+        assert runnable.build is not None and runnable.weights is not None
         torch.set_num_threads(options.threads)
         torch.set_num_interop_threads(1)
         self._options = options
-        self._module = checkpoints.restore(runnable.spec, runnable.weights).module
+        self._module = runnable.build(runnable.weights)
         if self.channels_last:
-            self._module.to(memory_format=self._format(len(runnable.spec.input_shape)))
+            self._module.to(memory_format=self._format(len(runnable.input_shape)))
 
     def run(self, x: Array) -> Array:
         import torch

@@ -66,8 +66,9 @@ class OpenVinoRuntime(Runtime):
         timed = []
         for _ in range(passes):
             self.run(x)
-            timed += [(one.node_type, 1, one.real_time.total_seconds()) for one in self._request.get_profiling_info()]
-        return by_type((one for one in timed if one[2] > 0), passes)
+            nodes = self._request.get_profiling_info()
+            timed += [(node.node_type, 1, node.real_time.total_seconds()) for node in nodes]
+        return by_type((entry for entry in timed if entry[2] > 0), passes)
 
     def close(self) -> None:
         self._request = self._compiled = None
@@ -91,7 +92,7 @@ class OpenVinoStockRuntime(OpenVinoRuntime):
     """The graph as PyTorch wrote it, in OpenVINO."""
 
     name = "openvino-stock"
-    needs = "stock"
+    needs = "baseline"
 
     def load(self, runnable: Runnable, options: Options) -> None:
-        super().load(replace(runnable, model=runnable.stock), options)
+        super().load(replace(runnable, model=runnable.baseline), options)

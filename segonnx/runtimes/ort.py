@@ -144,7 +144,7 @@ class OrtStockRuntime(OrtRuntime):
     """The graph as PyTorch wrote it, in ONNX Runtime."""
 
     name = "ort-stock"
-    needs = "stock"
+    needs = "baseline"
 
     def load(self, runnable: Runnable, options: Options) -> None:
-        super().load(replace(runnable, model=runnable.stock), options)
+        super().load(replace(runnable, model=runnable.baseline), options)

@@ -17,7 +17,7 @@ from segonnx.runtimes.base import Operator, Options, Runnable, Runtime
 from segonnx.runtimes.ort import OrtRuntime
 
 SHAPE = (1, 5, 4)
-TURN_S = 0.3
+BLOCK_S = 0.3
 
 
 class Steady(Runtime):
@@ -65,7 +65,7 @@ class Quick(Steady):
 
 
 class Slow(Steady):
-    """One whose pass is longer than a turn."""
+    """One whose pass is longer than a block."""
 
     name = "slow"
     seconds = 0.6
@@ -93,7 +93,7 @@ class Unloadable(Steady):
 class _Late(Steady):
     """One that fails once its warm-up is over."""
 
-    seconds = TURN_S
+    seconds = BLOCK_S
 
     def __init__(self) -> None:
         self.runs = 0
@@ -154,13 +154,17 @@ class Mirrored(OrtRuntime):
         return np.flip(super().run(x), axis=-1)
 
 
-class Drawn(Steady):
-    """One whose pace is another in each process."""
+class Paced(Steady):
+    """One whose every process is slower than the one before."""
 
-    name = "drawn"
+    name = "paced"
 
     def load(self, runnable: Runnable, options: Options) -> None:
-        self.seconds = 0.005 * (1 + os.getpid() % 7 / 7)
+        # The processes share a folder, that of the model, and each leaves a file there.
+        assert runnable.model is not None
+        started = len(list(runnable.model.parent.glob("started-*")))
+        (runnable.model.parent / f"started-{started}").touch()
+        self.seconds = 0.005 * (1 + started / 2)
 
 
 class Working(Steady):
@@ -195,12 +199,12 @@ class Spinning(Steady):
 KNOWN: dict[str, type[Runtime]] = {
     kind.name: kind
     for kind in (
-        Steady, Equal, Quick, Slow, Absent, Unloadable, Raising, Killed, Hanging, Wrong, Mirrored, Drawn, Working,
+        Steady, Equal, Quick, Slow, Absent, Unloadable, Raising, Killed, Hanging, Wrong, Mirrored, Paced, Working,
         Spinning,
     )
 }  # fmt: skip
 
 
-def model(folder: Path) -> Target:
-    """A model for them."""
-    return Target("fake", "2d", 10**6, 10**6, (1, 3, 4), "RGB", artifact=folder)
+def target(folder: Path) -> Target:
+    """A target for them, whose artifact has nothing recorded."""
+    return Target("fake", "2d", 10**6, 10**6, (1, 3, 4), "RGB", 5, artifact=folder)

@@ -30,7 +30,7 @@ def bench(
 
     Args:
         truth: the speed-up.
-        noise: standard deviation of a turn's own pace, as a fraction; a pass within it has half of that besides.
+        noise: standard deviation of a block's own pace, as a fraction; a pass within it has half of that besides.
         seed: of the noise.
         rule: when to stop.
         between: standard deviation of a process's own pace, as a fraction.
@@ -40,7 +40,7 @@ def bench(
     clock = 0.0
     drawn: dict[str, float] = {}
 
-    def turn(name: str) -> list[float]:
+    def run_block(name: str) -> list[float]:
         nonlocal pace, clock
         pace = 0.95 * pace + rng.normal(0, DRIFT / 2**0.5)
         times = np.exp(pace + drawn[name] + rng.normal(0, noise) + rng.normal(0, noise / 2, PASSES))
@@ -53,7 +53,7 @@ def bench(
     for number in range(PROCESSES):
         drawn = {name: rng.normal(0, between) for name in found}
         done: dict[str, list[list[float]]] = {}
-        rounds.collect("ab", turn, rule.share(number, PROCESSES), lambda: clock, done)
+        rounds.collect("ab", run_block, rule.share(number, PROCESSES), lambda: clock, done)
         for name in found:
             found[name] += done[name]
         counts.append(len(done["a"]))

@@ -20,6 +20,8 @@ from segonnx.bench import result as result_file
 from segonnx.bench.plan import Settings
 from segonnx.bench.result import OK, Result
 from segonnx.bench.rounds import Rule
+from segonnx.bench.session import Session
+from segonnx.commands import bench_targets
 from segonnx.core import hardware, subprocesses, synthetic_inputs
 from segonnx.errors import InputError, VerifyError
 from segonnx.exporters import pipeline
@@ -102,7 +104,7 @@ def test_the_table_has_the_sources_columns_and_figures(result: dict[str, Any]) -
 
 
 def test_an_artifact_is_held_against_its_recorded_logits(exports: Path) -> None:
-    model = targets.from_artifact(exports / SMALL, lambda _: None)
+    model = bench_targets.from_artifact(exports / SMALL, lambda _: None)
     done = run.bench([model], Settings(("ort",), (1,), Rule(rounds=1)), None, lambda _: None)
     assert done.rows[0].compared_with == "recorded"
     assert done.rows[0].label_agreement == 1
@@ -110,14 +112,14 @@ def test_an_artifact_is_held_against_its_recorded_logits(exports: Path) -> None:
 
 
 def test_weights_that_were_made_on_another_machine_are_warned_of(exports: Path) -> None:
-    model = replace(targets.from_artifact(exports / SMALL, lambda _: None), weights_sha256="0" * 64)
+    model = replace(bench_targets.from_artifact(exports / SMALL, lambda _: None), weights_sha256="0" * 64)
     done = run.bench([model], Settings(("eager", "ort"), (1,), Rule(rounds=1)), None, lambda _: None)
     assert [row.status for row in done.rows] == [OK, OK]
     assert ["differ in rounding" in " ".join(row.warnings) for row in done.rows] == [True, False]
 
 
 def test_weights_from_a_file_cannot_be_made_again(exports: Path) -> None:
-    model = replace(targets.from_artifact(exports / SMALL, lambda _: None), seed=None)
+    model = targets.from_artifact(exports / SMALL, lambda _: None)
     done = run.bench([model], Settings(("eager", "ort"), (1,), Rule(rounds=1)), None, lambda _: None)
     assert "weights came from a file" in done.rows[0].status
     assert done.rows[1].status == OK
@@ -147,7 +149,7 @@ def test_a_given_input_is_used(exports: Path, tmp_path: Path) -> None:
 def test_a_wrong_input_is_refused(content: Any, message: str, exports: Path, tmp_path: Path) -> None:
     if content is not None:
         np.save(tmp_path / "x.npy", content)
-    model = targets.from_artifact(exports / SMALL, lambda _: None)
+    model = bench_targets.from_artifact(exports / SMALL, lambda _: None)
     with pytest.raises(InputError, match=message):
         targets.read_input(tmp_path / "x.npy", [model])
 
@@ -157,20 +159,20 @@ def test_a_damaged_artifact_is_not_timed(artifact: Path) -> None:
         file.seek(-1, os.SEEK_END)
         file.write(b"x")
     with pytest.raises(VerifyError):
-        targets.from_artifact(artifact, lambda _: None)
+        bench_targets.from_artifact(artifact, lambda _: None)
 
 
 def test_a_system_without_artifact_is_exported_first(tiny: ModelSpec, tmp_path: Path) -> None:
     made: list[pipeline.Exported] = []
     settings = Settings(("ort-stock", "ort"), (2,), Rule(rounds=1))
-    model = targets.from_system(tiny, tmp_path, settings, made.append, lambda _: None)
-    assert [one.folder for one in made] == [tmp_path / "stock" / tiny.name, tmp_path / tiny.name]
-    assert [bool(one.manifest["rewrites"]) for one in made] == [False, True]
-    assert (model.stock, model.artifact) == tuple(one.folder for one in made)
-    assert targets.from_system(tiny, tmp_path, settings, made.append, lambda _: None) == model
+    model = bench_targets.from_system(tiny, tmp_path, settings, made.append, lambda _: None)
+    assert [exported.folder for exported in made] == [tmp_path / "stock" / tiny.name, tmp_path / tiny.name]
+    assert [bool(exported.manifest["rewrites"]) for exported in made] == [False, True]
+    assert (model.baseline, model.artifact) == tuple(exported.folder for exported in made)
+    assert bench_targets.from_system(tiny, tmp_path, settings, made.append, lambda _: None) == model
     assert len(made) == 2
-    stock, ours = run.bench([replace(model, stock=None)], settings, None, lambda _: None).rows
-    assert stock.status == f"no artifact: segonnx export {tiny.name} --optimize none --out artifacts/stock"
+    baseline, ours = run.bench([replace(model, baseline=None)], settings, None, lambda _: None).rows
+    assert baseline.status == f"no artifact: segonnx export {tiny.name} --optimize none --out artifacts/stock"
     assert ours.status == OK
 
 
@@ -178,7 +180,7 @@ def test_openvino_on_a_graph_for_onnx_runtime_is_warned_of(tmp_path: Path) -> No
     known = {"openvino": fakes.Steady, "openvino-stock": fakes.Steady}
     settings = Settings(tuple(known), (1,), Rule(rounds=1))
     for derives in (True, False):
-        model = replace(fakes.model(tmp_path), derives=derives)
+        model = replace(fakes.target(tmp_path), derives=derives)
         rows = run.bench([model], settings, None, lambda _: None, known=known).rows
         assert [any("laid out for" in warning for warning in row.warnings) for row in rows] == [derives, False]
 
@@ -197,7 +199,7 @@ def test_which_artifacts_derive_weights(rewrites: list[str], expected: bool) -> 
 
 
 def test_memory_is_planned_for_the_weights_that_a_runtime_derives(tmp_path: Path) -> None:
-    model = fakes.model(tmp_path)
+    model = fakes.target(tmp_path)
     derives = replace(model, derives=True)
     assert plan.memory_needed(derives, "ort") == plan.memory_needed(model, "ort") + 6 * model.parameters
     assert plan.memory_needed(derives, "ort-stock") == plan.memory_needed(model, "ort-stock")
@@ -205,14 +207,7 @@ def test_memory_is_planned_for_the_weights_that_a_runtime_derives(tmp_path: Path
 
 def fake_bench(folder: Path, *backends: str, rounds: int | None = 3, timeout_s: float = 60) -> Result:
     settings = Settings(backends, (1,), Rule(rounds=rounds), timeout_s=timeout_s)
-    return run.bench([fakes.model(folder)], settings, None, lambda _: None, known=fakes.KNOWN)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_recorded(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Fakes' artifacts have no test data."""
-    if "exports" not in request.fixturenames:
-        monkeypatch.setattr(run._Case, "_recorded", lambda *_: None)
+    return run.bench([fakes.target(folder)], settings, None, lambda _: None, known=fakes.KNOWN)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +239,7 @@ def test_times_warm_up_threads_and_ratios_are_told(tmp_path: Path) -> None:
     assert len(slow.rounds[0]) == 1
     assert len(quick.warmup_s) >= 1 + 50 + 51  # the first pass, a turn, and the round before the rounds
     for row in done.rows:
-        assert row.steady
+        assert row.warmed_up
         assert len(row.warmup_s) >= 2
         assert row.threads_seen is not None and row.threads_seen["busy"] == 1 <= row.threads_seen["total"]
         assert row.cpus == hardware.choose_cpus(1)
@@ -262,7 +257,7 @@ def test_times_warm_up_threads_and_ratios_are_told(tmp_path: Path) -> None:
 
 def test_every_runtime_runs_in_several_processes(tmp_path: Path) -> None:
     settings = Settings(("steady", "quick"), (1,), Rule(rounds=8), processes=3)
-    done = run.bench([fakes.model(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN)
+    done = run.bench([fakes.target(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN)
     for row in done.rows:
         assert row.rounds_per_process == [3, 3, 2]
         assert len(row.rounds) == len(row.started_s) == 8
@@ -277,15 +272,15 @@ def test_every_runtime_runs_in_several_processes(tmp_path: Path) -> None:
 
 
 def test_processes_that_differ_end_the_rounds_and_widen_the_interval(tmp_path: Path) -> None:
-    settings = Settings(("drawn",), (1,), Rule(), processes=3)
-    row = run.bench([fakes.model(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN).rows[0]
+    settings = Settings(("paced",), (1,), Rule(), processes=3)
+    row = run.bench([fakes.target(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN).rows[0]
     assert row.stopped == "processes"
     assert row.ci95_s is not None and row.ci95_s[1] / row.ci95_s[0] > 1.1
 
 
 def test_the_result_is_read_as_it_was_written(tmp_path: Path) -> None:
     settings = Settings(("steady", "raising"), (1,), Rule(rounds=7), profile=True)
-    done = run.bench([fakes.model(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN)
+    done = run.bench([fakes.target(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN)
     done.write(tmp_path / "result.json")
     assert result_file.read(tmp_path / "result.json") == done
     assert done.rows[0].profile == [Operator("Sleep", "other", 1, fakes.Steady.seconds)]
@@ -323,7 +318,7 @@ def test_results_of_one_machine_are_shown_together() -> None:
     both = result_file.merge([one, other])
     assert both.rows == one.rows + other.rows
     assert both.ratios == one.ratios + other.ratios
-    assert both.ceilings == one.ceilings
+    assert both.roofline_peaks == one.roofline_peaks
     assert both.overhead["wall_s"] == 200
     assert both.overhead["parent_peak_rss_bytes"] == 10**8
     assert both.warnings == ["hot"]
@@ -338,29 +333,29 @@ def test_results_of_one_machine_are_shown_together() -> None:
 def test_a_runtime_that_never_rests_takes_nothing_from_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its processor time stands still outside its turns; without the pause it doesn't, so the look can fail."""
+    """Its processor time stands still outside its blocks; without the pause it doesn't, so the look can fail."""
     assert _rested(tmp_path)
     monkeypatch.setattr(subprocesses.Worker, "pause", lambda _: None)
     assert not _rested(tmp_path)
 
 
 def _rested(folder: Path) -> bool:
-    """Whether the spinning runtime's process took hardly any processor time while the other one had its turns."""
+    """Whether the spinning runtime's process took hardly any processor time while the other one had its blocks."""
     spent = []
-    turn = run._Case._turn
+    run_block = Session.run_block
 
-    def watched(case: Any, seat: Any) -> Any:
+    def monitored(session: Session, slot: Any) -> Any:
         spinning = psutil.Process(pids["spinning"]) if len(pids) == 2 else None
         before = sum(spinning.cpu_times()[:2]) if spinning else 0.0
-        passes = turn(case, seat)
-        pids[seat.row.backend] = seat.worker.pid
-        if spinning and seat.row.backend == "slow":
+        passes = run_block(session, slot)
+        pids[slot.row.backend] = slot.worker.pid
+        if spinning and slot.row.backend == "slow":
             spent.append(sum(spinning.cpu_times()[:2]) - before)
         return passes
 
     pids: dict[str, int] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run._Case, "_turn", watched)
+        patch.setattr(Session, "run_block", monitored)
         fake_bench(folder, "spinning", "slow", rounds=4)
     assert spent
     return max(spent) < 0.1 * fakes.Slow.seconds
@@ -409,8 +404,7 @@ def test_ctrl_c_keeps_the_rounds_and_leaves_no_process(exports: Path, tmp_path: 
 def test_paused_workers_die_with_a_bench_that_is_killed(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from tests.bench import fakes; from segonnx.bench import run, plan, rounds;"
-        "run._Case._recorded = lambda *_: None;"
-        "run.bench([fakes.model(Path('x'))], plan.Settings(('slow', 'steady'), (1,), rounds.Rule(rounds=999)), None,"
+        "run.bench([fakes.target(Path('x'))], plan.Settings(('slow', 'steady'), (1,), rounds.Rule(rounds=999)), None,"
         "lambda _: None, known=fakes.KNOWN)"
     )
     with subprocess.Popen([sys.executable, "-c", f"if __name__ == '__main__':\n exec({code!r})"], cwd=ROOT) as bench:
@@ -433,7 +427,7 @@ def _wait_for(look: Callable[[], Any]) -> Any:
 
 
 def test_logits_that_differ_are_no_result(exports: Path) -> None:
-    model = targets.from_artifact(exports / SMALL, lambda _: None)
+    model = bench_targets.from_artifact(exports / SMALL, lambda _: None)
     settings = Settings(("wrong", "steady"), (1,), Rule(rounds=1))
     wrong, other = run.bench([model], settings, None, lambda _: None, known=fakes.KNOWN).rows
     assert wrong.status.startswith("its logits differ: max")
@@ -455,9 +449,9 @@ def test_autocast_says_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "multiplies bfloat16" in why
 
 
-def test_runtimes_that_do_not_fit_together_run_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert plan.blocks({"a": 4, "b": 5, "c": 3, "d": 20}, 10) == [["a", "b"], ["c"], ["d"]]
-    one = plan.memory_needed(fakes.model(tmp_path), "steady")
+def test_runtimes_that_do_not_fit_together_run_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan.resident_groups({"a": 4, "b": 5, "c": 3, "d": 20}, 10) == [["a", "b"], ["c"], ["d"]]
+    one = plan.memory_needed(fakes.target(tmp_path), "steady")
     monkeypatch.setattr(hardware, "available_memory", lambda: 2 * one)
     done = fake_bench(tmp_path, "steady", "equal", "quick", rounds=stats.MIN_ROUNDS)
     assert [row.status for row in done.rows] == [OK] * 3

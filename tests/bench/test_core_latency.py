@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from segonnx.bench import core_latency, result, run
-from segonnx.bench.core_latency import Exchange, levels
+from segonnx.bench.core_latency import CoreLatency, levels
 from segonnx.bench.plan import Settings
 from segonnx.bench.rounds import Rule
 from tests.bench import fakes
@@ -21,22 +21,22 @@ several = pytest.mark.skipif(
 @several
 def test_the_flag_comes_back_as_often_as_it_is_asked() -> None:
     cpus = sorted(os.sched_getaffinity(0))
-    with Exchange(cpus) as one:
-        first, second = one.measure(), one.measure()
+    with CoreLatency(cpus) as latency:
+        first, second = latency.measure(), latency.measure()
         assert first is not None and second is not None
         assert min(first, second) > 1
         assert sorted(os.sched_getaffinity(0)) == cpus
-        assert one._peer.is_alive()
-    assert not one._peer.is_alive()
+        assert latency._peer.is_alive()
+    assert not latency._peer.is_alive()
 
 
 @several
 def test_a_flag_that_nobody_answers_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(core_latency, "PATIENCE", 1000)
-    with Exchange(sorted(os.sched_getaffinity(0))) as one:
-        one._peer.kill()
-        one._peer.join()
-        assert one.measure() is None
+    with CoreLatency(sorted(os.sched_getaffinity(0))) as latency:
+        latency._peer.kill()
+        latency._peer.join()
+        assert latency.measure() is None
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_flag_that_nobody_answers_ends(monkeypatch: pytest.MonkeyPatch) -> Non
         ([90.0] * 50 + [160.0] * 40 + [425.0, 430.0], (90.0, 160.0)),
     ],
 )
-def test_one_slow_turn_is_no_level(times: list[float], expected: tuple[float, float] | None) -> None:
+def test_a_slow_measurement_is_no_level(times: list[float], expected: tuple[float, float] | None) -> None:
     assert levels(times) == expected
 
 
@@ -59,24 +59,22 @@ def test_one_slow_turn_is_no_level(times: list[float], expected: tuple[float, fl
 @pytest.mark.parametrize("moved", [False, True])
 def test_a_bench_tells_that_its_processors_moved(moved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([90.0, 90.0, *([165.0, 165.0] if moved else [90.0, 90.0])])
-    monkeypatch.setattr(Exchange, "measure", lambda _: next(times))
-    monkeypatch.setattr(run._Case, "_recorded", lambda *_: None)
-    settings = Settings(("steady",), (2,), Rule(rounds=4), processes=1, ceilings=False)
-    (row,) = run.bench([fakes.model(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN).rows
-    assert len(row.exchange_ns) == len(row.rounds) == 4
+    monkeypatch.setattr(CoreLatency, "measure", lambda _: next(times))
+    settings = Settings(("steady",), (2,), Rule(rounds=4), processes=1, diagnose=True)
+    (row,) = run.bench([fakes.target(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN).rows
+    assert len(row.core_latency_ns) == len(row.rounds) == 4
     assert any("moved between caches" in warning for warning in row.warnings) == moved
-    assert result.Row.from_dict(row.as_dict()).exchange_ns == row.exchange_ns
+    assert result.Row.from_dict(row.as_dict()).core_latency_ns == row.core_latency_ns
 
 
 @several
 def test_a_bench_whose_flag_is_lost_keeps_no_times_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([90.0, None])
-    monkeypatch.setattr(Exchange, "measure", lambda _: next(times))
-    monkeypatch.setattr(run._Case, "_recorded", lambda *_: None)
-    settings = Settings(("steady",), (2,), Rule(rounds=4), processes=1, ceilings=False)
-    (row,) = run.bench([fakes.model(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN).rows
+    monkeypatch.setattr(CoreLatency, "measure", lambda _: next(times))
+    settings = Settings(("steady",), (2,), Rule(rounds=4), processes=1, diagnose=True)
+    (row,) = run.bench([fakes.target(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN).rows
     assert len(row.rounds) == 4
-    assert row.exchange_ns == []
+    assert row.core_latency_ns == []
 
 
 @several
@@ -85,8 +83,16 @@ def test_a_bench_does_without_shared_memory(tmp_path: Path, monkeypatch: pytest.
         raise FileNotFoundError("/dev/shm")
 
     monkeypatch.setattr(core_latency.shared_memory, "SharedMemory", missing)
-    monkeypatch.setattr(run._Case, "_recorded", lambda *_: None)
-    settings = Settings(("steady",), (2,), Rule(rounds=2))
-    (row,) = run.bench([fakes.model(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN).rows
+    settings = Settings(("steady",), (2,), Rule(rounds=2), diagnose=True)
+    (row,) = run.bench([fakes.target(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN).rows
     assert len(row.rounds) == 2
-    assert row.exchange_ns == []
+    assert row.core_latency_ns == []
+
+
+@several
+def test_nothing_is_measured_unless_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CoreLatency, "__init__", lambda *_: pytest.fail("it was measured"))
+    settings = Settings(("steady",), (2,), Rule(rounds=2))
+    (row,) = run.bench([fakes.target(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN).rows
+    assert row.core_latency_ns == []
+    assert row.as_dict()["exchange_ns"] == []

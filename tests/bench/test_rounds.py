@@ -15,7 +15,7 @@ FAST = Rule(precision=0.03, max_time_s=1e9)
 
 
 class Clock:
-    """Time that passes only when a turn is run."""
+    """Time that passes only when a block is run."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -24,19 +24,19 @@ class Clock:
         return self.now
 
 
-def turns(clock: Clock, seconds: dict[str, float], log: list[str] | None = None) -> Callable[[str], list[float]]:
-    def turn(name: str) -> list[float]:
+def blocks(clock: Clock, seconds: dict[str, float], log: list[str] | None = None) -> Callable[[str], list[float]]:
+    def run_block(name: str) -> list[float]:
         clock.now += seconds[name]
         if log is not None:
             log.append(name)
         return [seconds[name]]
 
-    return turn
+    return run_block
 
 
 def test_a_quiet_bench_ends_as_soon_as_an_interval_can_be_had() -> None:
     clock, done = Clock(), {}
-    assert rounds.collect("ab", turns(clock, {"a": 1, "b": 2}), FAST, clock, done) == "precision"
+    assert rounds.collect("ab", blocks(clock, {"a": 1, "b": 2}), FAST, clock, done) == "precision"
     assert done == {"a": [[1]] * stats.MIN_ROUNDS, "b": [[2]] * stats.MIN_ROUNDS}
 
 
@@ -46,7 +46,11 @@ def test_a_noisy_bench_goes_on() -> None:
     assert len(noisy["a"]) > 3 * len(quiet["a"])
     one = {name: its[: counts[0]] for name, its in noisy.items()}
     limit = FAST.share(0, simulate.PROCESSES).precision
-    assert max(rounds.reach(one).values()) <= limit < max(rounds.reach({k: v[:7] for k, v in one.items()}).values())
+    assert (
+        max(rounds.half_widths(one).values())
+        <= limit
+        < max(rounds.half_widths({k: v[:7] for k, v in one.items()}).values())
+    )
 
 
 def test_no_round_is_begun_that_would_end_late() -> None:
@@ -60,13 +64,13 @@ def test_no_round_is_begun_that_would_end_late() -> None:
 
 def test_one_round_is_always_run() -> None:
     clock, done = Clock(), {}
-    assert rounds.collect("a", turns(clock, {"a": 50}), Rule(max_time_s=0), clock, done) == "max-time"
+    assert rounds.collect("a", blocks(clock, {"a": 50}), Rule(max_time_s=0), clock, done) == "max-time"
     assert done == {"a": [[50]]}
 
 
 def test_rounds_asked_for_are_run() -> None:
     clock, done = Clock(), {}
-    assert rounds.collect("a", turns(clock, {"a": 50}), Rule(max_time_s=0, rounds=3), clock, done) == "rounds"
+    assert rounds.collect("a", blocks(clock, {"a": 50}), Rule(max_time_s=0, rounds=3), clock, done) == "rounds"
     assert len(done["a"]) == 3
 
 
@@ -84,7 +88,7 @@ def test_the_order_is_shuffled_by_seed_and_every_round_has_every_runtime() -> No
     logs = []
     for seed in (0, 0, 1):
         clock, log = Clock(), []
-        rounds.collect("abc", turns(clock, dict.fromkeys("abc", 1.0), log), Rule(rounds=20, seed=seed), clock, {})
+        rounds.collect("abc", blocks(clock, dict.fromkeys("abc", 1.0), log), Rule(rounds=20, seed=seed), clock, {})
         assert all(sorted(log[i : i + 3]) == ["a", "b", "c"] for i in range(0, 60, 3))
         logs.append(log)
     assert logs[0] == logs[1] != logs[2]
@@ -94,11 +98,11 @@ def test_the_order_is_shuffled_by_seed_and_every_round_has_every_runtime() -> No
 def test_a_runtime_that_fails_takes_no_further_part() -> None:
     clock, done = Clock(), {}
 
-    def turn(name: str) -> list[float] | None:
+    def run_block(name: str) -> list[float] | None:
         clock.now += 1
         return None if name == "b" and clock.now > 5 else [1.0]
 
-    assert rounds.collect("ab", turn, FAST, clock, done) == "precision"
+    assert rounds.collect("ab", run_block, FAST, clock, done) == "precision"
     assert done.keys() == {"a"}
     assert len(done["a"]) >= stats.MIN_ROUNDS
     assert rounds.collect("a", lambda _: None, FAST, clock, done := {}) == "rounds"
@@ -198,10 +202,10 @@ def test_verdict(interval: tuple[float, float], says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("passes", "steady"), [([1.0], False), ([9.0, 1.0], False), ([9, 1.0, 1.04], True), ([1.0, 1.2], False)]
+    ("passes", "warm"), [([1.0], False), ([9.0, 1.0], False), ([9, 1.0, 1.04], True), ([1.0, 1.2], False)]
 )
-def test_steady(passes: list[float], steady: bool) -> None:
-    assert stats.steady(passes) == steady
+def test_warmed_up(passes: list[float], warm: bool) -> None:
+    assert stats.warmed_up(passes) == warm
 
 
 def test_drift_is_a_trend_and_not_noise() -> None:

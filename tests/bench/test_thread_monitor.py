@@ -13,7 +13,7 @@ import pytest
 from segonnx.bench import run
 from segonnx.bench.plan import Settings
 from segonnx.bench.rounds import Rule
-from segonnx.bench.thread_monitor import Watch
+from segonnx.bench.thread_monitor import ThreadMonitor
 from segonnx.core import hardware
 from tests.bench import fakes
 
@@ -55,45 +55,44 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
         ({1: 9.9, 2: 0.1}, 10.0, 0.0, None),
     ],
 )
-def test_what_disturbs_a_turn_is_told(
+def test_what_disturbs_a_block_is_told(
     clock: Clock, worker: dict[int, float], user: float, steal: float, warning: str | None
 ) -> None:
-    watch = Watch([0])
-    watch.follow(1)
-    watch.begin()
+    monitor = ThreadMonitor([0])
+    monitor.follow(1)
+    monitor.begin()
     clock.now, clock.user, clock.steal, clock.threads = 10.0, user, steal, worker
-    watch.end()
-    # Between turns anything may happen.
+    monitor.end()
+    # Between blocks anything may happen.
     clock.now, clock.user, clock.steal = 99.0, 99.0, 50.0
-    found = watch.warnings(1)
+    found = monitor.warnings(1)
     assert found == [] if warning is None else len(found) == 1 and warning in found[0]
 
 
 def test_a_runtime_that_leaves_its_processors_is_told(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = Watch([0])
-    watch.follow(1)
-    watch.begin()
+    monitor = ThreadMonitor([0])
+    monitor.follow(1)
+    monitor.begin()
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3})
-    watch.end()
-    assert watch.warnings(1) == ["it ran on processors [0, 3], not only on [0]"]
+    monitor.end()
+    assert monitor.warnings(1) == ["it ran on processors [0, 3], not only on [0]"]
 
 
 def test_the_threads_of_a_second_worker_are_not_added_to_those_of_the_first(clock: Clock) -> None:
-    watch = Watch([0])
+    monitor = ThreadMonitor([0])
     for pid, threads in enumerate(({1: 5.0}, {7: 2.0, 8: 2.0}, {9: 5.0})):
         clock.threads = dict.fromkeys(threads, 0.0)
-        watch.follow(pid)
-        watch.begin()
+        monitor.follow(pid)
+        monitor.begin()
         clock.threads = threads
-        watch.end()
-    assert watch.busy == watch.total == 2
+        monitor.end()
+    assert monitor.busy == monitor.total == 2
 
 
 def test_a_governor_that_changes_clock_rates_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run._Case, "_recorded", lambda *_: None)
     described = hardware.describe()
     for governor, warned in (("powersave", True), ("performance", False), (None, False)):
         monkeypatch.setattr(hardware, "describe", lambda governor=governor: {**described, "governor": governor})
         settings = Settings(("steady",), (1,), Rule(rounds=1))
-        done = run.bench([fakes.model(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN)
+        done = run.bench([fakes.target(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN)
         assert any("governor" in warning for warning in done.warnings) == warned

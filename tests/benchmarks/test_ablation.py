@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from benchmarks.ablation import Turn, table
+from benchmarks.ablation import Pair, table
 
 
 def test_turns_under_one_cache_and_under_two_have_columns_of_their_own() -> None:
-    near, far, moved = [Turn(2, 1, 90, 90)] * 8, [Turn(2, 2, 160, 160)] * 3, [Turn(9, 1, 90, 160)]
+    near, far, moved = [Pair(2, 1, 90, 90)] * 8, [Pair(2, 2, 160, 160)] * 3, [Pair(9, 1, 90, 160)]
     lines = table("net", {"stock": near + far + moved, "all": near[:2]}, {"stock": 10**9, "all": 2 * 10**9}).split("\n")
     assert lines[0].split(" | ")[1::2] == ["ms, one cache", "ms, two caches", "peak memory, GB |"]
     assert lines[2] == "| stock | 2000.0 | 2.00 (2.00-2.00) | 2000.0 | 1.00 | 1.00 |"
@@ -12,6 +12,6 @@ def test_turns_under_one_cache_and_under_two_have_columns_of_their_own() -> None
 
 
 def test_processors_that_stay_have_one_column() -> None:
-    lines = table("net", {"stock": [Turn(2, 1, 90, 91)] * 3}, {"stock": 10**9}).split("\n")
+    lines = table("net", {"stock": [Pair(2, 1, 90, 91)] * 3}, {"stock": 10**9}).split("\n")
     assert lines[0] == "| net | ms, as it was | times that with all rewrites | peak memory, GB |"
     assert lines[2] == "| stock | 2000.0 | 2.00 | 1.00 |"

@@ -32,8 +32,8 @@ def result() -> Result:
             times = MEDIANS[a] / MEDIANS[b]
             ratios.append(Ratio("net", SHAPE, 2, a, b, times, (0.9 * times, 1.25 * times), None, 5, True))
     machine = {"cpu": "some CPU", "flags": ["avx2"], "versions": {"onnxruntime": "1", "openvino": "2", "torch": "3"}}
-    ceilings = [{"threads": 2, "sgemm_gflops": 4.0, "bandwidth_gb_s": 1.0}]
-    return Result(machine, "off", rows, ratios=ratios, ceilings=ceilings)
+    peaks = [{"threads": 2, "sgemm_gflops": 4.0, "bandwidth_gb_s": 1.0}]
+    return Result(machine, "off", rows, ratios=ratios, roofline_peaks=peaks)
 
 
 def test_ratios_are_the_others_time_over_ours_whichever_way_they_were_kept() -> None:
@@ -70,7 +70,7 @@ def test_rounds_under_one_cache_and_under_two_have_lines_of_their_own() -> None:
         # Our times double where the processors share no cache; the others keep theirs.
         near, far = MEDIANS[row.backend], MEDIANS[row.backend] * (2 if row.backend == "ort" else 1)
         row.rounds = [[near]] * 4 + [[far]] * 3 + [[50.0]]
-        row.exchange_ns = [90.0, 88.0, 91.0, 90.0, 165.0, 160.0, 170.0, 165.0 if row.backend == "ort" else 90.0]
+        row.core_latency_ns = [90.0, 88.0, 91.0, 90.0, 165.0, 160.0, 170.0, 165.0 if row.backend == "ort" else 90.0]
     under_one, under_two = speedups.table(one).splitlines()[-2:]
     assert under_one.startswith("| net | one | 1000.0 | 1.50x | 2.00x compile | 0.50x |")
     assert under_two.startswith("| net | two | 2000.0 | 0.75x | 1.00x compile | 0.25x |")
@@ -80,7 +80,7 @@ def test_all_rounds_take_the_place_of_a_side_with_few() -> None:
     one = result()
     for row in one.rows:
         row.rounds = [[MEDIANS[row.backend]]] * 6
-        row.exchange_ns = [90.0] * 4 + [165.0] * 2
+        row.core_latency_ns = [90.0] * 4 + [165.0] * 2
     assert [line.split(" | ")[1] for line in speedups.table(one).splitlines() if "net" in line] == ["one", "either"]
 
 
@@ -88,9 +88,9 @@ def test_a_side_has_no_line_where_it_has_too_few_rounds_of_the_stock_graph() -> 
     one = result()
     for row in one.rows:
         row.rounds = [[MEDIANS[row.backend]]] * 8
-        row.exchange_ns = [90.0] * 4 + [165.0] * 4
+        row.core_latency_ns = [90.0] * 4 + [165.0] * 4
     stock = next(row for row in one.rows if row.backend == "ort-stock")
-    stock.exchange_ns = [90.0] * 8
+    stock.core_latency_ns = [90.0] * 8
     assert [line.split(" | ")[1] for line in speedups.table(one).splitlines() if "net" in line] == ["one", "either"]
 
 
@@ -98,6 +98,6 @@ def test_a_network_of_few_rounds_has_one_line() -> None:
     one = result()
     for row in one.rows:
         row.rounds = [[MEDIANS[row.backend]]] * 4
-        row.exchange_ns = [90.0] * 2 + [165.0] * 2
+        row.core_latency_ns = [90.0] * 2 + [165.0] * 2
     (line,) = (line for line in speedups.table(one).splitlines() if "net" in line)
     assert line.startswith("| net | either | 1000.0 | 1.50x (1.20-1.67) |")

@@ -36,7 +36,7 @@ from segonnx.exporters.parity import ParityCheck
 from segonnx.exporters.pipeline import Settings
 from segonnx.models import random_weights
 from segonnx.optimize.labels import LabelsPass
-from segonnx.report import tables
+from segonnx.report import rows as formatted
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
 from segonnx.sources.nnunet import model_spec, plans
@@ -217,7 +217,7 @@ def test_a_bench_compares_labels(unet: Path) -> None:
     ).rows
     assert [(row.status, row.compared_with, row.max_abs_error) for row in rows] == [("ok", "recorded", None)] * 2
     assert all(row.label_agreement is not None and row.label_agreement > 0.999 for row in rows)
-    assert tables.error(rows[0]).startswith("labels ")
+    assert formatted.error(rows[0]).startswith("labels ")
     assert wrong.status.startswith("its labels differ: labels ")
 
 

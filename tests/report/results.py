@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from segonnx.bench import stats
+from segonnx.bench import stats, targets
 from segonnx.bench.result import Ratio, Result, Row
 from segonnx.runtimes.base import Operator
 from segonnx.sources import catalog
@@ -42,7 +42,7 @@ def make(
         machine={**MACHINE},
         autocast="autocast off: every runtime computes in float32",
         settings={"threads": [2], "backends": list(factors), "autocast": "off"},
-        ceilings=[{"threads": 2, "sgemm_gflops": 300.0, "sgemm_library": "NumPy 2", "bandwidth_gb_s": 30.0}],
+        roofline_peaks=[{"threads": 2, "sgemm_gflops": 300.0, "sgemm_library": "NumPy 2", "bandwidth_gb_s": 30.0}],
         overhead={"wall_s": 100.0, "timed_s": 60.0, "parent_cpu_s": 2.0, "parent_peak_rss_bytes": 10**8},
         created="2026-01-01T00:00:00+00:00",
     )
@@ -63,12 +63,14 @@ def make(
                     input_shape=spec.input_shape,
                     input_sha256="0" * 64,
                     images=4 if spec.family == "3d" else 1,
+                    weights="seeded",
+                    published=targets.published(spec, spec.input_shape, "seeded"),
                     threads=2,
                     settings={"dtype": "float32", "outputs": "fresh for every run", "version": "1"},
                     rounds=times.tolist(),
                     started_s=[100.0 * number + 10 * i for i in range(rounds)],
                     warmup_s=[2 * base, base],
-                    steady=True,
+                    warmed_up=True,
                     stopped="precision",
                     load_s=2.0,
                     compile_s=1.0,
@@ -107,6 +109,8 @@ def failed(row: Row, status: str) -> Row:
         input_shape=row.input_shape,
         input_sha256=row.input_sha256,
         images=row.images,
+        weights=row.weights,
+        published=row.published,
         threads=row.threads,
         status=status,
     )

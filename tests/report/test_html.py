@@ -184,7 +184,7 @@ def test_a_script_that_gets_in_does_not_run(show: Open, monkeypatch: pytest.Monk
 @needs_browser
 def test_a_poor_result_has_a_page(show: Open) -> None:
     result = results.make(("stunet-s",), {"ort": 0.5})
-    result.ceilings, result.overhead, result.created = [], {}, ""
+    result.roofline_peaks, result.overhead, result.created = [], {}, ""
     assert _count(show(result), ".chart") == 2
     result.rows = [results.failed(result.rows[0], "the memory ran out")]
     browser = show(result)

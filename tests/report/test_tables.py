@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from segonnx.bench import targets
 from segonnx.bench.result import Result, Row
-from segonnx.report import tables
+from segonnx.report import rows, tables
 from segonnx.sources import catalog
 
 
@@ -20,6 +23,8 @@ def _row(name: str, images_per_s: float, backend: str = "ort") -> Row:
         input_shape=spec.input_shape,
         input_sha256="",
         images=images,
+        weights="seeded",
+        published=targets.published(spec, spec.input_shape, "seeded"),
         rounds=[[images / images_per_s]] * 5,
         load_s=1.0,
         peak_rss_bytes=10**9,
@@ -52,8 +57,8 @@ def test_published_efficiency_is_images_per_second_and_million_parameters() -> N
 
 
 def test_a_conclusion_can_fail() -> None:
-    rows = [_row("stunet-s", 10.0), _row("unet-resnet18", 8.0), _row("totalsegmentator", 2.0), _row("stunet-b", 50.0)]
-    verdicts = {c.claim.split(" (")[0]: c.verdict for c in tables.conclusions(Result({}, "", rows))}
+    made = [_row("stunet-s", 10.0), _row("unet-resnet18", 8.0), _row("totalsegmentator", 2.0), _row("stunet-b", 50.0)]
+    verdicts = {c.claim.split(" (")[0]: c.verdict for c in tables.conclusions(Result({}, "", made))}
     assert verdicts == {
         "2D is faster than STU-Net-S at a like size": "does not hold",
         "TotalSegmentator is about 2x slower than STU-Net-S": "holds in direction, not in size",
@@ -62,8 +67,14 @@ def test_a_conclusion_can_fail() -> None:
 
 
 def test_conclusions_need_their_models_in_one_backend() -> None:
-    rows = [_row("stunet-s", 10.0, "ort"), _row("totalsegmentator", 5.0, "eager")]
-    assert tables.conclusions(Result({}, "", rows)) == []
+    made = [_row("stunet-s", 10.0, "ort"), _row("totalsegmentator", 5.0, "eager")]
+    assert tables.conclusions(Result({}, "", made)) == []
+
+
+def test_rows_without_identity_prove_no_conclusion() -> None:
+    """A user's own network may be called stunet-s, too."""
+    made = [replace(row, published=None) for row in _as_published()]
+    assert tables.conclusions(Result({}, "", made)) == []
 
 
 def test_a_row_without_times_shows_why() -> None:
@@ -79,9 +90,9 @@ def test_a_row_without_times_shows_why() -> None:
     [(0.0003499, "0.000350"), (0.0234, "0.0234"), (1.234, "1.23"), (12.34, "12.3"), (123.4, "123"), (1234.5, "1,234")],
 )
 def test_numbers_have_three_digits(value: float, text: str) -> None:
-    assert tables.significant(value) == text
+    assert rows.significant(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.01234, "12.3 ms"), (1.5, "1,500.0 ms"), (90.04, "90.0 s")])
 def test_times_have_a_unit(value: float, text: str) -> None:
-    assert tables.seconds(value) == text
+    assert rows.seconds(value) == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import socket
 import sys
@@ -17,6 +18,7 @@ import pytest
 from segonnx import runtimes
 from segonnx.artifacts.layout import MODEL
 from segonnx.bench.worker import Job, Loaded, serve
+from segonnx.commands import bench_targets
 from segonnx.core import subprocesses, synthetic_inputs
 from segonnx.core.tolerances import TOLERANCES, compare
 from segonnx.errors import InputError
@@ -38,8 +40,14 @@ def ready(tiny: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Ready:
     folder = tmp_path_factory.mktemp("runtimes")
     exported = pipeline.export(tiny, pipeline.Settings(folder))
     subprocesses.call(write_weights, tiny, 0, folder / "weights.safetensors")
-    stock = pipeline.export(tiny, pipeline.Settings(folder / "stock", optimize="none"))
-    runnable = Runnable(tiny, folder / "weights.safetensors", exported.folder / MODEL, stock.folder / MODEL)
+    baseline = pipeline.export(tiny, pipeline.Settings(folder / "stock", optimize="none"))
+    runnable = Runnable(
+        tiny.input_shape,
+        functools.partial(bench_targets.restore, tiny),
+        folder / "weights.safetensors",
+        exported.folder / MODEL,
+        baseline.folder / MODEL,
+    )
     return Ready(runnable, synthetic_inputs.make("phantom", tiny.input_shape, tiny.modality))
 
 
@@ -48,15 +56,15 @@ def check(name: str, ready: Ready, options: Options, progress: subprocesses.Prog
     runtime = runtimes.get(name)()
     runtime.load(ready.runnable, options)
     runtime.prepare(ready.x)
-    one = runtime.run(ready.x)
-    first = one.copy()
-    other = runtime.run(2 * ready.x)
-    second = other.copy()
+    output = runtime.run(ready.x)
+    first = output.copy()
+    later = runtime.run(2 * ready.x)
+    second = later.copy()
     third = runtime.run(ready.x).copy()
     answer = {
         "outputs": (first, second, third),
         "settings": runtime.describe(),
-        "reused": np.shares_memory(one, other),
+        "reused": np.shares_memory(output, later),
         "profile": runtime.profile(ready.x, 2) if options.profile else None,
     }
     runtime.close()
@@ -95,6 +103,23 @@ def test_a_runtime_gives_eagers_logits(name: str, answers: Callable[[str], dict[
     assert compare(answers("eager")["outputs"][1], second).within(TOLERANCES["float32"])
     assert np.array_equal(first, third)
     assert not compare(first, second).within(TOLERANCES["float32"])
+
+
+def doubled(weights: Path) -> Any:
+    """A module of a user's own: its weight doubles the input."""
+    import torch
+
+    module = torch.nn.Conv2d(3, 3, 1, bias=False).eval()
+    module.weight.data = torch.eye(3).reshape(3, 3, 1, 1) * float(weights.read_text())
+    return module
+
+
+@pytest.mark.parametrize("name", ["eager", "eager-channels-last"])
+def test_any_module_can_be_run(name: str, tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text("2")
+    x = synthetic_inputs.make("noise", (1, 3, 8, 8), "RGB")
+    mine = Ready(Runnable(x.shape, doubled, tmp_path / "weights"), x)
+    assert np.array_equal(subprocesses.call(check, name, mine, Options(1)).value["outputs"][0], 2 * x)
 
 
 @pytest.mark.parametrize("name", runtimes.NAMES)

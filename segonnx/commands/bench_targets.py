@@ -1,0 +1,91 @@
+"""The targets of ``segonnx bench``: exports what is missing, and makes networks for the runtimes that need them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from segonnx import runtimes
+from segonnx.bench import targets
+from segonnx.bench.plan import Settings, Target, TorchNetwork
+from segonnx.core.subprocesses import Progress
+from segonnx.errors import InputError
+from segonnx.exporters import pipeline, prepare
+from segonnx.sources.catalog import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def restore(spec: ModelSpec, weights: Path) -> nn.Module:
+    """The spec's network in eval mode, with the weights that an export wrote; called in a runtime's process."""
+    from segonnx.models import checkpoints
+
+    return checkpoints.restore(spec, weights).module
+
+
+def network(spec: ModelSpec, seed: int) -> TorchNetwork:
+    """The spec's network with the random weights that an export makes of this seed."""
+    return TorchNetwork(
+        build=functools.partial(restore, spec), write_weights=functools.partial(prepare.write_weights, spec, seed)
+    )
+
+
+def from_artifact(folder: Path, progress: Progress) -> Target:
+    """The target of an artifact; see ``bench.targets.from_artifact``."""
+    return targets.from_artifact(folder, progress, network)
+
+
+def from_system(
+    spec: ModelSpec,
+    out: Path,
+    settings: Settings,
+    on_export: Callable[[pipeline.Exported], None],
+    progress: Progress,
+    spatial: tuple[int, ...] | None = None,
+    batch: int = 1,
+) -> Target:
+    """The target of a spec: its artifact in ``out``, exported first if it isn't there and a runtime needs it.
+
+    Artifacts for another shape than the spec's are in a folder of that name, such as ``out/1x1x64x64x64``.
+
+    Args:
+        spec: what to time.
+        out: the folder of the artifacts.
+        settings: of the bench.
+        on_export: called with an export that was made.
+        progress: progress callback.
+        spatial: sizes of the input; None takes the spec's.
+        batch: instances per pass.
+
+    Raises:
+        InputError: the network doesn't take that shape, or what is missing can't be exported here.
+    """
+    shape = pipeline.input_shape(spec, spatial, batch)
+    own = shape == spec.input_shape
+    if not own:
+        out /= "x".join(map(str, shape))
+    torch = runtimes.get("eager").missing() is None
+    needs = {runtimes.get(name).needs for name in settings.backends}
+
+    def exported(folder: Path, optimize: Literal["cpu", "none"]) -> Path | None:
+        if not folder.exists():
+            if not torch:
+                return None
+            how = pipeline.Settings(folder.parent, shape=spatial, batch=batch, optimize=optimize)
+            on_export(pipeline.export(spec, how, lambda step: progress(f"{spec.name}: {step}")))
+        return folder
+
+    folder = out / pipeline.folder_name(spec)
+    baseline = None
+    if "baseline" in needs and (baseline := exported(out / "stock" / folder.name, "none")) is not None:
+        targets.from_artifact(baseline, progress, shape=shape)  # checks its bytes
+    # What isn't in the catalogue is counted by the export.
+    needed = folder.exists() or not own or spec.reference is None or "artifact" in needs
+    if needed and (artifact := exported(folder, "cpu")) is not None:
+        return targets.from_artifact(artifact, progress, network, shape, baseline)
+    if not own or spec.reference is None:
+        raise InputError(f"{folder} isn't there, and exporting {spec.name} needs torch: pip install 'segonnx[export]'")
+    return targets.from_spec(spec, network, baseline)
