@@ -186,11 +186,12 @@ def load(name: str) -> tuple[LinkNet3d, torch.jit.ScriptModule]:
 
 
 def nearest(sizes: Sequence[int], wanted: Sequence[int]) -> tuple[Array, ...]:
-    """The nearest voxel of each wanted one, along each axis: torch's ``nearest-exact``, in float32 as there."""
-    return tuple(
-        np.minimum(((np.arange(new) + np.float32(0.5)) * (np.float32(old) / np.float32(new))).astype(np.int64), old - 1)
-        for old, new in zip(sizes, wanted, strict=True)
-    )
+    """The nearest voxel of each wanted one, along each axis: torch's ``nearest-exact``, rounded to float32 as there."""
+    found = []
+    for old, new in zip(sizes, wanted, strict=True):
+        centers = (np.arange(new) + 0.5) * np.float64(np.float32(old) / np.float32(new))
+        found.append(np.minimum(centers.astype(np.float32).astype(np.int64), old - 1))
+    return tuple(found)
 
 
 def resize(volume: Array, shape: Sequence[int]) -> Array:
@@ -241,12 +242,17 @@ class Extraction:
         small: the first network's input.
         low: the intensity below which all is alike; 1 in 200 voxels are.
         high: the same above.
+
+    Raises:
+        ValueError: all of the image is alike.
     """
 
     def __init__(self, volume: Array) -> None:
         self.volume = np.nan_to_num(volume.astype(np.float32))
         small = resize(self.volume, 3 * (BOX[2],))
         self.low, self.high = np.quantile(small, (0.005, 0.995))
+        if self.low >= self.high:
+            raise ValueError("this image has no contrast")
         self.small = normalise(small, self.low, self.high)
 
     def box(self, labels: Array) -> Box:
@@ -411,7 +417,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Read the command line and run; what can't be done is one line and exit code 2."""
     parser = argparse.ArgumentParser(description="The brain in a T1 image, by deepbet's networks as ONNX artifacts.")
     parser.add_argument("--image", type=Path, help="a T1 image of a head; nilearn's template if not given")
-    parser.add_argument("--artifacts", type=Path, default=Path("artifacts"), help="where the artifacts go")
+    parser.add_argument(
+        "--artifacts", type=Path, default=Path("artifacts/brain-extraction"), help="the folder of both artifacts"
+    )
     parser.add_argument("--results", type=Path, default=Path("results"), help="where the mask and the picture go")
     parser.add_argument("--rounds", type=int, default=5, help="timed passes of each")
     options = parser.parse_args(arguments)

@@ -146,7 +146,9 @@ def test_the_mask_is_the_largest_part_without_holes_back_in_the_image(example: M
 
 
 def test_an_image_without_a_brain_is_refused(example: ModuleType) -> None:
-    extraction = example.Extraction(np.ones((8, 8, 8)))
+    with pytest.raises(ValueError, match="no contrast"):
+        example.Extraction(np.ones((8, 8, 8)))
+    extraction = example.Extraction(np.random.default_rng(0).random((8, 8, 8)))
     with pytest.raises(ValueError, match="no brain"):
         extraction.box(np.zeros((128, 128, 128), np.uint8))
 
