@@ -13,11 +13,13 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import SimpleITK
 import torch
 from PIL import Image
 
 from segonnx.artifacts import layout
+from segonnx.predict import images
 from tests.conftest import ROOT
 
 EXAMPLE = ROOT / "examples" / "brain_extraction.py"
@@ -97,6 +99,31 @@ def test_the_module_is_deepbets(example: ModuleType, which: str) -> None:
     x = torch.randn(1, 1, 64, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         torch.testing.assert_close(module(x).softmax(1), scripted(x), atol=1e-6, rtol=0)
+
+
+@needs_files
+def test_the_mask_is_deepbets(example: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """deepbet's own code, on an image whose axes run otherwise."""
+    for name in ("cc3d", "nibabel", "pandas", "tqdm"):  # what deepbet imports, and nnU-Net has brought
+        pytest.importorskip(name)
+    filler = ModuleType("fill_voids")
+    monkeypatch.setattr(filler, "fill", scipy.ndimage.binary_fill_holes, raising=False)
+    monkeypatch.setitem(sys.modules, "fill_voids", filler)
+    deepbet = importlib.import_module("deepbet.bet")
+
+    template = SimpleITK.ReadImage(str(example.packaged("nilearn", example.TEMPLATE)))
+    path = tmp_path / "t1.nii.gz"
+    SimpleITK.WriteImage(SimpleITK.DICOMOrient(template, "PSL"), str(path))
+    _, expected, _ = deepbet.BrainExtraction(no_gpu=True).run(str(path))
+
+    read = images.read([path], reorient=True)
+    extraction = example.Extraction(read.array[0].transpose(2, 1, 0))
+    box = extraction.box(example.eager(example.load(example.BOX[0])[0])(extraction.small))
+    mask = extraction.mask(box, example.eager(example.load(example.MASK[0])[0])(extraction.inside(box)))
+    images.write(mask.transpose(2, 1, 0), read, tmp_path / "mask.nii.gz")
+    own = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "mask.nii.gz")))
+    np.testing.assert_array_equal(own, np.asarray(expected.dataobj).transpose(2, 1, 0))
+    assert own.mean() > 0.1
 
 
 @needs_files
