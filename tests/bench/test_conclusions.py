@@ -102,7 +102,7 @@ def test_an_interrupt_is_kept_as_the_reason() -> None:
     ],
 )
 def test_each_warning_has_its_cause(changes: dict[str, Any], warning: str | None) -> None:
-    found = conclusions.warnings(row("ort", **changes))
+    found = conclusions.warnings(replace(row("ort"), **changes))
     assert found == [] if warning is None else len(found) == 1 and warning in found[0]
 
 
