@@ -10,7 +10,7 @@ DATA := deepbet nilearn
 # Tests of one file stay together, and share what they made first.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --durations 15
 
-.PHONY: install demo reference-systems bench bench-perf bench-selftest faults test test-all check lint reference clean
+.PHONY: install docs demo reference-systems bench bench-perf bench-selftest faults test test-all check lint reference clean
 
 install: $(STAMP)
 
@@ -28,6 +28,7 @@ demo: install
 	$(BIN)/segonnx export $(DEMO)
 	$(BIN)/segonnx verify $(DEMO:%=artifacts/%)
 	$(BIN)/segonnx bench $(DEMO) --processes 1 --max-time 10 --json results/demo.json
+	$(BIN)/segonnx report results/demo.json --html results/demo.html
 	$(BIN)/python examples/brain_extraction.py
 
 # Exports and verifies the fourteen reference systems, smallest first; what is there already is kept.
@@ -42,7 +43,7 @@ bench: install
 	$(BIN)/segonnx report results/all.json --html results/all.html
 
 # What the rewrites gain: the artifacts, the same without rewrites, and PyTorch, in turns; then each rewrite by itself.
-# Both tables go into docs/performance.md. Hours on two cores; with the two largest networks PyTorch runs eagerly alone.
+# The tables go into docs/performance.md and docs/internals/rewrites.md. Hours on two cores; with the two largest networks PyTorch runs eagerly alone.
 STOCK := --backend ort --backend ort-stock --backend openvino-stock
 WAYS := $(STOCK) --backend eager --backend eager-channels-last --backend compile --backend compile-channels-last
 PERF := results/perf-2d.json results/perf-3d.json results/perf-l.json results/perf-h.json
@@ -79,6 +80,10 @@ lint: install
 	$(BIN)/mypy
 
 check: lint test
+
+# Puts the options of the commands into the pages.
+docs: install
+	$(BIN)/python -m tools.make_option_tables
 
 # Counts the networks of the catalogue anew; see tools/make_reference.py for when.
 reference: install
