@@ -1,9 +1,8 @@
 """Puts what programs measured into the documents, between marks that say what made it.
 
-    python -m benchmarks.docs DEMO_OUTPUT ARTIFACTS
+    python -m benchmarks.docs ARTIFACTS
 
-DEMO_OUTPUT is what `make demo` printed; it goes into README.md. ARTIFACTS is the folder that it made; the parity of
-each artifact goes into docs/checks.md.
+ARTIFACTS is the folder that `make reference-systems` made; the parity of each artifact goes into docs/checks.md.
 
 A block looks like this, and `stale` finds those whose program has moved on since:
 
@@ -53,9 +52,7 @@ class Block:
 
 
 def main() -> None:
-    printed = Path(sys.argv[1]).read_text("utf-8").strip()
-    put_block(ROOT / "README.md", "demo", f"```\n{printed}\n```", "benchmarks.docs")
-    put_block(ROOT / "docs" / "checks.md", "parity", parity(Path(sys.argv[2])), "benchmarks.docs")
+    put_block(ROOT / "docs" / "checks.md", "parity", parity(Path(sys.argv[1])), "benchmarks.docs")
 
 
 def parity(artifacts: Path) -> str:

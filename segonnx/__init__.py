@@ -60,7 +60,7 @@ def __getattr__(name: str) -> Any:
     return Artifact
 
 
-def export(
+def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
     module: nn.Module,
     example_input: torch.Tensor,
     path: str | os.PathLike[str],
