@@ -123,7 +123,7 @@ def run(
     words = list(map(str, arguments))
     with contextlib.chdir(ROOT), warnings.catch_warnings():
         # Libraries that a command imports may warn, as they may in a process of their own; segonnx may not.
-        warnings.simplefilter("default")
+        warnings.simplefilter("ignore")
         warnings.filterwarnings("error", module=r"segonnx\b")
         done = CliRunner(catch_exceptions=False).invoke(main, words, prog_name="segonnx")
     return subprocess.CompletedProcess(["segonnx", *words], done.exit_code, done.stdout, done.stderr)
