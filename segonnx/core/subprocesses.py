@@ -198,9 +198,11 @@ def _without_main() -> Iterator[None]:
 
 def cap_memory(limit: int) -> None:
     """Let this process hold no more than ``limit`` bytes of its own: a larger request fails, instead of the machine."""
-    if sys.platform == "linux":
+    try:
         import resource
-
+    except ImportError:  # Windows
+        return
+    if sys.platform == "linux":  # other systems don't count a process's own memory
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
 
