@@ -36,6 +36,17 @@ PathFinder.find_spec = lambda name, path=None, target=None: None if name in bloc
 """
 
 
+def pytest_configure() -> None:
+    """Give each of the processes that run tests side by side a processor of its own.
+
+    Otherwise each would start a thread for every processor, and all would wait for one another.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        usable = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {usable[int(worker.removeprefix("gw")) % len(usable)]})
+
+
 def tiny_system() -> ModelSpec:
     """STU-Net with four channels: the real 3D family at a size for tests."""
     return replace(

@@ -20,7 +20,7 @@ from segonnx.artifacts.verify import Verified
 from segonnx.bench import plan, result
 from segonnx.cli import COMMANDS
 from segonnx.commands import bench, export, options, pack
-from segonnx.exporters import parity
+from segonnx.exporters import settings
 from segonnx.optimize import Optimize
 from segonnx.sources import catalog
 from segonnx.sources.nnunet import folder
@@ -61,7 +61,7 @@ def _heavy_after(code: str) -> str:
 
 def test_choices_are_those_of_the_library() -> None:
     assert get_args(Optimize) == export.OPTIMIZE
-    assert get_args(parity.Output) == export.OUTPUTS
+    assert get_args(settings.OutputKind) == export.OUTPUTS
     assert get_args(folder.Which) == export.CHECKPOINTS
     assert get_args(plan.Autocast) == bench.AUTOCAST
     assert tuple(packing.FORMATS) == pack.PACKINGS
@@ -199,7 +199,7 @@ def test_export_tells_of_stages_passes_and_workers(tmp_path: Path) -> None:
         "export", "smp:unet:mobilenet_v2", "-v", "--shape", "64,64", "-o", tmp_path, "--json", tmp_path / "e.json"
     )
     assert done.returncode == 0, done.stderr
-    assert "segonnx.exporters.pipeline: smp:unet:mobilenet_v2: convert took " in done.stderr
+    assert "segonnx.exporters.steps: convert took " in done.stderr
     assert "segonnx.optimize: " in done.stderr  # which runs in a process of its own
     assert " changed the graph: " in done.stderr
     assert "segonnx.worker: process " in done.stderr
@@ -245,7 +245,7 @@ def test_a_quiet_bench_prints_its_tables_alone(exports: Path) -> None:
     assert quiet.stderr == ""
     told = run(*words, "--no-roofline", "--verbose")
     assert f"{SMALL} ort: " in told.stdout
-    assert f"segonnx.bench.run: {SMALL}: ort loaded in " in told.stderr
+    assert f"segonnx.bench.session: {SMALL}: ort loaded in " in told.stderr
 
 
 def test_the_public_face() -> None:
