@@ -20,7 +20,7 @@ from segonnx.artifacts.verify import Verified
 from segonnx.bench import plan, result
 from segonnx.cli import COMMANDS
 from segonnx.commands import bench, export, options, pack
-from segonnx.exporters import parity
+from segonnx.exporters import settings
 from segonnx.optimize import Optimize
 from segonnx.sources import catalog
 from segonnx.sources.nnunet import folder
@@ -61,7 +61,7 @@ def _heavy_after(code: str) -> str:
 
 def test_choices_are_those_of_the_library() -> None:
     assert get_args(Optimize) == export.OPTIMIZE
-    assert get_args(parity.Output) == export.OUTPUTS
+    assert get_args(settings.OutputKind) == export.OUTPUTS
     assert get_args(folder.Which) == export.CHECKPOINTS
     assert get_args(plan.Autocast) == bench.AUTOCAST
     assert tuple(packing.FORMATS) == pack.PACKINGS
@@ -174,11 +174,11 @@ def test_verify_quietly_verbosely_and_into_json(exports: Path, tmp_path: Path) -
     (row,) = json.loads((tmp_path / "new" / "v.json").read_text())
     assert row["digest"] == manifest.read(artifact)["digest"]
     assert row["status"] == "ok" and row["replay"]["label_agreement"] == 1
-    for arguments in (("verify", artifact, "-q"), ("--quiet", "verify", artifact)):
-        quiet = run(*arguments)
+    for quietly in (("verify", artifact, "-q"), ("--quiet", "verify", artifact)):
+        quiet = run(*quietly)
         assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
-    for arguments in (("verify", artifact, "-v"), ("--verbose", "verify", artifact), ("-v", "verify", artifact, "-v")):
-        told = run(*arguments)
+    for verbosely in (("verify", artifact, "-v"), ("--verbose", "verify", artifact), ("-v", "verify", artifact, "-v")):
+        told = run(*verbosely)
         assert told.stdout == loud.stdout
         assert told.stderr.count("segonnx.worker: process ") == 4  # two start and end
     assert logging.getLogger("segonnx").level == logging.NOTSET
