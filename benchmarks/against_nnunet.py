@@ -47,7 +47,7 @@ def predictor(folder: Path, fold: str, *, mirror: bool, wide: bool) -> Any:
     if wide:
         torch.half = torch.float32
     made = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False, use_mirroring=mirror)
-    made.initialize_from_trained_model_folder(str(folder), [fold])  # type: ignore[arg-type]
+    made.initialize_from_trained_model_folder(str(folder), [fold])
     return made
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 from benchmarks.docs import put_block
 from segonnx import runtimes
@@ -32,7 +33,7 @@ BLOCK_VERSION = 1
 NAME = "encoder-lcnet-100"
 SIMULATIONS = 100
 LOADED_BENCHES = 3
-SIMULATED = (
+SIMULATED: tuple[tuple[float, float, float, stats.Verdict, int], ...] = (
     (0.01, 0.0, 1.0, "no difference", 95),
     (0.01, 0.0, 1.05, "faster", 90),
     (0.03, 0.0, 1.0, "no difference", 95),
@@ -127,12 +128,8 @@ def spinning() -> Iterator[Claim]:
     """A runtime whose threads never rest, beside one that works."""
     alone = _fakes(("working",)).rows[0]
     beside = _fakes(("working", "spinning")).rows[0]
-    pause = subprocesses.Worker.pause
-    subprocesses.Worker.pause = lambda _: None  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(subprocesses.Worker, "pause", return_value=None):
         unpaused = _fakes(("working", "spinning")).rows[0]
-    finally:
-        subprocesses.Worker.pause = pause  # type: ignore[method-assign]
     assert alone.median_s and beside.median_s and unpaused.median_s
     slower = beside.median_s / alone.median_s
     yield Claim(

@@ -316,7 +316,7 @@ def many_nodes(artifact: Path, rng: random.Random) -> None:
     """A graph with tens of thousands of nodes more, which add 0.001 each, all hashes new: only the replay can tell."""
 
     def change(model: onnx.ModelProto) -> None:
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1e-3), "little"))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1e-3, np.float32), "little"))
         last = model.graph.output[0].name
         for node in model.graph.node:
             node.output[:] = ["before" if name == last else name for name in node.output]
@@ -571,7 +571,7 @@ def campaign(artifacts: Sequence[Path], number: int) -> list[Outcome]:
             return subprocesses.Worker(_serve)
 
     def lane(_: int) -> list[Outcome]:
-        found = []
+        found: list[Outcome] = []
         worker = start()
         while True:
             with lock:

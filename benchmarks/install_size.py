@@ -47,7 +47,7 @@ def _row(extra: str, folder: Path) -> str:
     """Install, count, weigh and time."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
-    install = ["install", "--quiet", "-c", ROOT / "constraints.txt", f"{ROOT}{extra}"]
+    install: list[str | Path] = ["install", "--quiet", "-c", ROOT / "constraints.txt", f"{ROOT}{extra}"]
     subprocess.run([sys.executable, "-m", "pip", "--python", python, *install], check=True)
     (packages,) = (folder / "lib").glob("python*/site-packages")
     names = {one.name.lower() for one in distributions(path=[str(packages)])}

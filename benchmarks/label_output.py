@@ -45,6 +45,12 @@ def _small(build: Builder, labels: ir.Value) -> ir.Value:
     return build("Cast", labels, to=int(ir.DataType.UINT8))
 
 
+def _sizes(x: ir.Value) -> tuple[int, ...]:
+    """The shape, none of whose sizes is open."""
+    assert x.shape is not None
+    return x.shape.numpy()
+
+
 def plain(build: Builder, x: ir.Value, weight: np.ndarray) -> ir.Value:
     """ArgMax over axis 1 of the logits."""
     return _small(build, build("ArgMax", _head(build, x, weight), axis=1, keepdims=0))
@@ -60,15 +66,13 @@ def transposed(build: Builder, x: ir.Value, weight: np.ndarray) -> ir.Value:
 
 def product(build: Builder, x: ir.Value, weight: np.ndarray) -> ir.Value:
     """The head's input transposed, and the head a matrix product whose classes come last."""
-    assert x.shape is not None
     rows = build("Transpose", build.reshape(x, weight.shape[1], -1), perm=[1, 0])
     logits = build("MatMul", rows, build.constant("weight", np.ascontiguousarray(weight.T)))
-    return build.reshape(_small(build, build("ArgMax", logits, axis=1, keepdims=0)), 1, *x.shape[2:])
+    return build.reshape(_small(build, build("ArgMax", logits, axis=1, keepdims=0)), 1, *_sizes(x)[2:])
 
 
 def _in_tiles(build: Builder, x: ir.Value, decide: Callable[[ir.Value], ir.Value]) -> ir.Value:
-    assert x.shape is not None
-    _, channels, *spatial = (int(size) for size in x.shape)  # type: ignore[arg-type]
+    _, channels, *spatial = _sizes(x)
     voxels = int(np.prod(spatial))
     tiles = build.split(build.reshape(x, channels, voxels), [TILE] * (voxels // TILE), 1)
     return build.reshape(build.concat([decide(tile) for tile in tiles], 0), 1, *spatial)

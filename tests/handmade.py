@@ -131,7 +131,7 @@ def write(
         random_weights.randomize(network.module, seed)
         random_weights.initialise(network.module, x)
         (folder / f"fold_{fold}").mkdir()
-        content = {
+        content: dict[str, Any] = {
             "network_weights": network.module.state_dict(),
             "optimizer_state": {"state": {}, "param_groups": []},
             "grad_scaler_state": None,

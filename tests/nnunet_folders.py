@@ -210,7 +210,7 @@ def make(kind: str) -> None:
     os.environ[WORKERS] = "0"  # augment in this process; the planner needs one
     for configuration, fold in one.runs:
         trainer = get_trainer_from_args(
-            name(kind), configuration, int(fold) if fold.isdecimal() else fold,  # type: ignore[arg-type]
+            name(kind), configuration, int(fold) if fold.isdecimal() else fold,
             one.trainer, plans_name, device=torch.device("cpu"),
         )  # fmt: skip
         trainer.num_epochs = 1
@@ -253,12 +253,12 @@ def compare(folder: Path, artifact: Path, folds: list[str], previous: Path | Non
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.from_numpy(self.session.run(["logits"], {"input": x.numpy()})[0])
 
-        def load_state_dict(self, *_: object, **__: object) -> None:  # type: ignore[override]
+        def load_state_dict(self, *_: object, **__: object) -> None:
             pass
 
     def predictor(of: Path, chosen: list[str]) -> Any:
         made = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
-        made.initialize_from_trained_model_folder(str(of), chosen)  # type: ignore[arg-type]
+        made.initialize_from_trained_model_folder(str(of), chosen)
         return made
 
     channels, _ = image(kind, CASES)

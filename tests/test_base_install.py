@@ -35,7 +35,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of a virtual environment with ``segonnx[predict]`` alone."""
     venv = tmp_path_factory.mktemp("venv")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
-    install = ["install", "--quiet", "-c", ROOT / "constraints.txt", f"{ROOT}[predict]"]
+    install: list[str | Path] = ["install", "--quiet", "-c", ROOT / "constraints.txt", f"{ROOT}[predict]"]
     subprocess.run([sys.executable, "-m", "pip", "--python", venv / "bin" / "python", *install], check=True)
     return venv / "bin" / "python"
 

@@ -174,11 +174,11 @@ def test_verify_quietly_verbosely_and_into_json(exports: Path, tmp_path: Path) -
     (row,) = json.loads((tmp_path / "new" / "v.json").read_text())
     assert row["digest"] == manifest.read(artifact)["digest"]
     assert row["status"] == "ok" and row["replay"]["label_agreement"] == 1
-    for arguments in (("verify", artifact, "-q"), ("--quiet", "verify", artifact)):
-        quiet = run(*arguments)
+    for quietly in (("verify", artifact, "-q"), ("--quiet", "verify", artifact)):
+        quiet = run(*quietly)
         assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
-    for arguments in (("verify", artifact, "-v"), ("--verbose", "verify", artifact), ("-v", "verify", artifact, "-v")):
-        told = run(*arguments)
+    for verbosely in (("verify", artifact, "-v"), ("--verbose", "verify", artifact), ("-v", "verify", artifact, "-v")):
+        told = run(*verbosely)
         assert told.stdout == loud.stdout
         assert told.stderr.count("segonnx.worker: process ") == 4  # two start and end
     assert logging.getLogger("segonnx").level == logging.NOTSET

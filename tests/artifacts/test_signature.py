@@ -9,6 +9,7 @@ import pytest
 
 from segonnx.artifacts import layout, manifest, packing
 from segonnx.artifacts.verify import verify
+from segonnx.core.files import sha256
 from segonnx.errors import InputError, VerifyError
 from tests.conftest import run
 
@@ -69,7 +70,7 @@ def test_a_change_after_signing_is_found_whatever_the_hashes_say(
     path = signed / name
     path.write_bytes(path.read_bytes() + b"\n")
     content = json.loads((signed / layout.MANIFEST).read_bytes())
-    content["files"][name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
+    content["files"][name] = {"sha256": sha256(path), "bytes": path.stat().st_size}
     (signed / layout.MANIFEST).write_bytes(manifest.seal(content))
     with pytest.raises(VerifyError, match="isn't as the owner of"):
         verify(signed, key=keys[1], replay=False)
@@ -114,9 +115,3 @@ def test_a_key_that_is_none_is_bad_input(artifact: Path, keys: tuple[Path, Path]
 def test_a_signature_travels_along(form: str, signed: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
     packed = packing.pack(signed, form, tmp_path / "packed")
     verify(packing.unpack(packed, tmp_path / "out"), key=keys[1], replay=False)
-
-
-def _sha256(path: Path) -> str:
-    from segonnx.artifacts.verify import sha256
-
-    return sha256(path)

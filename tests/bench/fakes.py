@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
@@ -25,7 +24,7 @@ class Steady(Runtime):
 
     name = "steady"
     needs = "artifact"
-    seconds: ClassVar[float] = 0.01
+    seconds: float = 0.01
 
     @classmethod
     def missing(cls) -> str | None:

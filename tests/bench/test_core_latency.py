@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from multiprocessing import shared_memory
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_a_bench_does_without_shared_memory(tmp_path: Path, monkeypatch: pytest.
     def missing(**_: object) -> None:
         raise FileNotFoundError("/dev/shm")
 
-    monkeypatch.setattr(core_latency.shared_memory, "SharedMemory", missing)
+    monkeypatch.setattr(shared_memory, "SharedMemory", missing)
     settings = Settings(("steady",), (2,), Rule(rounds=2), diagnose=True)
     (row,) = run.bench([fakes.target(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN).rows
     assert len(row.rounds) == 2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ def test_ceilings_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["sgemm_library"].split()[0] in {"NumPy", "PyTorch"}
     assert 0.1 < found["bandwidth_gb_s"] < 1e4
     assert 0.1 < found["sgemm_gflops"] < 1e5
-    monkeypatch.setattr(roofline.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert roofline.measure(1, hardware.choose_cpus(1))["sgemm_library"].startswith("NumPy")
 
 

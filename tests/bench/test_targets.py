@@ -16,6 +16,7 @@ from segonnx.bench.recorder import Recorder
 from segonnx.bench.result import Published, Result, Row
 from segonnx.commands import bench_targets
 from segonnx.core import subprocesses, synthetic_inputs
+from segonnx.errors import InputError
 from segonnx.exporters import pipeline, prepare
 from segonnx.report import charts, tables
 from segonnx.sources import catalog
@@ -139,7 +140,7 @@ def as_version_2(content: dict[str, Any]) -> dict[str, Any]:
     old = json.loads(json.dumps(content)) | {"schema_version": 2}
     for row in old["rows"]:
         del row["weights"], row["published"]
-    return old  # type: ignore[no-any-return]
+    return old
 
 
 def test_results_of_version_2_are_read_and_claim_nothing_published(tmp_path: Path) -> None:
@@ -157,5 +158,5 @@ def test_results_of_version_2_are_read_and_claim_nothing_published(tmp_path: Pat
 def test_results_of_version_3_must_tell_whose_weights_they_are_of(tmp_path: Path) -> None:
     content = as_version_2(results.make(("stunet-s",)).as_dict()) | {"schema_version": 3}
     (tmp_path / "bad.json").write_text(json.dumps(content))
-    with pytest.raises(result.InputError, match="'weights' is a required property"):
+    with pytest.raises(InputError, match="'weights' is a required property"):
         result.read(tmp_path / "bad.json")

@@ -51,7 +51,7 @@ def example() -> ModuleType:
 def start(*arguments: object, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run the example as its user would, with a folder in front of what Python imports."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, filter(None, (path, ROOT))))}
-    command = [sys.executable, EXAMPLE, *map(str, arguments)]
+    command: list[str | Path] = [sys.executable, EXAMPLE, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,8 @@ def test_a_published_figure_that_does_not_match_fails(field: str) -> None:
     figure = getattr(spec, field)[-1]
     wrong = replace(figure, text="14.7M" if field == "published" else "0.12T")
     assert all(check.passed for check in parameters.check(spec))
-    failed = [check for check in parameters.check(replace(spec, **{field: (wrong,)})) if not check.passed]
+    changes: dict[str, Any] = {field: (wrong,)}
+    failed = [check for check in parameters.check(replace(spec, **changes)) if not check.passed]
     assert len(failed) == 1
     assert failed[0].expected == wrong.text
 

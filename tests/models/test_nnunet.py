@@ -54,6 +54,7 @@ def test_every_network_that_a_plan_may_name_is_built_and_has_one_output(name: st
 def test_every_class_that_a_plan_may_name_is_known() -> None:
     for name in set(CLASSES.values()) - {"Conv2d", "Conv3d"}:
         key = "norm_op" if "Norm" in name else "dropout_op" if "Drop" in name else "nonlin"
+        changed: dict[str, Any]
         if name in ("BasicBlockD", "BottleneckD"):
             changed = {"block": name, "bottleneck_channels": 4 if name == "BottleneckD" else None}
             nnunet.build(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -31,9 +32,16 @@ class Graph:
         self.shape = shape
         self.last = "x"
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The shape of the input, none of whose sizes is open."""
+        sizes = tuple(size for size in self.shape if isinstance(size, int))
+        assert len(sizes) == len(self.shape)
+        return sizes
+
     def weight(self, *shape: int) -> str:
         name = f"w{len(self.weights)}"
-        values = RNG.normal(0, 1 / np.sqrt(max(1, np.prod(shape[1:]))), shape)
+        values = RNG.normal(0, 1 / math.sqrt(max(1, math.prod(shape[1:]))), shape)
         self.weights.append(numpy_helper.from_array(values.astype(np.float32), name))
         return name
 
@@ -61,6 +69,27 @@ def run(model: ir.Model, x: np.ndarray) -> np.ndarray:
     return result
 
 
+def input_of(node: ir.Node, index: int = 0) -> ir.Value:
+    """An input of a node that has it."""
+    value = node.inputs[index]
+    assert value is not None
+    return value
+
+
+def producer_of(value: ir.Value) -> ir.Node:
+    """The node that a value comes from."""
+    node = value.producer()
+    assert node is not None
+    return node
+
+
+def weight_of(model: ir.Model, name: str) -> np.ndarray:
+    """The numbers of an initializer."""
+    tensor = model.graph.initializers[name].const_value
+    assert tensor is not None
+    return tensor.numpy()
+
+
 def operators(model: ir.Model) -> Counter[str]:
     return Counter(node.op_type for node in model.graph)
 
@@ -68,7 +97,7 @@ def operators(model: ir.Model) -> Counter[str]:
 def check(graph: Graph, rewrite: Rewrite, tolerance: float = TOLERANCE) -> ir.Model:
     """Run the pass; values, name, shape and type must stay. Gives the rewritten model."""
     model = graph.model()
-    x = RNG.normal(0.3, 1, graph.shape).astype(np.float32)
+    x = RNG.normal(0.3, 1, graph.sizes).astype(np.float32)
     expected = run(model, x)
     before = model.graph.outputs[0]
     name, shape, weights = before.name, before.shape, set(model.graph.initializers)

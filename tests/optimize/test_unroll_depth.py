@@ -18,7 +18,7 @@ from segonnx.optimize.commute_upsampling import CommuteUpsamplingPass
 from segonnx.optimize.pointwise_head import PointwiseHeadPass
 from segonnx.optimize.unroll_depth import UnrollDepthPass
 from segonnx.optimize.volumes import chunks_of
-from tests.optimize.graphs import RNG, Graph, check, few, operators, run
+from tests.optimize.graphs import RNG, Graph, check, few, input_of, operators, producer_of, run, weight_of
 
 
 class Always(dict[str, str]):
@@ -228,7 +228,8 @@ def test_upsampling_by_a_broken_factor_stays(scale: float, size: int) -> None:
     graph.add("Conv", graph.last, graph.weight(3, 2, 3, 3, 3), pads=[1] * 6)
     model = check(graph, UnrollDepthPass())
     (resize,) = (node for node in model.graph if node.op_type == "Resize")
-    assert resize.inputs[0].shape.rank() == 5
+    shape = input_of(resize).shape
+    assert shape is not None and shape.rank() == 5
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 4, 4, 4), (1, 3, 16, 16)])
@@ -251,9 +252,8 @@ def test_large_weights_of_networks_that_would_fill_the_memory_stay(monkeypatch: 
     assert no_conv3d(check(graph, UnrollDepthPass()))
     monkeypatch.setattr(unroll_depth, "LARGE_WEIGHT", large - 1)
     model = check(graph, UnrollDepthPass())
-    assert [
-        node.inputs[1].name for node in model.graph if node.op_type == "Conv" and node.inputs[1].is_initializer()
-    ] == ["w1"]
+    weights = [input_of(node, 1) for node in model.graph if node.op_type == "Conv"]
+    assert [weight.name for weight in weights if weight.is_initializer()] == ["w1"]
     monkeypatch.setattr(unroll_depth, "MAX_BYTES", small + large + largest)
     assert no_conv3d(check(graph, UnrollDepthPass()))
 
@@ -273,7 +273,7 @@ def test_winograd_keeps_its_digits(algorithm: str, bound: float) -> None:
     graph = Graph(shape)
     graph.add("Conv", "x", graph.weight(channels, channels, 3, 3, 3), pads=[1] * 6)
     model = graph.model()
-    weight = model.graph.initializers["w0"].const_value.numpy().astype(np.float64)
+    weight = weight_of(model, "w0").astype(np.float64)
     x = RNG.normal(0, 1, shape).astype(np.float32)
     padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3, 3), axis=(2, 3, 4))
@@ -330,7 +330,7 @@ def test_a_transposed_convolution_makes_the_ones() -> None:
     graph.add("ConvTranspose", "x", graph.weight(4, 3, 2, 2), graph.weight(3), strides=[2, 2])
     graph.add("Conv", graph.last, graph.weight(9, 3, 1, 1), graph.weight(9))
     model = check(graph, PointwiseHeadPass(), 1e-5)
-    heavy = [node.op_type for node in model.graph if node.inputs[0].name == "x" or node.outputs[0].is_graph_output()]
+    heavy = [node.op_type for node in model.graph if input_of(node).name == "x" or node.outputs[0].is_graph_output()]
     assert heavy == ["ConvTranspose", "Conv"]
 
 
@@ -339,15 +339,15 @@ def test_slices_get_their_ones_before_they_are_put_together() -> None:
     graph.add("Conv", "x", graph.weight(3, 2, 3, 3, 3), pads=[1] * 6)
     graph.add("Conv", graph.last, graph.weight(9, 3, 1, 1, 1), graph.weight(9))
     model = graph.model()
-    x = RNG.normal(0, 1, graph.shape).astype(np.float32)
+    x = RNG.normal(0, 1, graph.sizes).astype(np.float32)
     expected = run(model, x)
     UnrollDepthPass()(model)
     before = operators(model)["Concat"]
     PointwiseHeadPass()(model)
     assert np.abs(run(model, x) - expected).max() < 1e-5 * expected.std()
     (joined,) = (node for node in model.graph if node.op_type == "Conv" and node.outputs[0].is_graph_output())
-    parts = joined.inputs[0].producer()
-    assert [part.producer().op_type for part in parts.inputs] == ["Concat"] * 4
+    parts = producer_of(input_of(joined))
+    assert [producer_of(input_of(parts, i)).op_type for i in range(len(parts.inputs))] == ["Concat"] * 4
     assert operators(model)["Concat"] == before + 4 + 1  # one a slice, and the weight's
 
 

@@ -92,7 +92,7 @@ def test_a_picture_of_colours_gives_its_channels(tmp_path: Path) -> None:
     assert images.cases(tmp_path / "a.png", 3, ".png") == {"a": [tmp_path / "a.png"]}
     image = images.read([tmp_path / "a.png"])
     np.testing.assert_array_equal(image.array, colours.transpose(2, 0, 1)[:, None])
-    assert image.spacing == (999, 1, 1)
+    assert image.spacing == (999.0, 1.0, 1.0)
     images.write(np.ones((1, 6, 7), np.uint8), image, tmp_path / "labels.png")
     assert SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "labels.png"))).shape == (6, 7)
 
