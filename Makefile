@@ -27,7 +27,7 @@ DEMO := encoder-mobilenetv3-small unet-resnet18 stunet-s
 demo: install
 	$(BIN)/segonnx export $(DEMO)
 	$(BIN)/segonnx verify $(DEMO:%=artifacts/%)
-	$(BIN)/segonnx bench $(DEMO) --processes 1 --max-time 10 --json results/demo.json
+	$(BIN)/segonnx bench $(DEMO) --processes 1 --max-time 5 --no-roofline --json results/demo.json
 	$(BIN)/segonnx report results/demo.json --html results/demo.html
 	$(BIN)/python examples/brain_extraction.py
 
