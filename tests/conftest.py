@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from unittest import mock
 
 import pytest
 from click.testing import CliRunner
 
 from segonnx.cli import main
+from segonnx.core import subprocesses
+from segonnx.core.subprocesses import Outcome, Progress
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
 from tests import handmade
 
 ROOT = Path(__file__).resolve().parents[1]
+T = TypeVar("T")
 SMALL = "encoder-mobilenetv3-small"
 """The reference system with the cheapest pass."""
 
@@ -99,8 +105,38 @@ def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Non
 
 
 def _export(*arguments: object) -> None:
-    result = run("export", *arguments)
+    with _steps_here():
+        result = run("export", *arguments)
     assert result.returncode == 0, result.stderr
+
+
+@contextlib.contextmanager
+def _steps_here() -> Iterator[None]:
+    """Steps run in this process, and not each in one of its own, which would import torch anew."""
+
+    def call(function: Callable[..., T], /, *args: Any, progress: Progress, timeout: float | None = None) -> Outcome[T]:
+        del timeout
+        started = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as in a process of its own
+            try:
+                value = function(*args, progress)
+            except Exception as error:
+                raise subprocesses.translate(error) from error
+        return Outcome(value, subprocesses.peak_rss_bytes(), time.perf_counter() - started)
+
+    with (
+        mock.patch.object(subprocesses, "call", functools.partial(call, progress=subprocesses.silent)),
+        mock.patch.object(subprocesses, "cap_memory"),
+    ):
+        yield
+
+
+@pytest.fixture(scope="module")
+def steps_here() -> Iterator[None]:
+    """For tests of what steps compute: they run in the test's process. That they have their own is tested elsewhere."""
+    with _steps_here():
+        yield
 
 
 @pytest.fixture

@@ -45,6 +45,8 @@ from tests import handmade
 from tests.bench import fakes
 from tests.conftest import run
 
+pytestmark = pytest.mark.usefixtures("steps_here")
+
 NAME = "unet-mobilenetv3-small"
 CLASSES = 117
 

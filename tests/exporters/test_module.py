@@ -20,6 +20,8 @@ from segonnx.artifacts.verify import verify
 from segonnx.errors import ConversionError, InputError, ParityError, SegonnxError
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("steps_here")
+
 X = torch.zeros(1, 3, 64, 64)
 
 

@@ -24,6 +24,8 @@ from segonnx.sources.nnunet.folder import find_checkpoints, locate
 from tests import handmade, nnunet_folders
 from tests.conftest import ROOT, run
 
+pytestmark = pytest.mark.usefixtures("steps_here")
+
 TOTAL = "Dataset297_TotalSegmentator_total_3mm_1559subj"
 TOTAL_TRAINER = "nnUNetTrainer_4000epochs_NoMirroring"
 

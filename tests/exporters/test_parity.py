@@ -25,6 +25,8 @@ from segonnx.optimize.choices import Choices
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
 
+pytestmark = pytest.mark.usefixtures("steps_here")
+
 
 @dataclass
 class Case:

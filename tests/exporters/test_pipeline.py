@@ -28,6 +28,8 @@ from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
 from tests.conftest import ROOT, SMALL, run
 
+pytestmark = pytest.mark.usefixtures("steps_here")
+
 
 @pytest.fixture(scope="module")
 def tiny_artifact(tiny: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:

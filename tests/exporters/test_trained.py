@@ -26,6 +26,8 @@ from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
 from tests.conftest import SMALL, run
 
+pytestmark = pytest.mark.usefixtures("steps_here")
+
 TIMM = [spec.name for spec in catalog.systems() if spec.builder == "timm_encoder"]
 UNETS = [spec.name for spec in catalog.systems() if spec.builder == "timm_unet"]
 OFFLINE = {"HF_HUB_OFFLINE": "1"}

@@ -28,6 +28,8 @@ from segonnx.sources.catalog import ModelSpec
 from tests.conftest import run
 from tests.optimize.test_tuning import entry
 
+pytestmark = pytest.mark.usefixtures("steps_here")
+
 
 @pytest.fixture(scope="module")
 def tiny(tiny: ModelSpec) -> ModelSpec:

@@ -23,6 +23,8 @@ from tests import handmade, nnunet_folders
 from tests.conftest import ROOT, SMALL, message, run
 from tests.predict.conftest import SHAPE, SPACING, save, volume
 
+pytestmark = pytest.mark.usefixtures("steps_here")
+
 
 def test_an_image_becomes_a_label_map_on_its_grid(
     hand: Path, loaded: Artifact, tmp_path: Path, without_torch: dict[str, str]
