@@ -32,8 +32,6 @@ from tests.conftest import ROOT, SMALL
 from tests.conftest import run as segonnx
 from tests.report import results
 
-pytestmark = pytest.mark.serial
-
 
 @pytest.fixture(scope="module")
 def result(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -162,6 +160,7 @@ def test_a_damaged_artifact_is_not_timed(artifact: Path) -> None:
         bench_targets.from_artifact(artifact, lambda _: None)
 
 
+@pytest.mark.usefixtures("steps_here")
 def test_a_system_without_artifact_is_exported_first(tiny: ModelSpec, tmp_path: Path) -> None:
     made: list[pipeline.Exported] = []
     settings = Settings(("ort-stock", "ort"), (2,), Rule(rounds=1))
@@ -230,6 +229,7 @@ def test_a_runtime_that_fails_has_a_row_and_the_others_go_on(name: str, status: 
     assert steady.stopped == "rounds"
 
 
+@pytest.mark.serial
 def test_times_warm_up_threads_and_ratios_are_told(tmp_path: Path) -> None:
     done = fake_bench(tmp_path, "steady", "quick", "slow", rounds=None)
     steady, quick, slow = done.rows
@@ -255,6 +255,7 @@ def test_times_warm_up_threads_and_ratios_are_told(tmp_path: Path) -> None:
     assert done.overhead["timed_s"] == sum(sum(row.samples_s) for row in done.rows) < done.overhead["wall_s"]
 
 
+@pytest.mark.serial
 def test_every_runtime_runs_in_several_processes(tmp_path: Path) -> None:
     settings = Settings(("steady", "quick"), (1,), Rule(rounds=8), processes=3)
     done = run.bench([fakes.target(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN)
@@ -271,6 +272,7 @@ def test_every_runtime_runs_in_several_processes(tmp_path: Path) -> None:
     assert "1 process: how much processes differ isn't in its intervals" in alone.warnings
 
 
+@pytest.mark.serial
 def test_processes_that_differ_end_the_rounds_and_widen_the_interval(tmp_path: Path) -> None:
     settings = Settings(("paced",), (1,), Rule(), processes=3)
     row = run.bench([fakes.target(tmp_path)], settings, None, lambda _: None, known=fakes.KNOWN).rows[0]
@@ -308,7 +310,7 @@ def test_a_file_that_is_no_result_is_refused(
     path.write_text("{")
     with pytest.raises(InputError, match="isn't JSON"):
         result_file.read(path)
-    with pytest.raises(InputError, match="can't read"):
+    with pytest.raises(InputError, match="can't be read"):
         result_file.read(tmp_path / "none.json")
 
 
@@ -330,6 +332,7 @@ def test_results_of_one_machine_are_shown_together() -> None:
         result_file.merge([one, other])
 
 
+@pytest.mark.serial
 def test_a_runtime_that_never_rests_takes_nothing_from_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,6 +364,7 @@ def _rested(folder: Path) -> bool:
     return max(spent) < 0.1 * fakes.Slow.seconds
 
 
+@pytest.mark.serial
 def test_workers_are_bound_and_loads_beside_them_are_warned_of(tmp_path: Path) -> None:
     burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(hardware.usable_cores())]
     try:

@@ -332,7 +332,7 @@ needs_nnunet = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("kind", "folds"),
     [
-        ("plain", ("ensemble",)),
+        pytest.param("plain", ("ensemble",), marks=pytest.mark.slow),
         ("regions", ()),
         pytest.param("plain", (), marks=pytest.mark.slow),
         pytest.param("flat", (), marks=pytest.mark.slow),

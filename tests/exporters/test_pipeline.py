@@ -85,7 +85,8 @@ def test_a_3d_network_keeps_its_spare_heads_out_of_the_graph(tiny_artifact: Path
     assert manifest["parameters"]["folded"] == 0
 
 
-@pytest.mark.parametrize("encoder", ["efficientnet-b0", pytest.param("timm-efficientnet-b0", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["efficientnet-b0", "timm-efficientnet-b0"])
 def test_an_efficientnet_leaves_the_layer_before_its_classifier_out(encoder: str, tmp_path: Path) -> None:
     done = pipeline.export(catalog.find(f"smp:unet:{encoder}"), Settings(tmp_path, shape=(64, 64)))
     layer = 320 * 1280 + 2 * 1280
@@ -214,7 +215,14 @@ def test_a_disk_that_fills_up_during_the_work_leaves_nothing(
     assert os.listdir(small_disk / "out") == []
 
 
-@pytest.mark.parametrize("step", ["weights.safetensors", "model.onnx.data", "artifact/model.onnx"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param("weights.safetensors", marks=pytest.mark.slow),
+        pytest.param("model.onnx.data", marks=pytest.mark.slow),
+        "artifact/model.onnx",
+    ],
+)
 def test_a_killed_export_leaves_no_artifact_or_a_whole_one(step: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "segonnx", "export", "encoder-lcnet-100", "--out", str(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT) as export:
