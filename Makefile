@@ -66,10 +66,10 @@ faults: install
 	$(BIN)/python -m benchmarks.faults
 
 test: install
-	$(BIN)/python -m pytest -m "not slow and not serial" $(PARALLEL) --cov --cov-report=
-	$(BIN)/python -m pytest -m "not slow and serial" --cov --cov-append --cov-report=term
+	$(BIN)/python -m pytest -m "not slow and not serial" $(PARALLEL)
+	$(BIN)/python -m pytest -m "not slow and serial" --durations 5
 
-# With the full-size models, too: an hour.
+# With the full-size models, too, and what of the code ran: an hour and more.
 test-all: install
 	$(BIN)/python -m pytest -m "not serial" $(PARALLEL) --cov --cov-report=
 	$(BIN)/python -m pytest -m serial --cov --cov-append --cov-report=term
