@@ -279,7 +279,7 @@ def exported_line(exported: Exported) -> str:
     size = sum(entry["bytes"] for name, entry in content["files"].items() if name.startswith("model.onnx"))
     return (
         f"{content['name']}: {content['parameters']['count']:,} parameters {known}; ONNX against PyTorch: "
-        f"max {parity['max_rel_error']:.1e}, rms {parity['rms_rel_error']:.1e} of the std, "
+        f"max {parity['max_rel_error']:.1e}, rms {parity['rms_rel_error']:.1e} of std, "
         f"labels {100 * parity['label_agreement']:.4f} %; {size / 1e6:,.1f} MB, {exported.seconds:.1f} s, "
         f"peak {exported.peak_rss_bytes / 1e9:.2f} GB -> {exported.folder}"
     )
