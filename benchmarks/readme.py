@@ -26,11 +26,7 @@ from segonnx.report import picture
 BLOCK_VERSION = 1
 """Raised when what this program writes, or measures, changes."""
 
-EXAMPLE = (
-    "segonnx export unet-resnet18",
-    "segonnx verify artifacts/unet-resnet18",
-    "segonnx bench unet-resnet18 --backend eager --backend ort --processes 1 | head -2",
-)
+EXAMPLE = ("segonnx export unet-resnet18", "segonnx verify artifacts/unet-resnet18")
 """The commands of the first example."""
 README = ROOT / "README.md"
 DEMO = ROOT / "docs" / "demo.md"
