@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BLOCK_VERSION = 1
 """Raised when what this program writes, or measures, changes."""
 NAMES = ("stunet-s", "totalsegmentator", "unet-resnet18", "unet-regnetx-002", "encoder-regnetx-002")
-ALGORITHMS = ("taps", "winograd", "winograd4", "winograd4_matmul")
+ALGORITHMS = ("taps", "winograd", "winograd4")
 ROUNDS = 9
 SECONDS = 12.0
 """Short passes take more turns than ``ROUNDS``: as many as this time holds."""
@@ -58,8 +58,7 @@ def variants(stock: Path, folder: Path) -> dict[str, Path]:
             chosen[f"`{name}` alone"] = Choices(without=tuple(set(OPTIONAL) - {name}))
             chosen[f"all but `{name}`"] = Choices(without=(name,))
     for algorithm in ALGORITHMS if layers else ():
-        able = {text: layer for text, layer in layers.items() if algorithm in layer.algorithms}
-        names = {text: algorithm for text, layer in able.items() if layer.algorithm != "stacked"}
+        names = {text: algorithm for text, layer in layers.items() if algorithm in layer.algorithms}
         chosen[f"all, convolutions by {algorithm}"] = Choices(algorithms=names)
     for count in search.DEPTH_CHUNKS if layers else ():
         if count != DEPTH_CHUNKS:

@@ -36,7 +36,7 @@ from segonnx.optimize.layers import RewrittenLayer
 from segonnx.optimize.timed_session import TimedSession
 
 ROOT = Path(__file__).resolve().parents[1]
-PREFERENCE = ("winograd4_matmul", "winograd4", "winograd", "pairs", "stacked", "taps")
+PREFERENCE = ("winograd4", "winograd", "taps")
 """Of what is left, the first that can make a layer takes the place of what is missing; taps make every layer."""
 DEFAULT = "default"
 

@@ -16,7 +16,7 @@ from segonnx.core import documents, files, hardware
 from segonnx.core.synthetic_inputs import Array
 from segonnx.errors import InputError, ResourceError
 from segonnx.optimize import OPTIONAL
-from segonnx.optimize.algorithms import ALGORITHMS
+from segonnx.optimize.algorithms import ALGORITHMS, EARLIER
 from segonnx.optimize.choices import Choices
 
 MAX_FILE_BYTES = 16 * 2**20
@@ -45,7 +45,9 @@ def parse(tuning: Mapping[str, Any], where: str) -> Choices:
     Raises:
         InputError: it names a rewrite or an algorithm that this version doesn't have.
     """
-    without, chosen = tuning["without"], tuning["forms"]
+    without = tuning["without"]
+    now = {text: EARLIER.get(name, name) for text, name in tuning["forms"].items()}
+    chosen = {text: name for text, name in now.items() if name is not None}
     if unknown := [name for name in without if name not in OPTIONAL]:
         raise InputError(f"{where} leaves out {unknown[0]!r}; a tuning may leave out {', '.join(OPTIONAL)}")
     if unknown := [name for name in chosen.values() if name not in ALGORITHMS]:

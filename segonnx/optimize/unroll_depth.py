@@ -137,7 +137,7 @@ class _Unrolling:
         possible = algorithms.possible(conv, sources)
         name = self._chosen.get(str(layer), "")
         if name not in possible:
-            name = algorithms.default(conv, sources, possible)
+            name = algorithms.default(conv, possible)
         self.layers[str(layer)] = RewrittenLayer(layer, 1, possible, name)
         return name
 

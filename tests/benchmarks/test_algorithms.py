@@ -13,23 +13,23 @@ def layer(number: int, algorithm: str, *others: str) -> tuple[str, RewrittenLaye
     return str(found), RewrittenLayer(found, 2, ("taps", algorithm, *others), algorithm)
 
 
-FIRST, SECOND = layer(1, "pairs", "winograd"), layer(2, "winograd", "pairs", "winograd4")
+FIRST, SECOND = layer(1, "winograd4", "winograd"), layer(2, "winograd", "winograd4")
 LAYERS = dict([FIRST, SECOND])
 
 
 def test_what_is_not_offered_is_made_by_what_is() -> None:
-    assert restricted(LAYERS, {"pairs", "winograd"}) == {}
+    assert restricted(LAYERS, {"winograd4", "winograd"}) == {}
     assert restricted(LAYERS, {"winograd"}) == {FIRST[0]: "winograd"}
-    assert restricted(LAYERS, {"winograd4"}) == {FIRST[0]: "taps", SECOND[0]: "winograd4"}
-    assert restricted(LAYERS, {"winograd4", "pairs"}) == {SECOND[0]: "winograd4"}
+    assert restricted(LAYERS, {"taps"}) == {FIRST[0]: "taps", SECOND[0]: "taps"}
+    assert restricted(LAYERS, {"winograd4", "taps"}) == {SECOND[0]: "winograd4"}
 
 
 def test_each_graph_is_compared_once() -> None:
     found = variants(Rewritten(("UnrollDepthPass",), LAYERS))
     choices = [str(choice) for choice in found.values()]
     assert len(set(choices)) == len(choices)
-    assert {"default, again", "taps alone", "winograd alone", "winograd4 alone", "pairs alone"} <= set(found)
-    assert "pairs and winograd" not in found  # that is the default
+    assert {"default, again", "taps alone", "winograd alone", "winograd4 alone"} <= set(found)
+    assert "winograd and winograd4" not in found  # that is the default
     assert found["winograd alone"] == Choices(algorithms={FIRST[0]: "winograd"})
 
 
@@ -40,5 +40,5 @@ def test_images_are_compared_with_and_without_polyphase_components() -> None:
 
 def test_a_row_has_the_ratio_of_the_rounds() -> None:
     assert row("taps", [2.0, 4.0, 6.0], [1.0, 2.0, 3.0], described(LAYERS)) == (
-        "| taps | 4000.0 | 2.000 | 2 pairs, 2 winograd |"
+        "| taps | 4000.0 | 2.000 | 2 winograd, 2 winograd4 |"
     )

@@ -141,18 +141,18 @@ def test_the_whole_graph_decides(stock: Path, tmp_path: Path, monkeypatch: pytes
         names = list(chosen.algorithms.values())
         if chosen.without:
             return 3.0
-        # In its place winograd4_matmul gains, each time; stacked, which wins alone too, loses.
-        return 2.0 - 0.01 * names.count("winograd4_matmul") + 0.1 * names.count("stacked")
+        # In its place winograd4 gains, each time; taps, which win alone too, lose.
+        return 2.0 - 0.01 * names.count("winograd4") + 0.1 * names.count("taps")
 
     search = searching(stock, tmp_path, monkeypatch, seconds)
     found = search.choose(Choices())
-    assert set(found.algorithms.values()) == {"winograd4_matmul"}
+    assert set(found.algorithms.values()) == {"winograd4"}
     made = search.settle(Choices(), found)
     assert made["kept"] == "tuned"
     assert tuning.parse(made, "it") == found
     # Every layer that has the algorithm.
     layers = optimize.run(ir.load(stock), Choices()).layers
-    last = "winograd4_matmul"
+    last = "winograd4"
     can = {text for text, layer in layers.items() if layer.algorithms[-1] == last and layer.algorithm != last}
     assert can
     assert set(found.algorithms) == can

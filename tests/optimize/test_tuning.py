@@ -12,7 +12,7 @@ import pytest
 from segonnx.artifacts import manifest
 from segonnx.errors import InputError
 from segonnx.optimize import OPTIONAL, PASSES, tuning
-from segonnx.optimize.algorithms import ALGORITHMS
+from segonnx.optimize.algorithms import ALGORITHMS, EARLIER
 from segonnx.optimize.choices import Choices
 
 RECORDED_PASSES = (
@@ -32,7 +32,9 @@ def test_the_schema_is_that_of_a_manifest() -> None:
     [
         ({"without": RECORDED_PASSES}, Choices(without=RECORDED_PASSES, depth_chunks=1)),
         ({"lanes": 4}, Choices(depth_chunks=4)),
-        *[({"forms": {"a": name}, "lanes": 2}, Choices(algorithms={"a": name})) for name in RECORDED_ALGORITHMS],
+        *[({"forms": {"a": name}, "lanes": 2}, Choices(algorithms={"a": name})) for name in ALGORITHMS],
+        ({"forms": {"a": "stacked", "b": "taps"}, "lanes": 2}, Choices(algorithms={"b": "taps"})),
+        ({"forms": {"a": "pairs", "b": "winograd4_matmul"}, "lanes": 2}, Choices(algorithms={"b": "winograd4"})),
     ],
 )
 def test_earlier_tunings_are_read(changes: dict[str, Any], choices: Choices, tmp_path: Path) -> None:
@@ -42,13 +44,13 @@ def test_earlier_tunings_are_read(changes: dict[str, Any], choices: Choices, tmp
 
 
 def test_choices_are_read_as_they_were_recorded() -> None:
-    choices = Choices(OPTIONAL[:2], {"b": "taps", "a": "pairs"}, 4)
+    choices = Choices(OPTIONAL[:2], {"b": "taps", "a": "winograd"}, 4)
     assert tuning.parse(tuning.record(choices), "it") == choices
 
 
 def test_a_tuning_may_leave_out_what_is_there_for_speed_alone() -> None:
     assert set(OPTIONAL) == {rewrite.__name__ for rewrite in PASSES} - {"StableInstanceNormPass"}
-    assert set(RECORDED_PASSES) <= set(OPTIONAL) and set(RECORDED_ALGORITHMS) <= set(ALGORITHMS)
+    assert set(RECORDED_PASSES) <= set(OPTIONAL) and set(RECORDED_ALGORITHMS) == {*ALGORITHMS, *EARLIER}
 
 
 def entry(**changes: Any) -> str:

@@ -5,33 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from segonnx.optimize.algorithms.convolution import Algorithm, Convolution
-from segonnx.optimize.algorithms.pairs import PAIRS
-from segonnx.optimize.algorithms.stacked import STACKED
 from segonnx.optimize.algorithms.taps import TAPS
 from segonnx.optimize.algorithms.winograd import WINOGRAD
-from segonnx.optimize.algorithms.winograd4 import WINOGRAD4, WINOGRAD4_MATMUL
+from segonnx.optimize.algorithms.winograd4 import WINOGRAD4
 from segonnx.optimize.layers import RewrittenLayer
-from segonnx.optimize.slices import Slices, Volume
+from segonnx.optimize.slices import Slices
 
 ALGORITHMS: Mapping[str, Algorithm] = {
     "taps": TAPS,
-    "stacked": STACKED,
-    "pairs": PAIRS,
     "winograd": WINOGRAD,
     "winograd4": WINOGRAD4,
-    "winograd4_matmul": WINOGRAD4_MATMUL,
 }
 """Every algorithm, by the name that manifests have it under."""
 
-FEW_INPUTS = 4
-"""Up to so many input channels, slices are stacked."""
-FEW_OUTPUTS = 15
-"""Up to so many output channels, slices are taken in pairs."""
+EARLIER: Mapping[str, str | None] = {"stacked": None, "pairs": None, "winograd4_matmul": "winograd4"}
+"""Names in earlier tunings: what makes such a layer now, None for the default."""
+
 WINOGRAD4_OUTPUTS = range(16, 257)
 """Output channels of F(4, 3). With fewer, its transforms cost more than it saves; with more, its weights are most of
 the network's."""
-LARGE_SLICE = 2**20
-"""Bytes of a slice from which F(4, 3) is made of operators on slices: the caches don't hold a dozen of them."""
 
 
 def possible(conv: Convolution, sources: Sequence[Slices]) -> tuple[str, ...]:
@@ -39,25 +31,18 @@ def possible(conv: Convolution, sources: Sequence[Slices]) -> tuple[str, ...]:
     return tuple(name for name, algorithm in ALGORITHMS.items() if algorithm.applies(conv, sources))
 
 
-def default(conv: Convolution, sources: Volume, names: Sequence[str]) -> str:
-    """The algorithm that was fastest where it was measured; see docs/performance.md.
+def default(conv: Convolution, names: Sequence[str]) -> str:
+    """The algorithm that was fastest where it was measured; see docs/decisions/0096.
 
     Args:
         conv: the convolution.
-        sources: whose channels together are the input's.
         names: of the algorithms that can make it.
     """
-    if "stacked" in names and sources[0].channels <= FEW_INPUTS:
-        return "stacked"
-    if "winograd" not in names:
+    if "winograd" not in names or conv.outputs < WINOGRAD4_OUTPUTS.start:
         return "taps"
-    if conv.outputs <= FEW_OUTPUTS:
-        return "pairs"
     if "winograd4" not in names or conv.outputs not in WINOGRAD4_OUTPUTS:
         return "winograd"
-    channels = max(conv.outputs, *(source.channels for source in sources))
-    large = 4 * channels * sources[0].height * sources[0].width > LARGE_SLICE
-    return "winograd4" if large else "winograd4_matmul"
+    return "winograd4"
 
 
 def bounded(layers: Mapping[str, RewrittenLayer], growth: float) -> dict[str, str]:

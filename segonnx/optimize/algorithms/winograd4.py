@@ -11,9 +11,8 @@ At the points 0, 1, -1, 2, -2 and infinity, with the input slices d0 to d5 and t
 
 What is left at the end of the depth is made by taps. It makes kernels of 3, stride 1 and padding 1 in depth.
 
-``WINOGRAD4`` makes the transforms of operators on single slices. ``WINOGRAD4_MATMUL`` makes them as matrix products,
-and the six convolutions as one in six groups. Far fewer operators pass over the slices, but each over all of a window:
-that is for slices of which the caches hold a dozen.
+A window's six slices are the rows of a matrix, and so are its six products: the transforms are products of matrices,
+and the six convolutions are one in six groups.
 """
 
 from __future__ import annotations
@@ -47,48 +46,6 @@ OUTPUT_TRANSFORM = (
 
 
 def _build(build: Builder, conv: Convolution, sources: Sequence[Slices]) -> list[ir.Value]:
-    kernels = conv.taps(build, sources)
-    weights = [_weights(build, *taps) for taps in kernels]
-    four = build.number(4.0)
-    values: list[ir.Value] = []
-    depth = sources[0].count
-    whole = depth - depth % 4
-    zeros = [source.zeros(build) for source in sources]
-    for start in range(0, whole, 4):
-        products: dict[int, ir.Value] = {}
-        for source, u, zero in zip(sources, weights, zeros, strict=True):
-            d0, d1, d2, d3, d4, d5 = (source.get(start + i) or zero for i in range(-1, 5))
-            even, odd = build("Sub", d4, build("Mul", d2, four)), build("Sub", d3, build("Mul", d1, four))
-            steps, by_two = build("Sub", d4, d2), build("Sub", d3, d1)
-            double = build("Add", by_two, by_two)
-            inputs = (
-                build("Add", build("Mul", build("Sub", d0, d2), four), steps),
-                build("Add", even, odd),
-                build("Sub", even, odd),
-                build("Add", steps, double),
-                build("Sub", steps, double),
-                build("Sub", build("Sub", d5, d3), build("Mul", by_two, four)),
-            )
-            for number, x in enumerate(inputs):
-                # m1 is in each of the four once, and takes the bias there.
-                bias = conv.bias if number == 1 and number not in products else None
-                y = conv.conv2d(build, x, u[number], bias)
-                products[number] = build("Add", y, products[number]) if number in products else y
-        m0, m1, m2, m3, m4, m5 = (products[number] for number in range(6))
-        near, near_off = build("Add", m1, m2), build("Sub", m1, m2)
-        far, far_off = build("Add", m3, m4), build("Sub", m3, m4)
-        values += [
-            build("Add", m0, build("Add", near, far)),
-            build("Add", near_off, build("Add", far_off, far_off)),
-            build("Add", near, build("Mul", far, four)),
-            build("Add", m5, build("Add", near_off, build("Mul", far_off, build.number(8.0)))),
-        ]
-    values += [conv.sum_of_taps(build, sources, kernels, index) for index in range(whole, depth)]
-    return values
-
-
-def _build_by_products(build: Builder, conv: Convolution, sources: Sequence[Slices]) -> list[ir.Value]:
-    """The same with matrix products: a window's six slices are a matrix of six rows, and so are its six products."""
     kernels = conv.taps(build, sources)
     weights = [build.concat(_weights(build, *taps), 0) for taps in kernels]
     bias = None
@@ -138,9 +95,4 @@ def _weights(build: Builder, g0: ir.Value, g1: ir.Value, g2: ir.Value) -> list[i
     ]
 
 
-def _applies(conv: Convolution, sources: Sequence[Slices]) -> bool:
-    return is_sliding(conv) and sources[0].count >= 4
-
-
-WINOGRAD4 = Algorithm(_build, _applies, weight_growth=2.0)
-WINOGRAD4_MATMUL = Algorithm(_build_by_products, _applies, weight_growth=2.0)
+WINOGRAD4 = Algorithm(_build, lambda conv, sources: is_sliding(conv) and sources[0].count >= 4, weight_growth=2.0)
