@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,8 +114,15 @@ def _export(*arguments: object) -> None:
 def _steps_here() -> Iterator[None]:
     """Steps run in this process, and not each in one of its own, which would import torch anew."""
 
-    def call(function: Callable[..., T], /, *args: Any, progress: Progress, timeout: float | None = None) -> Outcome[T]:
-        del timeout
+    def call(
+        function: Callable[..., T],
+        /,
+        *args: Any,
+        progress: Progress,
+        timeout: float | None = None,
+        preload: Sequence[str] = (),
+    ) -> Outcome[T]:
+        del timeout, preload
         started = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # as in a process of its own

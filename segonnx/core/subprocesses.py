@@ -16,9 +16,10 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Generic, Literal, Protocol, TypeVar, TypeVarTuple
@@ -96,17 +97,25 @@ class Worker:
 
     What it prints goes to a file, whose last line is shown where the process dies. What it logs as ``segonnx`` is
     logged here, at the level that holds here, while ``receive`` waits.
+
+    Args:
+        function: what it runs; it must be importable by its name.
+        args: the function's arguments.
+        preload: modules that the process finds imported already. On Linux one process imports them once, and each
+            worker is a copy of it; the first worker's list holds for all. Elsewhere they aren't imported.
     """
 
-    def __init__(self, function: Callable[..., None], *args: Any) -> None:
-        context = multiprocessing.get_context("spawn")
+    def __init__(self, function: Callable[..., None], *args: Any, preload: Sequence[str] = ()) -> None:
+        context = _copies(preload) if preload and sys.platform == "linux" else multiprocessing.get_context("spawn")
         # A file that Python opens as a temporary one can't be opened again on Windows.
         self._folder = tempfile.TemporaryDirectory(prefix="segonnx-", ignore_cleanup_errors=True)
         self._log = Path(self._folder.name) / "log"
         self._log.touch()
         self.channel, theirs = context.Pipe()
         level = _LOGGER.getEffectiveLevel()
-        self.process = context.Process(target=_enter, args=(theirs, self._log, level, function, args), daemon=True)
+        environment = dict(os.environ) if preload else None  # a copy would have that of the process it is copied from
+        entry = (theirs, self._log, level, environment, function, args)
+        self.process = context.Process(target=_enter, args=entry, daemon=True)
         with _without_main():
             self.process.start()
         _LOGGER.getChild("worker").info("process %d started", self.pid)
@@ -182,6 +191,19 @@ class Worker:
         self.close(PATIENCE_S if error is None else 0.0)
 
 
+def _copies(preload: Sequence[str]) -> BaseContext:
+    """A way to start processes as copies of one that has imported these modules; each afresh where there is none."""
+    from multiprocessing import forkserver  # which Windows lacks
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    try:
+        forkserver.ensure_running()
+    except OSError:  # its socket has a path in the temporary folder, which may be too long
+        return multiprocessing.get_context("spawn")
+    return context
+
+
 @contextlib.contextmanager
 def _without_main() -> Iterator[None]:
     """Keep multiprocessing from running the caller's script anew in the child: no function of ours is in it.
@@ -213,6 +235,7 @@ def call(
     *args: *Arguments,
     progress: Progress = silent,
     timeout: float | None = None,
+    preload: Sequence[str] = (),
 ) -> Outcome[T]:
     """Run ``function(*args, progress)`` in a fresh process and wait for its result.
 
@@ -221,6 +244,7 @@ def call(
         args: the function's arguments.
         progress: callback that gets the name of each step.
         timeout: the most seconds that a step may take.
+        preload: modules that the process finds imported; see ``Worker``.
 
     Raises:
         SegonnxError: as the function raised it.
@@ -228,7 +252,7 @@ def call(
         StageError: the process was killed, took too long, or raised anything else.
     """
     started = time.perf_counter()
-    with Worker(_answer, function, args) as worker:
+    with Worker(_answer, function, args, preload=preload) as worker:
         while True:
             kind, value, peak = worker.receive(function.__name__.replace("_", " ").strip(), timeout)
             if kind == "error":
@@ -277,8 +301,18 @@ class _ToParent(logging.handlers.QueueHandler):
             self._channel.send(record)
 
 
-def _enter(channel: Connection, log: Path, level: int, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+def _enter(
+    channel: Connection,
+    log: Path,
+    level: int,
+    environment: Mapping[str, str] | None,
+    function: Callable[..., None],
+    args: tuple[Any, ...],
+) -> None:
     """The first thing that runs in the new process."""
+    if environment is not None:
+        os.environ.clear()
+        os.environ.update(environment)
     with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

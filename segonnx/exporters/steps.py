@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 _LOGGER = logging.getLogger(__name__)
+_LIBRARIES = ("torch._dynamo", "onnxscript", "onnx_ir", "onnxruntime")
+"""What the steps import takes longer than many a step."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Steps(abc.ABC):
         Raises:
             SegonnxError: see ``subprocesses.call``.
         """
-        outcome = subprocesses.call(function, *arguments, progress=self.progress)
+        outcome = subprocesses.call(function, *arguments, progress=self.progress, preload=_LIBRARIES)
         self.stages[name] = Stage(round(outcome.seconds, 3), outcome.peak_rss_bytes)
         _LOGGER.info("%s took %.1f s, peak %.2f GB", name, outcome.seconds, outcome.peak_rss_bytes / 1e9)
         return outcome.value
