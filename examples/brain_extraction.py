@@ -424,7 +424,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--artifacts", type=Path, default=Path("artifacts/brain-extraction"), help="the folder of both artifacts"
     )
     parser.add_argument("--results", type=Path, default=Path("results"), help="where the mask and the picture go")
-    parser.add_argument("--rounds", type=int, default=5, help="timed passes of each")
+    parser.add_argument("--rounds", type=int, default=3, help="timed passes of each")
     options = parser.parse_args(arguments)
     try:
         for file, _, _ in (BOX, MASK):

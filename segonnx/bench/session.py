@@ -220,7 +220,10 @@ def make_runnable(case: Case, folder: Path, recorder: Recorder, progress: Progre
     elif users and target.network is not None:
         try:
             weights = folder / WEIGHTS
-            digest = subprocesses.call(write_weights, target.network.write_weights, weights, progress=progress).value
+            write = target.network.write_weights
+            digest = subprocesses.call(
+                write_weights, write, weights, progress=progress, preload=("segonnx.models",)
+            ).value
         except SegonnxError as error:
             for row in users:
                 row.status = str(error)

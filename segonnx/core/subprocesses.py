@@ -106,7 +106,7 @@ class Worker:
     """
 
     def __init__(self, function: Callable[..., None], *args: Any, preload: Sequence[str] = ()) -> None:
-        context = _copies(preload) if preload and sys.platform == "linux" else multiprocessing.get_context("spawn")
+        context = start_preloading(preload) if preload else multiprocessing.get_context("spawn")
         # A file that Python opens as a temporary one can't be opened again on Windows.
         self._folder = tempfile.TemporaryDirectory(prefix="segonnx-", ignore_cleanup_errors=True)
         self._log = Path(self._folder.name) / "log"
@@ -191,12 +191,18 @@ class Worker:
         self.close(PATIENCE_S if error is None else 0.0)
 
 
-def _copies(preload: Sequence[str]) -> BaseContext:
-    """A way to start processes as copies of one that has imported these modules; each afresh where there is none."""
-    from multiprocessing import forkserver  # which Windows lacks
+def start_preloading(modules: Sequence[str]) -> BaseContext:
+    """Start the process that imports modules once for all workers, where there is none and the system can.
+
+    Returns:
+        The way to start workers: as copies of that process, or each afresh.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(preload))
+    context.set_forkserver_preload(list(modules))
     try:
         forkserver.ensure_running()
     except OSError:  # its socket has a path in the temporary folder, which may be too long

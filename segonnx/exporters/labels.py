@@ -12,7 +12,7 @@ from segonnx.artifacts.layout import MODEL
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, ParityError
 from segonnx.exporters.assemble import Converted
-from segonnx.exporters.parity import ParityCheck, run
+from segonnx.exporters.parity import ParityCheck, open_runnable, run
 from segonnx.sources.catalog import ModelSpec
 
 
@@ -63,10 +63,11 @@ def put(artifact: Path, converted: Converted, name: str, check: ParityCheck, pro
         onnx.checker.check_model(str(path), full_check=True)
     except onnx.checker.ValidationError as error:
         raise ParityError(f"the graph that gives labels isn't valid ONNX: {error}") from error
+    with check.runnable(path) as runnable:
+        session = open_runnable(runnable, check.threads)
     for i, test_input in enumerate(check.inputs):
         progress(f"comparing the labels of {test_input.name}")
-        with check.runnable(path) as runnable:
-            labels = run(runnable, test_input.make(check.modality), check.threads)
+        labels = run(session, test_input.make(check.modality))
         expected = np.load(check.saved_labels(i), allow_pickle=False)
         if (labels.dtype, labels.shape) != (expected.dtype, expected.shape) or not np.array_equal(labels, expected):
             raise ParityError(f"on {test_input.name} the graph gives other labels than those of its logits")

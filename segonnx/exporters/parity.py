@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.core.tolerances import TOLERANCES, Difference, compare, labels_of, std_of
 from segonnx.errors import ParityError
 from segonnx.exporters.settings import OutputKind
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 DTYPE = "float32"
 RUNTIME = "ONNX Runtime CPU"
@@ -94,11 +97,12 @@ def measure(artifact: Path, check: ParityCheck, output: OutputKind, progress: Pr
     """
     results: list[Measured] = []
     scale = max(std_of(check.reference(i)) for i in range(len(check.inputs)))
+    with check.runnable(artifact / MODEL) as path:
+        session = open_runnable(path, check.threads)
     for i, test_input in reversed(list(enumerate(check.inputs))):
         x = test_input.make(check.modality)
         progress(f"running ONNX Runtime on {test_input.name}")
-        with check.runnable(artifact / MODEL) as path:
-            logits = run(path, x, check.threads)
+        logits = run(session, x)
         progress(f"comparing the logits of {test_input.name}")
         reference = check.reference(i)
         difference = compare(reference, logits, scale)
@@ -120,10 +124,13 @@ def measure(artifact: Path, check: ParityCheck, output: OutputKind, progress: Pr
     return results
 
 
-def run(path: Path, x: synthetic_inputs.Array, threads: int) -> npt.NDArray[Any]:
-    """What the file gives for ``x`` in ONNX Runtime."""
-    # Freed memory goes back at once: models of several gigabytes need it.
-    session = open_session(path, SessionSettings(threads=threads, arena=False))
+def open_runnable(path: Path, threads: int) -> ort.InferenceSession:
+    """A session that gives freed memory back at once: models of several gigabytes need it."""
+    return open_session(path, SessionSettings(threads=threads, arena=False))
+
+
+def run(session: ort.InferenceSession, x: synthetic_inputs.Array) -> npt.NDArray[Any]:
+    """What the session gives for ``x``."""
     given: npt.NDArray[Any] = session.run(None, {session.get_inputs()[0].name: x})[0]
     return given
 

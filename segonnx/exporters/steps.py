@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 _LOGGER = logging.getLogger(__name__)
-_LIBRARIES = ("torch._dynamo", "onnxscript", "onnx_ir", "onnxruntime")
+_LIBRARIES = ("torch._dynamo", "onnxscript", "onnx_ir", "onnxruntime", "segonnx.models")
 """What the steps import takes longer than many a step."""
 
 
@@ -130,6 +130,7 @@ class ModuleSteps(Steps):
     def __init__(self, built: BuiltModel, progress: Progress) -> None:
         super().__init__(progress)
         self._built = built
+        subprocesses.start_preloading(_LIBRARIES)  # while this process prepares and converts
 
     def adapt(self, spec: ModelSpec) -> ModelSpec:
         return spec

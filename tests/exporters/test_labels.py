@@ -322,7 +322,7 @@ def put(unet: Path, tmp_path: Path) -> Callable[[], Converted]:
     onnx.save(model, path, save_as_external_data=True, location="model.onnx.data")
     phantom = ParityInput("phantom", (1, 3, 64, 96))
     check = ParityCheck((phantom,), "RGB", tmp_path, stable_norm=False, threads=1)
-    np.save(check.saved_labels(0), labels_of(parity.run(path, phantom.make("RGB"), 1)))
+    np.save(check.saved_labels(0), labels_of(parity.run(parity.open_runnable(path, 1), phantom.make("RGB"))))
     converted = Converted(20, 10, {"Cast": 0}, {}, ("SomePass",), (), {}, output="logits")
     return lambda: labels.put(artifact, converted, "labels", check, lambda _: None)
 
