@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -108,15 +109,48 @@ def test_memory_is_capped() -> None:
         subprocesses.call(hold_capped, 3 * 10**8)
 
 
+def look(progress: subprocesses.Progress) -> tuple[bool, str | None]:
+    return "wave" in sys.modules, os.environ.get("SEGONNX_TEST")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every process begins afresh")
+def test_a_process_finds_imported_what_is_preloaded_and_has_the_environment_of_now() -> None:
+    assert subprocesses.call(look).value == (False, None)
+    code = (
+        "import os\nfrom segonnx.core import subprocesses\nfrom tests.core.test_subprocesses import look\n"
+        "print(subprocesses.call(look, preload=('wave',)).value)\nos.environ['SEGONNX_TEST'] = 'now'\n"
+        "print(subprocesses.call(look, preload=('wave',)).value)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines() == ["(True, None)", "(True, 'now')"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every process begins afresh")
+def test_where_no_socket_can_be_made_a_process_begins_afresh(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 40)
+    folder.mkdir()
+    code = (
+        "from segonnx.core import subprocesses\nfrom tests.core.test_subprocesses import look\n"
+        "print(subprocesses.call(look, preload=('wave',)).value)\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True, env=environment
+    )
+    assert done.stdout.strip() == "(False, None)"
+
+
 def linger(channel: Any) -> None:
     channel.send(os.getpid())
     time.sleep(600)
 
 
-def test_workers_end_with_their_parent() -> None:
+@pytest.mark.parametrize("preload", [(), ("wave",)])
+def test_workers_end_with_their_parent(preload: tuple[str, ...]) -> None:
     code = (
         "import time\nfrom segonnx.core.subprocesses import Worker\nfrom tests.core.test_subprocesses import linger\n"
-        "if __name__ == '__main__':\n    print(Worker(linger).receive('x'), flush=True)\n    time.sleep(600)\n"
+        f"if __name__ == '__main__':\n    print(Worker(linger, preload={preload}).receive('x'), flush=True)\n"
+        "    time.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
         assert parent.stdout is not None
