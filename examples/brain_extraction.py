@@ -381,7 +381,7 @@ def draw(volume: Array, mask: Array, spacing: Sequence[float], path: Path) -> No
 
 def extract(image: Path, artifacts: Path, results: Path, rounds: int) -> None:
     """Make both artifacts, run them on the image, and write the mask and the picture."""
-    read = images.read([image], reorient=True)
+    read = images.read([image], "NibabelIOWithReorient")
     volume = read.array[0].transpose(2, 1, 0)
     print(f"{image.name}: {' x '.join(map(str, volume.shape))} voxels")
     print("deepbet: MIT licence. nilearn: BSD-3-Clause; its template: (C) McGill University, free for any use")

@@ -5,7 +5,8 @@
     curl --fail-with-body -F image=@ct.nii.gz -o labels.nii.gz http://127.0.0.1:8000/predict
 
 A network of several channels takes ``-F image=@...`` for each, in order. An image that doesn't fit is answered with 4xx
-and one line. NaN in a NIfTI file is read as 0, as nnU-Net reads it. Put a server in front that knows who may ask.
+and one line, as is one that holds NaN. The answer is a .nii.gz file, for a network of pictures a .png, and for one of
+stacks (nnU-Net's Tiff3DIO) a .tif file. Put a server in front that knows who may ask.
 
 Environment variables:
 
@@ -38,21 +39,27 @@ from segonnx.predict.predictor import Artifact
 RUNNING = int(os.environ.get("SEGONNX_RUNNING", "1"))
 MAX_BYTES = int(os.environ.get("SEGONNX_MAX_BYTES", "268435456"))
 MAX_VOXELS = int(os.environ.get("SEGONNX_MAX_VOXELS", "268435456"))
-# The formats whose files need no other file, and SimpleITK's reader of each. The header of a MetaImage or NRRD file may
-# name any file of this machine. In a JPEG or BMP file that ends early, SimpleITK makes up the missing pixels.
-READERS = {
-    ".nii.gz": "NiftiImageIO",
-    ".nii": "NiftiImageIO",
-    ".png": "PNGImageIO",
-    ".tif": "TIFFImageIO",
-    ".tiff": "TIFFImageIO",
+# The formats whose files need no other file. The header of a MetaImage or NRRD file may name any file of this machine.
+NIFTI, TIFF = (".nii.gz", ".nii"), (".tif", ".tiff")
+ENDINGS = {
+    "SimpleITKIO": (*NIFTI, ".png", *TIFF),
+    "SimpleITKIOWithReorient": NIFTI,
+    "NibabelIO": NIFTI,
+    "NibabelIOWithReorient": NIFTI,
+    "NaturalImage2DIO": (".png", ".bmp", ".jpg", ".jpeg", *TIFF),
+    "Tiff3DIO": TIFF,
 }
+ANSWERS = {"NaturalImage2DIO": (".png", "image/png"), "Tiff3DIO": (".tif", "image/tiff")}
+# SimpleITK goes by what a file holds, and may take another of its readers than the one of the file's ending.
+SIMPLEITK = {".nii": "NiftiImageIO", ".png": "PNGImageIO", ".tif": "TIFFImageIO", ".tiff": "TIFFImageIO"}
 
 try:
     artifact = Artifact(os.environ.get("SEGONNX_ARTIFACT", "SEGONNX_ARTIFACT (unset)"), concurrent=RUNNING)
 except SegonnxError as error:
     sys.exit(f"service: {error}")
 
+reader = artifact.config.reader
+answer_ending, answer_type = ANSWERS.get(reader, (".nii.gz", "application/gzip"))
 app = FastAPI(title="segonnx", max_body_size=MAX_BYTES)
 slots = anyio.CapacityLimiter(RUNNING)
 
@@ -72,7 +79,7 @@ async def predict(image: list[UploadFile]) -> Response:
         raise HTTPException(503, "the service lacks room") from error
     except InputError as error:
         raise HTTPException(422, str(error)) from error
-    return Response(labels, media_type="application/gzip")
+    return Response(labels, media_type=answer_type)
 
 
 @app.exception_handler(RequestValidationError)
@@ -82,27 +89,29 @@ async def refuse(_: Request, __: RequestValidationError) -> JSONResponse:
 
 
 def _predict(uploads: list[UploadFile]) -> bytes:
-    """Predict, and return the bytes of a .nii.gz file. No file stays behind, whatever happens."""
+    """Predict, and return the bytes of the label map's file. No file stays behind, whatever happens."""
     with tempfile.TemporaryDirectory(prefix="segonnx-") as name:
         folder = Path(name)
         try:
             paths = [_save(upload, folder / f"channel_{i}") for i, upload in enumerate(uploads)]
-            image = images.read(paths, reorient=artifact.config.reorients)
+            image = images.read(paths, reader)
             _require_size(image)
             labels = artifact.predict(image.array, image.spacing)
         except InputError as error:
             raise type(error)(str(error).replace(f"{folder}/", "")) from error
-        images.write(labels, image, folder / "labels.nii.gz")
-        return (folder / "labels.nii.gz").read_bytes()
+        images.write(labels, image, folder / f"labels{answer_ending}")
+        return (folder / f"labels{answer_ending}").read_bytes()
 
 
 def _save(upload: UploadFile, stem: Path) -> Path:
     """Write an upload to a file whose name is ours, and check that it is intact and not too large to be read."""
-    ending = next((known for known in READERS if (upload.filename or "").lower().endswith(known)), None)
+    endings = ENDINGS[reader]
+    ending = next((known for known in endings if (upload.filename or "").lower().endswith(known)), None)
     if ending is None:
-        raise InputError(f"{stem.name}: the file's name must end with one of {', '.join(READERS)}")
-    packed = ending == ".nii.gz"
-    path = stem.with_name(stem.name + (".nii" if packed else ending))
+        raise InputError(f"{stem.name}: the file's name must end with one of {', '.join(endings)}")
+    packed = ending == ".nii.gz" and upload.file.read(2) == b"\x1f\x8b"
+    upload.file.seek(0)
+    path = stem.with_name(stem.name + ending.removesuffix(".gz"))
     try:
         with (
             gzip.GzipFile(fileobj=upload.file, mode="rb") if packed else upload.file as source,
@@ -113,15 +122,11 @@ def _save(upload: UploadFile, stem: Path) -> Path:
                 _require(file.tell() / 8)  # no voxel takes more bytes
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{stem.name} isn't an intact gzip file: {error}") from error
-    if SimpleITK.ImageFileReader.GetImageIOFromFileName(str(path)) != READERS[ending]:
-        raise InputError(f"{stem.name} can't be read as a {ending} file")
-    header = SimpleITK.ImageFileReader()
-    header.SetFileName(str(path))
-    try:
-        header.ReadImageInformation()
-    except RuntimeError as error:
-        raise InputError(f"{stem.name}: its header can't be read") from error
-    _require(math.prod(header.GetSize()) * header.GetNumberOfComponents())
+    if reader.startswith("SimpleITKIO"):
+        chosen = SimpleITK.ImageFileReader.GetImageIOFromFileName(str(path))
+        if chosen != SIMPLEITK[path.suffix]:
+            raise InputError(f"{stem.name} can't be read as a {ending} file")
+    _require(images.count(path, reader))
     return path
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--step", type=click.FloatRange(0, 1, min_open=True), help="Between windows, in windows. [default: 0.5]")
 @options.threads("Threads of the network.")
 @click.option("--probabilities", is_flag=True, help="Write the outputs' probabilities beside the label map.")
+@click.option("--nan-as-zero", is_flag=True, help="Take 0 for NaN and infinities, which are refused otherwise.")
 @options.overwrite()
 @options.json_file("Write what was done, with times by step.")
 def command(artifact: Path, source: Path, target: Path, json_path: Path | None, **how: Any) -> None:
@@ -37,12 +38,11 @@ def command(artifact: Path, source: Path, target: Path, json_path: Path | None, 
     segonnx predict artifacts/liver imagesTs/ labels/ --tta
     segonnx predict artifacts/fine ct.nii.gz labels.nii.gz --previous artifacts/coarse
     """
-    from segonnx.predict import files, images
+    from segonnx.predict import files
     from segonnx.predict.predictor import Artifact
 
     previous, threads = how.pop("previous"), how.pop("threads")
     settings = files.FileOptions(**how)
-    images.require()
     options.require_writable(json_path)
     done: list[Predicted] = []
     with options.display() as display:

@@ -18,8 +18,8 @@ NORMALIZATIONS = (
 )  # fmt: skip
 PICTURE = "RGB to 0..1, then mean and standard deviation"
 RESAMPLINGS = ("resample_data_or_seg_to_shape", "no_resampling_data_or_seg_to_shape")
-READERS = ("SimpleITKIO", "NibabelIO", "NaturalImage2DIO")
 REORIENTING = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
+READERS = ("SimpleITKIO", "NibabelIO", "NaturalImage2DIO", "Tiff3DIO", *REORIENTING)
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ class InferenceConfig:
         regions: The outputs are regions that may overlap, not classes of which one wins.
         label_values: The value that each output writes into the label map.
         file_ending: The file ending of the images that the network was trained on.
-        natural: Images are pictures without a spacing.
-        reorients: The network sees images whose axes run to the right, to the front and up.
+        reader: nnU-Net's class that reads images and writes label maps, a member of ``READERS``.
     """
 
     channels: tuple[ChannelNormalization, ...]
@@ -96,8 +95,17 @@ class InferenceConfig:
     regions: bool
     label_values: tuple[int, ...]
     file_ending: str
-    natural: bool
-    reorients: bool = False
+    reader: str
+
+    @property
+    def natural(self) -> bool:
+        """Images are pictures without a spacing."""
+        return self.reader == "NaturalImage2DIO"
+
+    @property
+    def reorients(self) -> bool:
+        """The network sees images whose axes run to the right, to the front and up."""
+        return self.reader in REORIENTING
 
 
 def read(content: Manifest, folder: Path) -> InferenceConfig:
@@ -129,7 +137,7 @@ def read(content: Manifest, folder: Path) -> InferenceConfig:
             "(artifacts of nnU-Net's folders do: segonnx export --nnunet)"
         )
     _require(folder, "preprocessor", given["preprocessor"], ("DefaultPreprocessor",))
-    _require(folder, "image_reader_writer", given["image_reader_writer"], READERS + REORIENTING)
+    _require(folder, "image_reader_writer", given["image_reader_writer"], READERS)
     for channel in given["channels"]:
         _require(folder, "normalization", channel["normalization"], NORMALIZATIONS)
     sizes = zip(shape[2:], inference["patch_size"], strict=True)
@@ -153,8 +161,7 @@ def read(content: Manifest, folder: Path) -> InferenceConfig:
         regions=inference["regions"],
         label_values=tuple(label["value"] for label in content["labels"]),
         file_ending=given["file_ending"],
-        natural=given["image_reader_writer"] == "NaturalImage2DIO",
-        reorients=given["image_reader_writer"] in REORIENTING,
+        reader=given["image_reader_writer"],
     )
 
 
@@ -184,7 +191,7 @@ def _of_pictures(content: Manifest) -> InferenceConfig:
         regions=classes == 1,  # which is there where its logit is above 0
         label_values=(1,) if classes == 1 else tuple(range(classes)),
         file_ending=".png",
-        natural=True,
+        reader="NaturalImage2DIO",
     )
 
 

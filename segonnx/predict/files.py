@@ -34,12 +34,14 @@ class FileOptions:
         probabilities: Write the probabilities too, as ``CASE.npz`` beside the label map. Its array ``probabilities``
             is float32 (outputs, z, y, x).
         overwrite: Replace files that exist.
+        nan_as_zero: Take 0 for NaN and infinities, which are refused otherwise.
     """
 
     mirror: bool = False
     step: float | None = None
     probabilities: bool = False
     overwrite: bool = False
+    nan_as_zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,8 @@ def predict(
         InputError: A file is missing, can't be read, doesn't fit the network, or exists already.
         ResourceError: The disk is too small, or can't be written.
     """
-    images.require()
     config = artifact.config
+    images.require(config.reader)
     if bool(config.previous_labels) != (previous is not None):
         raise InputError(
             "the artifact is the second stage of a cascade: give the first one's with --previous"
@@ -131,8 +133,8 @@ def _jobs(config: InferenceConfig, source: Path, target: Path, options: FileOpti
             raise InputError(f"{target} is a folder; the label map of one image goes into a file")
         jobs = [_Job(case, files, target) for case, files in cases.items()]
     for job in jobs:
-        images.require_ending(job.path)
-        for path in (job.path, job.probabilities) if options.probabilities else (job.path,):
+        made = images.outputs(job.path, config.reader, config.file_ending, highest=max(config.label_values))
+        for path in [*made, job.probabilities] if options.probabilities else made:
             if path.exists() and not options.overwrite:
                 raise InputError(f"{path} exists: --overwrite replaces it")
     return jobs
@@ -149,7 +151,7 @@ def _predict_case(
     times = Times()
     progress(f"{job.case}: reading")
     with times.of("read"):
-        image = images.read(job.channels, reorient=artifact.config.reorients)
+        image = images.read(job.channels, artifact.config.reader, nan_as_zero=options.nan_as_zero)
     first_labels = None
     if previous is not None:
         first_labels = previous.predict(

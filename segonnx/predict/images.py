@@ -1,16 +1,13 @@
-"""Reads images and writes label maps with their geometry, by SimpleITK. Finds cases by nnU-Net's file names."""
+"""Finds cases by nnU-Net's file names, reads images and writes label maps by nnU-Net's readers."""
 
 from __future__ import annotations
 
 import contextlib
-import gzip
-import importlib
+import functools
 import importlib.util
-import math
 import os
 import re
 import tempfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +16,15 @@ from typing import Any
 import numpy as np
 
 from segonnx.errors import InputError, ResourceError
+from segonnx.predict.readers import READERS, Reader
 from segonnx.predict.resampling import AnyArray
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
-PICTURE_DEPTH = 999
-"""nnU-Net's z spacing of a picture, in multiples of its larger spacing within the plane."""
+_PICTURES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
+_NIFTI = (".nii.gz", ".nii")
+ENDINGS = (*_NIFTI, ".nrrd", ".mha", ".mhd", ".gipl", ".gipl.gz", *_PICTURES)
+"""The endings that are known without a manifest that names one."""
+_PROBE = "labels"
+_REASON = 200
 
 
 @dataclass(frozen=True)
@@ -31,156 +32,177 @@ class Image:
     """An image that was read from files.
 
     Attributes:
-        array: The voxels, (C, z, y, x). A picture has z = 1.
+        array: The voxels, (C, z, y, x). A picture has z = 1. As float32 they are what nnU-Net's reader gives.
         spacing: The spacing (z, y, x) in mm.
-        geometry: SimpleITK's image, whose spacing, origin and direction a label map gets.
-        orientation: The orientation of the file, such as ``LPS``, if the image was reoriented. None otherwise.
+        geometry: What the reader needs to write a label map.
+        reader: The reader, a key of ``READERS``.
     """
 
     array: AnyArray
     spacing: tuple[float, ...]
     geometry: Any
-    orientation: str | None = None
+    reader: str
 
 
-def require() -> None:
-    """Check that images can be read.
+def require(reader: str) -> None:
+    """Check that a reader can work.
+
+    Args:
+        reader: A key of ``READERS``.
 
     Raises:
-        InputError: SimpleITK isn't installed.
+        InputError: A library of it isn't installed.
     """
-    if importlib.util.find_spec("SimpleITK") is None:
-        raise InputError("SimpleITK, which reads and writes images, isn't installed: pip install 'segonnx[predict]'")
+    for module, package in READERS[reader].libraries.items():
+        if importlib.util.find_spec(module) is None:
+            raise InputError(
+                f"{package}, which reads and writes images, isn't installed: pip install 'segonnx[predict]'"
+            )
+
+
+def reader_of(path: Path, *, reorient: bool = False) -> str:
+    """The reader that nnU-Net takes where a data set names none: it goes by the files' ending.
+
+    Args:
+        path: An image's file.
+        reorient: Take a reader that turns the axes so that they run to the right, to the front and up.
+    """
+    name = path.name.lower()
+    if reorient:
+        return "NibabelIOWithReorient" if name.endswith(_NIFTI) else "SimpleITKIOWithReorient"
+    if name.endswith(_PICTURES):
+        return "NaturalImage2DIO"
+    return "NibabelIO" if name.endswith(".nii") else "SimpleITKIO"
 
 
 def cases(path: Path, channels: int, ending: str, *, natural: bool = False) -> dict[str, list[Path]]:
     """Find the cases, and the file of each of their channels.
 
+    Hidden files are none, and names of other forms are passed over. Channels are in the order of their numbers, which
+    may have gaps, as long as all cases have the same ones.
+
     Args:
         path: A file, or a folder of files ``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ...
         channels: The number of channels that the network takes.
         ending: The file ending to look for in a folder. If no file has it, every known ending counts.
-        natural: A picture in a folder may have any name.
+        natural: Images are pictures: one file may hold several channels, and in a folder it may have any name.
 
     Returns:
         The files of each case, in the order of the channels, by the case's name.
 
     Raises:
-        InputError: There is no case, or a case lacks a channel.
+        InputError: There is no case, or a case lacks a channel, or has one too many.
     """
     if path.is_file():
-        if channels > 1 and not _holds_colours(path):
+        if channels > 1 and not natural:
             raise InputError(f"the network takes {channels} channels: give a folder with a file CASE_0000... for each")
-        return {stem(path.name): [path]}
+        return {stem(path.name, ending): [path]}
     if not path.is_dir():
         raise InputError(f"{path} is neither a file nor a folder")
-    names = sorted(file.name for file in path.iterdir() if file.is_file())
+    names = sorted(file.name for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
     chosen = [name for name in names if name.endswith(ending)] or [name for name in names if name.endswith(ENDINGS)]
     found: dict[str, dict[int, Path]] = {}
     for name in chosen:
-        if (match := re.fullmatch(r"(.+)_(\d{4})", stem(name))) is not None:
+        if (match := re.fullmatch(r"(.+)_([0-9]{4})", stem(name, ending))) is not None:
             found.setdefault(match[1], {})[int(match[2])] = path / name
-        elif natural and _holds_colours(path / name):
-            found[stem(name)] = {0: path / name}
+        elif natural:
+            found[stem(name, ending)] = {0: path / name}
     if not found:
         raise InputError(f"{path} holds no CASE_0000{ending}, which is how nnU-Net names a case's channels")
+    numbers = _numbers([tuple(sorted(files)) for files in found.values()], channels)
     result = {}
     for case, files in found.items():
-        wanted = [0] if len(files) == 1 and _holds_colours(files.get(0, path)) else range(channels)
-        for index in wanted:
-            if index not in files:
+        if natural:
+            result[case] = [files[number] for number in sorted(files)]  # each may hold any number of channels
+            continue
+        for number in numbers:
+            if number not in files:
                 raise InputError(
-                    f"{path}: the case {case} lacks {case}_{index:04}; the network takes {channels} channels"
+                    f"{path}: the case {case} lacks {case}_{number:04}; the network takes {channels} channels"
                 )
-        result[case] = [files[index] for index in wanted]
+        if len(files) > channels:
+            raise InputError(f"{path}: the case {case} has {len(files)} channels; the network takes {channels}")
+        result[case] = [files[number] for number in numbers]
     return result
 
 
-def stem(name: str) -> str:
+def _numbers(found: Sequence[tuple[int, ...]], channels: int) -> tuple[int, ...]:
+    """The numbers of a network's channels, from those of each case: 0, 1, ..., or what all cases agree on."""
+    first = found[0]
+    return first if len(first) == channels and set(found) == {first} else tuple(range(channels))
+
+
+def ending_of(name: str, ending: str = "") -> str:
+    """A file's ending: the one that is given if the file has it, a known one, or what follows its last dot."""
+    endings = (ending, *ENDINGS) if ending else ENDINGS
+    return next((name[-len(known) :] for known in endings if name.lower().endswith(known.lower())), Path(name).suffix)
+
+
+def stem(name: str, ending: str = "") -> str:
     """A file's name without its ending."""
-    ending = next((known for known in ENDINGS if name.lower().endswith(known)), Path(name).suffix)
-    return name[: len(name) - len(ending)] if ending else name
+    return name.removesuffix(ending_of(name, ending))
 
 
-def _holds_colours(path: Path) -> bool:
-    return path.name.lower().endswith((".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg"))
-
-
-def read(paths: Sequence[Path], *, reorient: bool = False) -> Image:
-    """Read an image from one file per channel. A file of colours holds several channels.
+def read(
+    paths: Sequence[Path], reader: str | None = None, *, reorient: bool = False, nan_as_zero: bool = False
+) -> Image:
+    """Read an image from one file per channel. A picture's file may hold several channels.
 
     Args:
         paths: The files, in the order of the channels.
-        reorient: Reorder and flip the axes so that they run to the right, to the front and up.
+        reader: A key of ``READERS``. None takes ``reader_of`` the first file.
+        reorient: For ``reader_of``.
+        nan_as_zero: Take 0 for NaN and infinities, which are refused otherwise.
 
     Raises:
         InputError: A file can't be read, or the files differ in shape or spacing.
     """
-    itk: Any = importlib.import_module("SimpleITK")  # its functions have no types
-
+    name = reader or reader_of(paths[0], reorient=reorient)
+    chosen = READERS[name]
+    require(name)
     arrays: list[AnyArray] = []
-    geometry: Any = None
+    geometries: list[Any] = []
     spacing: tuple[float, ...] = ()
-    orientation: str | None = None
     for path in paths:
         try:
-            _require_intact(path)
-            image = itk.ReadImage(str(path))
-        except RuntimeError as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise InputError(f"{path} can't be read as an image: {lines[-1][:200] if lines else error}") from error
-        if reorient and image.GetDimension() == 3:
-            orientation = itk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(image.GetDirection())
-            image = itk.DICOMOrient(image, "RAS")
-        array = itk.GetArrayFromImage(image)
-        array = np.moveaxis(array, -1, 0) if image.GetNumberOfComponentsPerPixel() > 1 else array[None]
-        if array.ndim == 3:
-            array = array[:, None]
-        if array.ndim != 4:
-            raise InputError(f"{path} has {image.GetDimension()} dimensions; it must have two or three")
-        own = tuple(abs(size) for size in reversed(image.GetSpacing()))
-        own = own if len(own) == 3 else (PICTURE_DEPTH * max(own), *own)
-        if arrays and (array.shape[1:] != arrays[0].shape[1:] or not np.allclose(own, spacing, rtol=1e-4)):
+            content = chosen.read(path)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"{path} can't be read as an image: {_last_line(error)}") from error
+        array = content.array
+        if not content.finite:
+            if not nan_as_zero:
+                raise InputError(
+                    f"{path} holds values that aren't finite numbers: segonnx predict --nan-as-zero takes 0 for them"
+                )
+            array = np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
+        if arrays and (array.shape[1:] != arrays[0].shape[1:] or not np.allclose(spacing, content.spacing)):
             raise InputError(
-                f"{path} and {paths[0]} differ in shape or spacing: "
-                f"{array.shape[1:]} at {own} mm, and {arrays[0].shape[1:]} at {spacing} mm"
+                f"{path} and {paths[0]} differ in shape or spacing: {array.shape[1:]} at {content.spacing} mm, "
+                f"and {arrays[0].shape[1:]} at {spacing} mm"
             )
         arrays.append(array)
-        geometry, spacing = geometry if geometry is not None else image, own
-    return Image(np.concatenate(arrays), spacing, geometry, orientation)
+        geometries.append(content.geometry)
+        spacing = spacing or content.spacing
+    joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    return Image(joined, spacing, chosen.together(geometries), name)
 
 
-def _require_intact(path: Path) -> None:
-    """Refuse a file that ends early. SimpleITK would make up the missing voxels of these formats."""
-    name = path.name.lower()
-    if name.endswith((".nii", ".nii.gz")):
-        itk: Any = importlib.import_module("SimpleITK")
-        header = itk.ImageFileReader()
-        header.SetFileName(str(path))
-        header.ReadImageInformation()
-        sizes = [int(header.GetMetaData(f"dim[{axis}]")) for axis in range(1, 1 + int(header.GetMetaData("dim[0]")))]
-        wanted = float(header.GetMetaData("vox_offset")) + math.prod(sizes) * int(header.GetMetaData("bitpix")) / 8
-        intact = _size(path) >= wanted
-    elif name.endswith((".jpg", ".jpeg")):
-        intact = b"\xff\xd9" in path.read_bytes()  # JPEG's end-of-image marker
-    elif name.endswith(".bmp"):
-        with path.open("rb") as file:
-            intact = int.from_bytes(file.read(6)[2:], "little") <= path.stat().st_size
-    else:
-        return
-    if not intact:
-        raise InputError(f"{path} isn't intact: it ends early")
+def count(path: Path, reader: str) -> int:
+    """The number of values that a file says it holds. They aren't read: there may be more than memory holds.
 
+    Args:
+        path: An image's file.
+        reader: A key of ``READERS``.
 
-def _size(path: Path) -> int:
-    """The number of bytes of a file, unpacked if it is a gzip file."""
-    if not path.name.lower().endswith(".gz"):
-        return path.stat().st_size
+    Raises:
+        InputError: The file's header can't be read.
+    """
     try:
-        with gzip.open(path) as file:
-            return sum(len(chunk) for chunk in iter(lambda: file.read(1 << 20), b""))
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path} isn't an intact gzip file: {error}") from error
+        return READERS[reader].count(path)
+    except Exception as error:
+        raise InputError(f"{path} can't be read as an image: {_last_line(error)}") from error
 
 
 def write(labels: AnyArray, like: Image, path: Path) -> None:
@@ -189,44 +211,75 @@ def write(labels: AnyArray, like: Image, path: Path) -> None:
     Args:
         labels: The label map, (z, y, x).
         like: The image.
-        path: The file to write.
+        path: The file to write. Formats of several files get theirs beside it.
 
     Raises:
-        InputError: Label maps aren't written to files of this ending.
         ResourceError: The file can't be written.
     """
-    itk: Any = importlib.import_module("SimpleITK")  # its functions have no types
-
-    flat = like.geometry.GetDimension() == 2
-    image = itk.GetImageFromArray(np.ascontiguousarray(labels[0] if flat else labels))
-    image.SetSpacing(like.geometry.GetSpacing())
-    image.SetOrigin(like.geometry.GetOrigin())
-    image.SetDirection(like.geometry.GetDirection())
-    if like.orientation is not None:
-        image = itk.DICOMOrient(image, like.orientation)
-    ending = require_ending(path)
+    reader = READERS[like.reader]
+    labels = labels.astype(np.uint8 if labels.max() <= reader.widest_byte else np.uint16, copy=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            made = Path(folder) / f"labels{ending}"
+            made = Path(folder) / path.name
             try:
-                itk.WriteImage(image, str(made), useCompression=True)
-            except RuntimeError as error:
-                raise ResourceError(f"can't write {path}: {str(error).strip().splitlines()[-1][:200]}") from error
-            with made.open("rb") as file, contextlib.suppress(OSError):
-                os.fsync(file.fileno())
-            made.replace(path)
+                reader.write(labels, like.geometry, made)
+            except Exception as error:
+                raise ResourceError(f"can't write {path}: {_last_line(error)}") from error
+            # The file that names the others comes last.
+            for file in sorted(Path(folder).iterdir(), key=lambda file: file == made):
+                with file.open("rb") as handle, contextlib.suppress(OSError):
+                    os.fsync(handle.fileno())
+                file.replace(path.with_name(file.name))
     except OSError as error:
         raise ResourceError(f"can't write {path}: {error.strerror}") from error
 
 
-def require_ending(path: Path) -> str:
-    """The file's ending.
+def outputs(path: Path, reader: str, ending: str, *, highest: int) -> list[Path]:
+    """The files that a label map in a file is made of, after a small one was written and read again.
+
+    Args:
+        path: The file to write.
+        reader: A key of ``READERS``.
+        ending: The ending of the network's images.
+        highest: The largest label.
+
+    Returns:
+        The file, and those that its format has beside it.
 
     Raises:
-        InputError: Label maps aren't written to files of this ending.
+        InputError: The reader doesn't write label maps to files of this ending, or such a file doesn't keep them.
     """
-    ending = next((known for known in ENDINGS if path.name.lower().endswith(known)), None)
-    if ending is None or ending in (".jpg", ".jpeg", ".mhd"):
-        raise InputError(f"{path}: label maps are written to .nii.gz, .nii, .nrrd, .mha, .png, .bmp or .tif files")
-    return ending
+    beside = _beside(ending_of(path.name, ending), reader, highest)
+    if beside is None:
+        raise InputError(
+            f"{path}: label maps aren't written to such files by nnU-Net's {reader}; the network's images are {ending}"
+        )
+    return [path, *(path.with_name(f"{stem(path.name, ending)}{other}") for other in beside)]
+
+
+@functools.lru_cache
+def _beside(ending: str, reader: str, highest: int) -> tuple[str, ...] | None:
+    """What the names of the files end with that are beside a label map of this ending. None: it can't be written."""
+    require(reader)
+    with tempfile.TemporaryDirectory(prefix="segonnx-") as folder:
+        probe = Path(folder) / f"{_PROBE}{ending}"
+        if not any(_keeps_labels(probe, READERS[reader], highest, flat=flat) for flat in (False, True)):
+            return None
+        return tuple(sorted(file.name.removeprefix(_PROBE) for file in Path(folder).iterdir() if file != probe))
+
+
+def _keeps_labels(path: Path, reader: Reader, highest: int, *, flat: bool) -> bool:
+    """A small label map is the same after it was written and read again."""
+    labels = np.arange(5 * 6 * 7).reshape(5, 6, 7)[: 1 if flat else None] * 37 % (highest + 1)
+    labels = labels.astype(np.uint8 if highest <= reader.widest_byte else np.uint16)
+    try:
+        reader.write(labels, reader.blank(flat=flat), path)
+        return bool(np.array_equal(reader.read(path).array, labels[None]))
+    except Exception:  # noqa: BLE001 (libraries say in many ways that they don't)
+        return False
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:_REASON] if lines else type(error).__name__

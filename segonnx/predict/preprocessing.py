@@ -77,7 +77,10 @@ def prepare(
     with times.of("prepare"):
         _check_image(image, spacing, config)
         _check_previous(previous, image, config)
-        image = image.astype(np.float32).transpose(0, *(axis + 1 for axis in config.transpose_forward))
+        with np.errstate(over="ignore"):
+            image = image.astype(np.float32).transpose(0, *(axis + 1 for axis in config.transpose_forward))
+        if not np.isfinite(image).all():
+            raise InputError("the image holds values that aren't finite numbers")
         own = tuple(float(spacing[axis]) for axis in config.transpose_forward)
         wanted = (*own[: 3 - len(config.spacing)], *config.spacing)
         mask, box = resampling.nonzero(image)
@@ -118,8 +121,8 @@ def _check_image(image: AnyArray, spacing: Sequence[float], config: InferenceCon
         raise InputError(f"the image {image.shape} is empty")
     if len(spacing) != 3 or not all(0 < size < np.inf for size in spacing):
         raise InputError(f"the spacing is {tuple(spacing)}; it must be three positive numbers (z, y, x) in mm")
-    if image.dtype.kind not in "iufb" or not np.isfinite(image).all():
-        raise InputError("the image holds values that aren't finite numbers")
+    if image.dtype.kind not in "iufb":
+        raise InputError(f"the image holds {image.dtype}, which aren't finite numbers")
 
 
 def _check_previous(previous: AnyArray | None, image: AnyArray, config: InferenceConfig) -> None:

@@ -116,7 +116,7 @@ def test_the_mask_is_deepbets(example: ModuleType, monkeypatch: pytest.MonkeyPat
     SimpleITK.WriteImage(SimpleITK.DICOMOrient(template, "PSL"), str(path))
     _, expected, _ = deepbet.BrainExtraction(no_gpu=True).run(str(path))
 
-    read = images.read([path], reorient=True)
+    read = images.read([path], "NibabelIOWithReorient")
     extraction = example.Extraction(read.array[0].transpose(2, 1, 0))
     box = extraction.box(example.eager(example.load(example.BOX[0])[0])(extraction.small))
     mask = extraction.mask(box, example.eager(example.load(example.MASK[0])[0])(extraction.inside(box)))

@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import onnxruntime
 import pytest
 import SimpleITK
 
 from segonnx.errors import InputError
-from segonnx.predict import config, pipeline
+from segonnx.predict import config, files, pipeline
 from segonnx.predict.predictor import Artifact
 from segonnx.predict.resampling import AnyArray
 from tests import handmade, nnunet_folders
@@ -50,6 +51,8 @@ def test_every_case_of_a_folder_is_predicted(hand: Path, loaded: Artifact, tmp_p
     for case in (0, 1):
         save(volume(case), tmp_path / "in" / f"case_{case}_0000.nii.gz")
     (tmp_path / "in" / "notes.txt").write_text("not an image")
+    (tmp_path / "in" / "._case_0_0000.nii.gz").write_bytes(bytes(100))  # macOS leaves such files behind
+    save(volume(), tmp_path / "in" / "without_a_channel.nii.gz")
     done = run("predict", hand, tmp_path / "in", tmp_path / "out", "--tta", "--step", 1)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["case_0.nii.gz", "case_1.nii.gz"]
@@ -62,7 +65,8 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(hand: Path, exports: Pa
     save(np.full(SHAPE, np.nan, np.float32), tmp_path / "nan.mha")
     (tmp_path / "text.nii.gz").write_text("no image")
     (tmp_path / "empty").mkdir()
-    save(volume(), tmp_path / "gap" / "case_0001.nii.gz")
+    for name in ("case_0001", "other_0000"):
+        save(volume(), tmp_path / "gap" / f"{name}.nii.gz")
     (tmp_path / "there.nii.gz").write_text("mine")
     out = tmp_path / "out.nii.gz"
     for arguments, text in (
@@ -75,7 +79,8 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(hand: Path, exports: Pa
         ((hand, tmp_path / "empty", tmp_path / "labels"), "holds no CASE_0000.nii.gz"),
         ((hand, tmp_path / "gap", tmp_path / "labels"), "lacks case_0000"),
         ((hand, tmp_path / "ct.nii.gz", tmp_path / "there.nii.gz"), "--overwrite"),
-        ((hand, tmp_path / "ct.nii.gz", tmp_path / "out.txt"), "are written to"),
+        ((hand, tmp_path / "ct.nii.gz", tmp_path / "out.txt"), "aren't written to such files"),
+        ((hand, tmp_path / "ct.nii.gz", tmp_path / "out.jpg"), "aren't written to such files"),
         ((hand, tmp_path / "ct.nii.gz", tmp_path / "empty"), "is a folder"),
         ((hand, tmp_path / "gap", tmp_path / "there.nii.gz"), "lacks case_0000"),
     ):
@@ -91,7 +96,7 @@ def test_a_picture_of_colours_gives_its_channels(tmp_path: Path) -> None:
 
     colours = np.random.default_rng(0).integers(0, 255, (6, 7, 3)).astype(np.uint8)
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(colours, isVector=True), str(tmp_path / "a.png"))
-    assert images.cases(tmp_path / "a.png", 3, ".png") == {"a": [tmp_path / "a.png"]}
+    assert images.cases(tmp_path / "a.png", 3, ".png", natural=True) == {"a": [tmp_path / "a.png"]}
     image = images.read([tmp_path / "a.png"])
     np.testing.assert_array_equal(image.array, colours.transpose(2, 0, 1)[:, None])
     assert image.spacing == (999.0, 1.0, 1.0)
@@ -178,13 +183,13 @@ def test_axes_are_turned_for_a_network_that_was_trained_so(tmp_path: Path) -> No
 
     image = save(volume(), tmp_path / "ct.nii.gz")
     read = images.read([tmp_path / "ct.nii.gz"], reorient=True)
-    nibabel = pytest.importorskip("nibabel", reason="nnU-Net brings it")
+    assert read.reader == "NibabelIOWithReorient"
     turned = nibabel.as_closest_canonical(nibabel.load(tmp_path / "ct.nii.gz"))
     np.testing.assert_array_equal(read.array[0], turned.get_fdata().transpose(2, 1, 0))
     assert read.spacing == pytest.approx(turned.header.get_zooms()[::-1])
-    images.write(read.array[0].astype(np.int16), read, tmp_path / "again.nii.gz")
+    images.write(abs(read.array[0]) % 100, read, tmp_path / "again.nii.gz")
     again = SimpleITK.ReadImage(str(tmp_path / "again.nii.gz"))
-    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(again), SimpleITK.GetArrayFromImage(image))
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(again), abs(SimpleITK.GetArrayFromImage(image)) % 100)
     for what in ("GetSpacing", "GetOrigin", "GetDirection"):
         assert getattr(again, what)() == pytest.approx(getattr(image, what)())
 
@@ -212,14 +217,95 @@ def test_a_file_that_ends_early_is_refused(ending: str, tmp_path: Path) -> None:
             images.read([path])
 
 
+@pytest.mark.parametrize(
+    ("names", "channels", "expected"),
+    [
+        (("a_0000.gipl", "a_0001.gipl"), 2, {"a": [0, 1]}),
+        (("a_0000.gipl", "a_0002.gipl", "b_0000.gipl", "b_0002.gipl"), 2, {"a": [0, 2], "b": [0, 2]}),
+        (("a_0001.gipl",), 1, {"a": [1]}),
+        (("a_0001.gipl", "b_0000.gipl"), 1, "the case a lacks a_0000"),
+        (("a_0000.gipl", "a_0001.gipl", "b_0000.gipl", "b_0002.gipl"), 2, "the case b lacks b_0001"),
+        (("a_0000.gipl", "a_0001.gipl"), 1, "the case a has 2 channels"),
+        (("a_0000.gipl",), 2, "the case a lacks a_0001"),
+        (("a_0000.gipl", "._a_0001.gipl", ".b_0000.gipl", "a.gipl", "c_000.gipl", "notes.txt"), 1, {"a": [0]}),
+        (("._a_0000.gipl",), 1, "holds no CASE_0000.gipl"),
+    ],
+)
+def test_cases_are_found_by_nnunets_names(
+    names: tuple[str, ...], channels: int, expected: dict[str, list[int]] | str, tmp_path: Path
+) -> None:
+    from segonnx.predict import images
+
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "folder_0000.gipl").mkdir()
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            images.cases(tmp_path, channels, ".gipl")
+        return
+    found = images.cases(tmp_path, channels, ".gipl")
+    assert {case: [int(file.stem[-4:]) for file in paths] for case, paths in found.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("reader", "ending", "made"),
+    [
+        ("SimpleITKIO", ".gipl", ["case.gipl"]),
+        ("SimpleITKIO", ".mhd", ["case.mhd", "case.zraw"]),
+        ("SimpleITKIO", ".gipl.gz", ["case.gipl.gz"]),
+        ("Tiff3DIO", ".tif", ["case.json", "case.tif"]),
+    ],
+)
+def test_label_maps_are_of_the_images_kind(
+    reader: str, ending: str, made: list[str], hand: Path, loaded: Artifact, tmp_path: Path
+) -> None:
+    artifact = Artifact(hand, threads=1)
+    artifact.config = replace(loaded.config, reader=reader, file_ending=ending)
+    save(volume(), tmp_path / "in" / f"case_0000{ending}")
+    (tmp_path / "in" / "case.json").write_text(json.dumps({"spacing": SPACING}))
+    source, out = tmp_path / "in", tmp_path / "out"
+    (done,) = files.predict(artifact, source, out, files.FileOptions())
+    assert sorted(path.name for path in out.iterdir()) == made
+    found = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(done.path)))
+    np.testing.assert_array_equal(found, loaded.predict(volume(), SPACING))
+    for name in made:
+        for other in made:
+            (out / other).unlink(missing_ok=True)
+        (out / name).write_text("mine")
+        with pytest.raises(InputError, match="--overwrite"):
+            list(files.predict(artifact, source, out, files.FileOptions()))
+        assert (out / name).read_text() == "mine"
+    list(files.predict(artifact, source, out, files.FileOptions(overwrite=True)))
+    assert sorted(path.name for path in out.iterdir()) == made
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd"])
+def test_what_is_not_finite_is_refused_or_taken_as_zero(
+    ending: str, hand: Path, loaded: Artifact, tmp_path: Path
+) -> None:
+    zeros = volume().astype(np.float32)
+    zeros[3, 4, 5:9] = 0
+    holes = zeros.copy()
+    holes[3, 4, 5:9] = np.nan, np.inf, -np.inf, np.nan
+    image, out = tmp_path / f"ct{ending}", tmp_path / "labels.nii.gz"
+    save(holes, image)
+    done = run("predict", hand, image, out)
+    assert done.returncode == 2 and "aren't finite" in message(done) and "\n" not in message(done)
+    assert not out.exists()
+    done = run("predict", hand, image, out, "--nan-as-zero")
+    assert done.returncode == 0, done.stderr
+    found = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(out)))
+    np.testing.assert_array_equal(found, loaded.predict(zeros, SPACING))
+
+
 def test_channels_of_other_grids_are_refused(tmp_path: Path) -> None:
     from segonnx.predict import images
 
     for index, shape in enumerate(((4, 5, 6), (4, 5, 7))):
         save(volume(shape=shape), tmp_path / f"case_{index:04}.nii.gz")
-    (files,) = images.cases(tmp_path, 2, ".nii.gz").values()
+    (paths,) = images.cases(tmp_path, 2, ".nii.gz").values()
     with pytest.raises(InputError, match="differ in shape or spacing"):
-        images.read(files)
+        images.read(paths)
     with pytest.raises(InputError, match="lacks case_0002"):
         images.cases(tmp_path, 3, ".nii.gz")
 
@@ -234,6 +320,7 @@ def test_channels_of_other_grids_are_refused(tmp_path: Path) -> None:
         (np.zeros(SHAPE), (1, 1), "three positive numbers"),
         (np.full(SHAPE, np.inf), SPACING, "finite"),
         (np.full(SHAPE, "a"), SPACING, "finite"),
+        (np.full(SHAPE, 1e300), SPACING, "finite"),
         (np.zeros(SHAPE), (1e-9, 1, 1), "less than a voxel"),
     ],
 )
@@ -287,7 +374,7 @@ inference = config.InferenceConfig(
     spacing=(1.5, 1.5, 1.5), transpose_forward=(0, 1, 2), transpose_backward=(0, 1, 2), crop=True,
     previous_labels=(), image_resampling=config.SplineOrders(True, 3, 0, None), label_resampling=linear,
     logit_resampling=linear, window=window, step=1.0, sigma=1 / 8, mirror_axes=(), regions=False,
-    label_values=tuple(range(classes)), file_ending=".nii.gz", natural=False)
+    label_values=tuple(range(classes)), file_ending=".nii.gz", reader="SimpleITKIO")
 logits = np.zeros((1, classes, *window), np.float32)
 logits[:, -1] = 1
 def forward(x):

@@ -139,7 +139,7 @@ def bad(kind: str, folder: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("kind", "status", "line"),
     [
-        ("text", 422, "channel_0 isn't an intact gzip file"),
+        ("text", 422, "channel_0 can't be read as a .nii.gz file"),
         ("text as NIfTI", 422, "channel_0 can't be read as a .nii file"),
         ("cut gzip", 422, "channel_0 isn't an intact gzip file"),
         ("cut by one byte", 422, "channel_0 isn't an intact gzip file"),

@@ -1,0 +1,110 @@
+"""What every reader is: it reads a file as nnU-Net's class of its name does, and writes label maps as that one does."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from segonnx.errors import InputError
+from segonnx.predict.resampling import AnyArray
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """What a reader reads from one file.
+
+    Attributes:
+        array: The voxels, (C, z, y, x). Numbers that float32 holds as nnU-Net's float32 does.
+        spacing: The spacing (z, y, x) in mm, as nnU-Net's class gives it.
+        geometry: What the reader needs to write a label map.
+        finite: No voxel of the file is NaN or infinite.
+    """
+
+    array: AnyArray
+    spacing: tuple[float, ...]
+    geometry: Any
+    finite: bool
+
+
+class Reader(ABC):
+    """Reads images and writes label maps. An instance has no state.
+
+    Attributes:
+        name: The name of nnU-Net's class.
+        libraries: The modules that must be there, with the names of their packages.
+        widest_byte: The largest value of a label map that is written in bytes. Others take two bytes a voxel.
+    """
+
+    name: ClassVar[str]
+    libraries: ClassVar[dict[str, str]]
+    widest_byte: ClassVar[int] = 254
+
+    @abstractmethod
+    def read(self, path: Path) -> FileContent:
+        """Read one file.
+
+        Raises:
+            InputError: nnU-Net's class doesn't take the file, or the file isn't intact.
+            Exception: The library's own error: it can't read the file.
+        """
+
+    @abstractmethod
+    def count(self, path: Path) -> int:
+        """The number of values that a file says it holds; they aren't read.
+
+        Raises:
+            Exception: The library's own error: it can't read the file's header.
+        """
+
+    @abstractmethod
+    def write(self, labels: AnyArray, geometry: Any, path: Path) -> None:
+        """Write a label map.
+
+        Args:
+            labels: The label map (z, y, x), uint8 or uint16.
+            geometry: The image's.
+            path: The file to write.
+
+        Raises:
+            Exception: The library's own error: it can't write such a file.
+        """
+
+    @abstractmethod
+    def blank(self, *, flat: bool) -> Any:
+        """The geometry of an image without any: of one slice in two dimensions, or of several in three."""
+
+    def together(self, geometries: Sequence[Any]) -> Any:
+        """The geometry of an image, from those of its files."""
+        return geometries[0]
+
+
+def narrowed(array: AnyArray, path: Path) -> AnyArray:
+    """The same numbers; wide ones as float32, which is what nnU-Net makes of all.
+
+    Raises:
+        InputError: The array holds no numbers.
+    """
+    if array.dtype.kind not in "iufb":
+        raise InputError(f"{path} holds {array.dtype}; it must hold one number for each voxel")
+    if array.dtype.itemsize <= 4:
+        return array
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
+@contextmanager
+def quiet(logger: str) -> Iterator[None]:
+    """Keep a library from printing what it thinks of a file. What is wrong is raised."""
+    found = getLogger(logger)
+    before, found.disabled = found.disabled, True
+    try:
+        yield
+    finally:
+        found.disabled = before
