@@ -579,6 +579,8 @@ def _outputs(dataset: Mapping[str, Any], where: Path) -> tuple[tuple[OutputChann
         raise InputError(f"{at}/labels: the ignore label must follow the highest label {highest}; found {ignore}")
     if any(isinstance(value, list) and len(value) > 1 for value in given.values()):
         regions = {name: values for name, values in labels.items() if not _is_background(given[name])}
+        if not regions:
+            raise InputError(f"{at}/labels: every region is background")
         order = _order(dataset.get("regions_class_order"), len(regions), at)
         if max(order) > 255 and len({value for values in labels.values() for value in values} - {0}) < 255:
             raise InputError(f"{at}/regions_class_order: {max(order)} is more than nnU-Net's label maps of 8 bits hold")

@@ -83,6 +83,10 @@ def test_what_nnunet_refuses_is_refused_and_the_rest_is_equal(labels: Any, backg
         with pytest.raises(InputError):
             _plan(labels=labels, regions_class_order=order)
         return
+    if not theirs.num_segmentation_heads:
+        with pytest.raises(InputError, match="every region is background"):
+            _plan(labels=labels, regions_class_order=order)
+        return
     if not theirs.has_regions and theirs.all_labels != list(range(len(theirs.all_labels))):
         with pytest.raises(InputError, match="must follow one another"):
             _plan(labels=labels, regions_class_order=order)
