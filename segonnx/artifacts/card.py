@@ -22,6 +22,16 @@ def render(content: Manifest) -> str:
             "\n> **The checkpoint was trusted.** It was read with `--trust-checkpoint`: code in it ran, or could have, "
             "on the machine that made this file.\n"
         )
+    if (why := content.get("network_only")) is not None:
+        notice += (
+            "\n> **The network alone.** `segonnx predict` can't prepare images for it; bring inference of your own. "
+            f"{why}\n"
+        )
+    if edited := content.get("training", {}).get("edited"):
+        notice += (
+            "\n> **Edited plans.** These were changed after the training, and stand here as they were changed: "
+            f"{', '.join(edited)}.\n"
+        )
     rows = "\n".join(
         f"| {p['kind']} | {_shape(p['shape'])} | {p['max_rel_error']:.1e} | {p['rms_rel_error']:.1e} "
         f"| {100 * p['label_agreement']:.4f} % |"

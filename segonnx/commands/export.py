@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,12 +16,14 @@ from segonnx.errors import InputError, SegonnxError
 
 if TYPE_CHECKING:
     from segonnx.core.progress import Display
+    from segonnx.exporters.nnunet import Selection
     from segonnx.exporters.pipeline import Exported, Settings
     from segonnx.sources.catalog import ModelSpec
 
 OPTIMIZE = ("cpu", "none")
 OUTPUTS = ("logits", "labels")
 CHECKPOINTS = ("final", "best")
+PLANS_FROM = ("folder", "checkpoint")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Request:
     fold: str | None
     checkpoint: Literal["final", "best"] | None
     configuration: str | None
+    plans_from: Literal["folder", "checkpoint"] | None
+    allow_network_only: bool
     seed: int
     shape: tuple[int, ...] | None
     batch: int
@@ -76,11 +81,21 @@ class Request:
     "--nnunet",
     type=options.PATH,
     metavar="FOLDER",
-    help="Export what nnU-Net v2 trained: the folder that holds plans.json and fold_0.",
+    help="Export what nnU-Net v2 trained: the folder that holds plans.json and fold_0, or nnU-Net's zip file of it.",
 )
 @click.option("--fold", metavar="N|all|ensemble", help="Of --nnunet: one fold, or the mean. [default: each fold]")
 @click.option("--checkpoint", type=click.Choice(CHECKPOINTS), help="Of --nnunet.  [default: final]")
 @click.option("--configuration", metavar="NAME", help="Of --nnunet, such as 3d_fullres, where there are several.")
+@click.option(
+    "--plans-from",
+    type=click.Choice(PLANS_FROM),
+    help="Of --nnunet: whose plans.json and dataset.json count, where they differ.  [default: folder]",
+)
+@click.option(
+    "--allow-network-only",
+    is_flag=True,
+    help="Of --nnunet: export a network that `segonnx predict` can't prepare images for.",
+)
 @click.option(
     "--seed",
     type=click.IntRange(0),
@@ -145,8 +160,8 @@ def command(json_path: Path | None, **asked: Any) -> None:
     specs = _named(request)
     options.require_torch("export")
     options.require_writable(json_path)
-    with options.display() as display:
-        jobs = _jobs(request, specs, display)
+    with options.display() as display, contextlib.ExitStack() as stack:
+        jobs = _jobs(request, specs, display, stack)
         done, failed = _export(jobs, display)
     options.write_json(json_path, [_as_json(exported) for exported in done])
     if failed:
@@ -172,8 +187,8 @@ def _named(request: Request) -> list[ModelSpec]:
         raise InputError("--trust-checkpoint is for the file of --weights, or the folder of --smp or --nnunet")
     if request.tune_time is not None and not request.tune:
         raise InputError("--tune-time goes with --tune")
-    if request.nnunet is None and (request.fold, request.checkpoint, request.configuration) != (None, None, None):
-        raise InputError("--fold, --checkpoint and --configuration go with --nnunet FOLDER")
+    if request.nnunet is None:
+        _require_nnunet(request)
     if request.smp is not None or request.nnunet is not None:
         if request.names or request.everything:
             raise InputError(f"{given[0]} FOLDER says which network it is: give no names or --all with it")
@@ -184,17 +199,43 @@ def _named(request: Request) -> list[ModelSpec]:
     return specs
 
 
-def _jobs(request: Request, specs: Sequence[ModelSpec], display: Display) -> list[tuple[ModelSpec, Settings]]:
-    """Every network to export, with its settings; those that are known to fail are refused before any work."""
+def _require_nnunet(request: Request) -> None:
+    """See to it that no option of ``--nnunet`` is given without it.
+
+    Raises:
+        InputError: one is.
+    """
+    given = {
+        "--fold": request.fold,
+        "--checkpoint": request.checkpoint,
+        "--configuration": request.configuration,
+        "--plans-from": request.plans_from,
+        "--allow-network-only": request.allow_network_only or None,
+    }
+    if found := [option for option, value in given.items() if value is not None]:
+        raise InputError(f"{' and '.join(found)} {'goes' if len(found) == 1 else 'go'} with --nnunet FOLDER")
+
+
+def _jobs(
+    request: Request, specs: Sequence[ModelSpec], display: Display, stack: contextlib.ExitStack
+) -> list[tuple[ModelSpec, Settings]]:
+    """Every network to export, with its settings; those that are known to fail are refused before any work.
+
+    What is unpacked for that stays until ``stack`` is closed.
+    """
     from segonnx.exporters import labels, nnunet, pipeline
     from segonnx.sources import smp
 
     settings = _settings(request)
     if request.nnunet is not None:
-        checkpoint = request.checkpoint or "final"
-        selection = nnunet.Selection(request.fold, checkpoint, request.configuration, request.trust_checkpoint)
-        found = nnunet.trained(request.nnunet, selection, display)
-        jobs = [(trained.spec, replace(settings, checkpoints=trained.checkpoints)) for trained in found]
+        folder = stack.enter_context(nnunet.opened(request.nnunet))
+        found = nnunet.trained(folder, _selection(request), display)
+        jobs = [
+            (_predictable(trained.spec, request), replace(settings, checkpoints=trained.checkpoints))
+            for trained in found
+        ]
+        for note in (note for trained in found for note in trained.notes):
+            display.echo(f"segonnx: {note}", err=True)
     elif request.smp is not None:
         spec, weights = smp.find(request.smp)
         jobs = [(spec, replace(settings, checkpoints=(weights,)))]
@@ -205,6 +246,35 @@ def _jobs(request: Request, specs: Sequence[ModelSpec], display: Display) -> lis
         if request.output == "labels":
             labels.require(spec)
     return jobs
+
+
+def _selection(request: Request) -> Selection:
+    from segonnx.exporters import nnunet
+
+    return nnunet.Selection(
+        fold=request.fold,
+        which=request.checkpoint or "final",
+        configuration=request.configuration,
+        trust=request.trust_checkpoint,
+        plans_from=request.plans_from or "folder",
+    )
+
+
+def _predictable(spec: ModelSpec, request: Request) -> ModelSpec:
+    """The network, if ``segonnx predict`` will take it, or if the user allows that it won't: then the artifact says so.
+
+    Raises:
+        InputError: it won't.
+    """
+    from segonnx.predict import config
+
+    try:
+        config.of_network(spec.described, spec.name)
+    except InputError as error:
+        if not request.allow_network_only:
+            raise InputError(f"{error} (--allow-network-only exports the network without that)") from error
+        return replace(spec, described={**spec.described, "network_only": str(error)})
+    return spec
 
 
 def _settings(request: Request) -> Settings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,20 @@ from segonnx.errors import InputError, SegonnxError
 Schema = Mapping[str, Any]
 
 
-def read(path: Path, max_bytes: int, *, error: type[SegonnxError] = InputError) -> Any:
+def read(
+    path: Path,
+    max_bytes: int,
+    *,
+    error: type[SegonnxError] = InputError,
+    constant: Callable[[str], object] | None = None,
+) -> Any:
     """The content of a JSON file.
 
     Args:
         path: the file.
         max_bytes: a larger file isn't read.
         error: what to raise.
+        constant: what stands for Python's own NaN, Infinity and -Infinity, by these names; without it they are refused.
 
     Raises:
         SegonnxError: as ``error`` says: the file can't be read, is too large, or isn't JSON.
@@ -30,10 +37,17 @@ def read(path: Path, max_bytes: int, *, error: type[SegonnxError] = InputError) 
             data = file.read(max_bytes + 1)
     except OSError as failure:
         raise error(f"{path} can't be read: {failure.strerror}") from failure
-    return parse(data, path, max_bytes, error=error)
+    return parse(data, path, max_bytes, error=error, constant=constant)
 
 
-def parse(data: bytes, where: Path | str, max_bytes: int, *, error: type[SegonnxError] = InputError) -> Any:
+def parse(
+    data: bytes,
+    where: Path | str,
+    max_bytes: int,
+    *,
+    error: type[SegonnxError] = InputError,
+    constant: Callable[[str], object] | None = None,
+) -> Any:
     """The content of JSON in memory.
 
     Args:
@@ -41,6 +55,7 @@ def parse(data: bytes, where: Path | str, max_bytes: int, *, error: type[Segonnx
         where: what it is, for messages.
         max_bytes: more isn't read.
         error: what to raise.
+        constant: what stands for Python's own NaN, Infinity and -Infinity, by these names; without it they are refused.
 
     Raises:
         SegonnxError: as ``error`` says: there is too much, or it isn't JSON. Python's own NaN and Infinity aren't.
@@ -48,7 +63,7 @@ def parse(data: bytes, where: Path | str, max_bytes: int, *, error: type[Segonnx
     if len(data) > max_bytes:
         raise error(f"{where} is larger than {max_bytes:,} bytes")
     try:
-        return json.loads(data, parse_constant=_refuse)
+        return json.loads(data, parse_constant=constant or _refuse)
     except (ValueError, RecursionError) as failure:
         raise error(f"{where} isn't JSON: {failure}") from failure
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import json
+import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from segonnx.core import subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import CheckpointError, InputError
 from segonnx.sources.catalog import ModelSpec, Reference
-from segonnx.sources.nnunet import plans
+from segonnx.sources.nnunet import archive, plans
 from segonnx.sources.nnunet.folder import Which, find_checkpoints, locate
-from segonnx.sources.nnunet.model_spec import CheckpointMeta, model_spec, require_belongs
+from segonnx.sources.nnunet.model_spec import CheckpointMeta, edits, model_spec, own_plan, require_belongs
 from segonnx.sources.nnunet.plans import DATASET, PLANS, Plan
 
 if TYPE_CHECKING:
     import torch
+
+
+PlansFrom = Literal["folder", "checkpoint"]
+"""Whose plans.json and dataset.json count: those beside the folds, or those that a checkpoint was trained with."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,12 @@ class Trained:
     Attributes:
         spec: the network, with all that its inference needs.
         checkpoints: the files of its weights; several for the mean of several folds.
+        notes: what a user should know of it, a line each.
     """
 
     spec: ModelSpec
     checkpoints: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,14 @@ class Selection:
         which: which of the checkpoints.
         configuration: the configuration that they must be of; None takes any.
         trust: read checkpoints that need code to run.
+        plans_from: whose plans count, where they differ.
     """
 
     fold: str | None = None
     which: Which = "final"
     configuration: str | None = None
     trust: bool = False
+    plans_from: PlansFrom = "folder"
 
 
 @dataclass(frozen=True)
@@ -60,14 +69,32 @@ class _Fold:
     Attributes:
         name: the fold's.
         meta: what the checkpoint says beside its weights.
-        plan: what the folder says of its configuration.
+        plan: what the plans say of its configuration.
         counts: the sizes of its parameters by name.
+        edited: what of the plan isn't what it was trained with.
+        notes: what a user should know of it.
     """
 
     name: str
     meta: CheckpointMeta
     plan: Plan
     counts: dict[str, int]
+    edited: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Path]:
+    """The folder that a user named; of a zip file, the folder in it, as long as the block runs.
+
+    Raises:
+        InputError: it is a file, and no zip file that nnU-Net wrote.
+    """
+    if path.is_file():
+        with archive.unpacked(path) as folder:
+            yield folder
+    else:
+        yield path
 
 
 def trained(
@@ -109,31 +136,66 @@ def read(model: Path, checkpoints: Mapping[str, Path], selection: Selection, pro
         CheckpointError: a checkpoint can't be used.
     """
     progress(f"reading {PLANS}")
-    planned, data = plans.read_json(model / PLANS), plans.read_json(model / DATASET)
+    planned, data = plans.named(plans.read_json(model / PLANS), model), plans.read_json(model / DATASET)
     folds: list[_Fold] = []
     for name, path in checkpoints.items():
         progress(f"reading {path.parent.name}/{path.name}")
         meta, tensors = _read_checkpoint(path, selection.trust)
         if selection.configuration is not None and meta.configuration != selection.configuration:
             raise InputError(f"{path} was trained as {meta.configuration}, not {selection.configuration}")
-        plan = plans.plan(planned, data, meta.configuration, model)
+        plan, edited, notes = _plan(meta, planned, data, model, selection.plans_from)
         require_belongs(meta, plan, model)
         if selection.fold == "ensemble" and folds and meta.shared != folds[0].meta.shared:
             raise InputError(
                 f"{path} and {folds[0].meta.path} don't go together: they differ in configuration, trainer or mirroring"
             )
+        if selection.fold == "ensemble" and folds and plan != folds[0].plan:
+            raise InputError(f"{path} and {folds[0].meta.path} don't go together: they differ in their plans")
         spec = model_spec(plan, meta, [name], selection.which)
-        folds.append(_Fold(name, meta, plan, _parameters(spec, tensors, meta)))
+        folds.append(_Fold(name, meta, plan, _parameters(spec, tensors, meta), edited, notes))
     if selection.fold == "ensemble":
         counts = {f"folds.{i}.{name}": size for i, fold in enumerate(folds) for name, size in fold.counts.items()}
-        spec = model_spec(folds[0].plan, folds[0].meta, [fold.name for fold in folds], selection.which)
-        return [Trained(_counted(spec, counts), tuple(fold.meta.path for fold in folds))]
+        names, changed = [fold.name for fold in folds], dict.fromkeys(what for fold in folds for what in fold.edited)
+        spec = model_spec(folds[0].plan, folds[0].meta, names, selection.which, list(changed))
+        notes = tuple(dict.fromkeys(note for fold in folds for note in fold.notes))
+        return [Trained(_counted(spec, counts), tuple(fold.meta.path for fold in folds), notes)]
     return [
         Trained(
-            _counted(model_spec(fold.plan, fold.meta, [fold.name], selection.which), fold.counts), (fold.meta.path,)
+            _counted(model_spec(fold.plan, fold.meta, [fold.name], selection.which, fold.edited), fold.counts),
+            (fold.meta.path,),
+            fold.notes,
         )
         for fold in folds
     ]
+
+
+def _plan(
+    meta: CheckpointMeta, planned: Mapping[str, Any], data: Mapping[str, Any], model: Path, plans_from: PlansFrom
+) -> tuple[Plan, tuple[str, ...], tuple[str, ...]]:
+    """The plan to take for a checkpoint; what of it isn't what it was trained with; and what to tell of that.
+
+    Raises:
+        InputError: there is none, or it is of another network than the checkpoint's.
+    """
+    own = own_plan(meta, model)
+    if plans_from == "checkpoint":
+        if own is None:
+            raise InputError(f"{meta.path} holds no plans that can be read: leave --plans-from checkpoint out")
+        return own, (), ()
+    plan = plans.plan(planned, data, meta.configuration, model)
+    found = edits(own, plan)
+    if any(edit.what == "architecture" for edit in found):
+        raise InputError(
+            f"{meta.path} was trained as another network than the one in {model / PLANS}: undo what was changed in its "
+            "architecture, or take the checkpoint's plans with --plans-from checkpoint"
+        )
+    if not found:
+        return plan, (), ()
+    note = (
+        f"{meta.path.parent.name}: {PLANS} or {DATASET} was changed after the training: {', '.join(map(str, found))}; "
+        "the changed files are taken, as nnU-Net does (--plans-from checkpoint takes the others)"
+    )
+    return plan, tuple(edit.what for edit in found), (note,)
 
 
 def _read_checkpoint(path: Path, trust: bool) -> tuple[CheckpointMeta, dict[str, torch.Tensor]]:
@@ -151,25 +213,21 @@ def _read_checkpoint(path: Path, trust: bool) -> tuple[CheckpointMeta, dict[str,
             raise CheckpointError(f"{path} isn't nnU-Net's: it holds no {what}")
     axes = content.get("inference_allowed_mirroring_axes")
     axes = () if axes is None else axes
-    if not isinstance(axes, Sequence) or not all(isinstance(axis, int) and 0 <= axis <= 2 for axis in axes):
+    try:
+        axes = tuple(sorted({operator.index(axis) for axis in axes}))
+    except TypeError:
+        axes = (-1,)
+    if not all(0 <= axis <= 2 for axis in axes):
         raise CheckpointError(f"{path}: inference_allowed_mirroring_axes aren't axes of a network")
     return CheckpointMeta(
         path=path,
         configuration=str(configuration),
         trainer=str(trainer),
-        mirror_axes=tuple(sorted(set(axes))),
-        plans=_as_json(arguments.get("plans")),
-        dataset=_as_json(arguments.get("dataset_json")),
+        mirror_axes=axes,
+        plans=plans.as_json(arguments.get("plans")),
+        dataset=plans.as_json(arguments.get("dataset_json")),
+        shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
     ), tensors
-
-
-def _as_json(value: object) -> Mapping[str, Any] | None:
-    """What a checkpoint holds as it would stand in a JSON file; None if it couldn't."""
-    try:
-        result = json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError, RecursionError):
-        return None
-    return result if isinstance(result, Mapping) else None
 
 
 def _parameters(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], meta: CheckpointMeta) -> dict[str, int]:

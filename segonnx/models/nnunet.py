@@ -1,4 +1,7 @@
-"""nnU-Net v2's networks, from dynamic-network-architectures, as a plan describes them (``sources.nnunet.plans``)."""
+"""nnU-Net v2's networks, as a plan describes them (``sources.nnunet.plans``).
+
+They are those of dynamic-network-architectures, and STU-Net, which has a trainer for nnU-Net.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ import torch
 from torch import nn
 
 from segonnx.errors import InputError, first_line
+from segonnx.models import stunet
 from segonnx.models.base import BuiltModel
 from segonnx.sources.nnunet.plans import CLASSES
+from segonnx.sources.nnunet.trainers import STUNET
 
 DEEP_SUPERVISION = "deep-supervision head; inference uses the last head alone"
 
@@ -54,12 +59,16 @@ def build(
     stages = arguments.get("n_stages", 2)
     heads = "|".join(map(str, range(stages - 2)))
     unused = {rf"(folds\.\d+\.)?decoder\.seg_layers\.({heads})\..*": DEEP_SUPERVISION} if heads else {}
+    if architecture == STUNET:
+        unused = {rf"(folds\.\d+\.)?{stunet.UNUSED}": DEEP_SUPERVISION}
     if folds == 1:
         return BuiltModel(members[0], unused)
     return BuiltModel(Ensemble(members), unused, members=tuple(members))
 
 
 def _member(architecture: str, arguments: Mapping[str, Any], in_channels: int, num_classes: int) -> nn.Module:
+    if architecture == STUNET:
+        return stunet.STUNet(in_channels=in_channels, num_classes=num_classes, **arguments)
     from dynamic_network_architectures.architectures import primus, unet
     from dynamic_network_architectures.building_blocks import residual
 

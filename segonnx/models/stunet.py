@@ -6,6 +6,8 @@ batch, and D, H and W are the depth, height and width of the input in voxels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -13,6 +15,8 @@ from segonnx.models.base import BuiltModel
 
 STAGE_WIDTHS = (1, 2, 4, 8, 16, 16)
 """Channels of the six stages, in multiples of the base width."""
+STRIDES = ((2, 2, 2),) * 5
+"""By what the published networks divide the spatial sizes from each stage to the next, (depth, height, width)."""
 
 
 class ResidualBlock(nn.Module):
@@ -21,8 +25,11 @@ class ResidualBlock(nn.Module):
     A stage's first block carries the stage's stride, and projects its input with a 1x1x1 convolution (``conv3``).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, *, project: bool = False) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: Sequence[int] = (1, 1, 1), *, project: bool = False
+    ) -> None:
         super().__init__()
+        stride = _three(stride)
         self.conv1 = nn.Conv3d(in_channels, out_channels, 3, stride, padding=1)
         self.norm1 = nn.InstanceNorm3d(out_channels, affine=True)
         self.act1 = nn.LeakyReLU(inplace=True)
@@ -38,17 +45,23 @@ class ResidualBlock(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour upsampling by two, then a 1x1x1 convolution to the next width."""
+    """Nearest-neighbour upsampling by the stage's stride, then a 1x1x1 convolution to the next width."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int]) -> None:
         super().__init__()
+        self.scale = tuple(map(float, stride))
         self.conv = nn.Conv3d(in_channels, out_channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(nn.functional.interpolate(x, scale_factor=2, mode="nearest"))  # type: ignore[no-any-return]
+        return self.conv(nn.functional.interpolate(x, scale_factor=self.scale, mode="nearest"))  # type: ignore[no-any-return]
 
 
-def _stage(in_channels: int, out_channels: int, stride: int, depth: int) -> nn.Sequential:
+def _three(sizes: Sequence[int]) -> tuple[int, int, int]:
+    depth, height, width = sizes
+    return depth, height, width
+
+
+def _stage(in_channels: int, out_channels: int, stride: Sequence[int], depth: int) -> nn.Sequential:
     first = ResidualBlock(in_channels, out_channels, stride, project=True)
     return nn.Sequential(first, *(ResidualBlock(out_channels, out_channels) for _ in range(depth - 1)))
 
@@ -59,20 +72,31 @@ class STUNet(nn.Module):
     All heads hold parameters, as in the published checkpoints; inference uses the last one alone.
     """
 
-    def __init__(self, *, depth: int, width: int, num_classes: int, in_channels: int = 1) -> None:
+    def __init__(
+        self,
+        *,
+        depth: int,
+        width: int,
+        num_classes: int,
+        in_channels: int = 1,
+        strides: Sequence[Sequence[int]] = STRIDES,
+    ) -> None:
         super().__init__()
         widths = [width * factor for factor in STAGE_WIDTHS]
         inputs = [in_channels, *widths[:-1]]
         self.conv_blocks_context = nn.ModuleList(
-            _stage(inputs[i], widths[i], 1 if i == 0 else 2, depth) for i in range(len(widths))
+            _stage(inputs[i], widths[i], stride, depth) for i, stride in enumerate(((1, 1, 1), *strides))
         )
-        up = list(zip(reversed(widths[1:]), reversed(widths[:-1]), strict=True))
-        self.upsample_layers = nn.ModuleList(Upsample(below, here) for below, here in up)
-        self.conv_blocks_localization = nn.ModuleList(_stage(2 * here, here, 1, depth) for _, here in up)
-        self.seg_outputs = nn.ModuleList(nn.Conv3d(here, num_classes, 1) for _, here in up)
+        up = list(zip(reversed(widths[1:]), reversed(widths[:-1]), reversed(strides), strict=True))
+        self.upsample_layers = nn.ModuleList(Upsample(below, here, stride) for below, here, stride in up)
+        self.conv_blocks_localization = nn.ModuleList(_stage(2 * here, here, (1, 1, 1), depth) for _, here, _ in up)
+        self.seg_outputs = nn.ModuleList(nn.Conv3d(here, num_classes, 1) for _, here, _ in up)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, in_channels, D, H, W) to logits (N, num_classes, D, H, W); D, H and W divide by 32."""
+        """(N, in_channels, D, H, W) to logits (N, num_classes, D, H, W).
+
+        D, H and W are multiples of the product of the strides: 32 in the published networks.
+        """
         return self.seg_outputs[-1](self._decode(x)[-1])  # type: ignore[no-any-return]
 
     def forward_all_heads(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -92,11 +116,15 @@ class STUNet(nn.Module):
         return decoded
 
 
+UNUSED = r"seg_outputs\.[0-3]\..*"
+"""The names of the parameters that inference doesn't use."""
+
+
 def build(*, depth: int, width: int, num_classes: int, in_channels: int = 1) -> BuiltModel:
     """Build STU-Net with ``depth`` residual blocks per stage and ``width`` channels in the first stage."""
     module = STUNet(depth=depth, width=width, num_classes=num_classes, in_channels=in_channels)
     return BuiltModel(
         module,
-        unused={r"seg_outputs\.[0-3]\..*": "deep-supervision head; inference uses the last head alone"},
+        unused={UNUSED: "deep-supervision head; inference uses the last head alone"},
         training_forward=module.forward_all_heads,
     )

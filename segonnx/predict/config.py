@@ -1,10 +1,12 @@
 """The inference config: what an artifact's manifest says of inference, checked before any work.
 
-A normalization, resampling or reader that segonnx doesn't know is refused here.
+A normalization, resampling or reader that segonnx doesn't know is refused here: when an artifact is predicted with, and
+when it is exported (``of_network``).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,18 @@ NORMALIZATIONS = (
     "CTNormalization", "ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization",
 )  # fmt: skip
 PICTURE = "RGB to 0..1, then mean and standard deviation"
-RESAMPLINGS = ("resample_data_or_seg_to_shape", "no_resampling_data_or_seg_to_shape")
+SPLINES, INTERPOLATION = "resample_data_or_seg_to_shape", "resample_torch_fornnunet"
+KEEPING = ("no_resampling_hack", "no_resampling_data_or_seg_to_shape")
+"""nnU-Net's functions that leave an array on its grid; the second is what its older versions call it."""
+RESAMPLINGS = (SPLINES, INTERPOLATION, *KEEPING)
+"""nnU-Net's functions that resample an image, a label map or logits."""
+PLANE_MODES = ("linear", "bilinear", "bicubic", "nearest", "nearest-exact", "area")
+AXIS_MODES = ("linear", "trilinear", "nearest", "nearest-exact", "area")
+"""PyTorch's modes of interpolation within a plane, and along the axis of low resolution."""
+ANISOTROPY = 3.0
+"""Above this ratio of the largest to the smallest spacing, the axis of low resolution is resampled apart."""
+CT_STATISTICS = ("mean", "std", "percentile_00_5", "percentile_99_5")
+"""What a CT's normalization takes from the intensities of the training set."""
 REORIENTING = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
 READERS = ("SimpleITKIO", "NibabelIO", "NaturalImage2DIO", "Tiff3DIO", *REORIENTING)
 
@@ -39,19 +52,52 @@ class ChannelNormalization:
 
 @dataclass(frozen=True)
 class SplineOrders:
-    """The orders of the splines that resample an array.
+    """The orders of the splines that resample an array (nnU-Net's ``resample_data_or_seg_to_shape``).
 
     Attributes:
         resamples: False leaves the array on the grid that it has.
         order: The order along the axes of high resolution.
         order_z: The order along the axis of low resolution, if that axis is resampled apart.
         separate_z: Whether that axis is resampled apart. None lets the spacings decide.
+        threshold: The ratio of the largest to the smallest spacing above which it is, if the spacings decide.
+        as_labels: Whether label maps are resampled label by label, and not as numbers.
     """
 
     resamples: bool
     order: int
     order_z: int
     separate_z: bool | None
+    threshold: float = ANISOTROPY
+    as_labels: bool = True
+
+
+@dataclass(frozen=True)
+class InterpolationModes:
+    """The modes of PyTorch's ``interpolate`` that resample an array (nnU-Net's ``resample_torch_fornnunet``).
+
+    Attributes:
+        mode: The mode within the planes, if an axis is resampled apart. Otherwise all axes are interpolated linearly.
+        mode_z: The mode along the axis that is resampled apart.
+        separate_z: Whether the axis of low resolution is resampled apart. None lets the spacings decide.
+        threshold: The ratio of the largest to the smallest spacing above which it is, if the spacings decide.
+        as_labels: Whether label maps are resampled label by label, and not as numbers.
+        by_majority: A voxel takes the label that has more than half of it, or 0; otherwise the label that has most.
+    """
+
+    mode: str
+    mode_z: str
+    separate_z: bool | None
+    threshold: float = ANISOTROPY
+    as_labels: bool = True
+    by_majority: bool = False
+
+    @property
+    def resamples(self) -> bool:
+        """Whether the array gets another grid: always."""
+        return True
+
+
+Resampling = SplineOrders | InterpolationModes
 
 
 @dataclass(frozen=True)
@@ -85,9 +131,9 @@ class InferenceConfig:
     transpose_backward: tuple[int, ...]
     crop: bool
     previous_labels: tuple[int, ...]
-    image_resampling: SplineOrders
-    label_resampling: SplineOrders
-    logit_resampling: SplineOrders
+    image_resampling: Resampling
+    label_resampling: Resampling
+    logit_resampling: Resampling
     window: tuple[int, ...]
     step: float
     sigma: float
@@ -136,25 +182,43 @@ def read(content: Manifest, folder: Path) -> InferenceConfig:
             f"{folder} holds a network alone: its manifest doesn't say how images are prepared "
             "(artifacts of nnU-Net's folders do: segonnx export --nnunet)"
         )
-    _require(folder, "preprocessor", given["preprocessor"], ("DefaultPreprocessor",))
-    _require(folder, "image_reader_writer", given["image_reader_writer"], READERS)
-    for channel in given["channels"]:
-        _require(folder, "normalization", channel["normalization"], NORMALIZATIONS)
     sizes = zip(shape[2:], inference["patch_size"], strict=True)
+    window = tuple(size if isinstance(size, int) else planned for size, planned in sizes)
+    return _of_nnunet(content, window, folder)
+
+
+def of_network(described: Mapping[str, Any], where: str) -> InferenceConfig:
+    """Read the inference config of a network of nnU-Net's before it is exported.
+
+    Args:
+        described: What its manifest will say of inference: the keys ``preprocessing``, ``labels`` and ``inference``.
+        where: The network's name, for messages.
+
+    Raises:
+        InputError: ``read`` would refuse it. The message says why.
+    """
+    return _of_nnunet(described, tuple(described["inference"]["patch_size"]), where)
+
+
+def _of_nnunet(content: Mapping[str, Any], window: tuple[int, ...], where: Path | str) -> InferenceConfig:
+    """The config of a network of nnU-Net's."""
+    given, inference = content["preprocessing"], content["inference"]
+    _require(where, "preprocessor", given["preprocessor"], ("DefaultPreprocessor",))
+    _require(where, "image_reader_writer", given["image_reader_writer"], READERS)
+    previous = tuple((given.get("previous_stage") or {"labels": ()})["labels"])
+    image, label, logit = (_resampling(given["resampling"], what, where) for what in ("data", "seg", "probabilities"))
+    _require_grids(where, image, label if previous else None, logit)
     return InferenceConfig(
-        channels=tuple(
-            ChannelNormalization(channel["normalization"], channel["use_mask"], channel["intensities"])
-            for channel in given["channels"]
-        ),
+        channels=tuple(_channel(channel, where) for channel in given["channels"]),
         spacing=tuple(given["spacing"]),
         transpose_forward=tuple(given["transpose_forward"]),
         transpose_backward=tuple(given["transpose_backward"]),
         crop=given.get("crop") == "nonzero",
-        previous_labels=tuple((given.get("previous_stage") or {"labels": ()})["labels"]),
-        image_resampling=_spline_orders(given["resampling"]["data"], folder),
-        label_resampling=_spline_orders(given["resampling"]["seg"], folder),
-        logit_resampling=_spline_orders(given["resampling"]["probabilities"], folder),
-        window=tuple(size if isinstance(size, int) else planned for size, planned in sizes),
+        previous_labels=previous,
+        image_resampling=image,
+        label_resampling=label,
+        logit_resampling=logit,
+        window=window,
         step=inference["tile_step_size"],
         sigma=inference["gaussian_sigma_scale"],
         mirror_axes=tuple(inference["mirror_axes"]),
@@ -195,17 +259,142 @@ def _of_pictures(content: Manifest) -> InferenceConfig:
     )
 
 
-def _spline_orders(given: Mapping[str, Any], folder: Path) -> SplineOrders:
-    _require(folder, "resampling", given["function"], RESAMPLINGS)
-    arguments = given["arguments"]
-    return SplineOrders(
-        resamples=given["function"] == RESAMPLINGS[0],
-        order=int(arguments.get("order", 3)),
-        order_z=int(arguments.get("order_z", 0)),
-        separate_z=arguments.get("force_separate_z", False),
-    )
+def _channel(given: Mapping[str, Any], where: Path | str) -> ChannelNormalization:
+    """How a channel is normalised.
+
+    Raises:
+        InputError: segonnx doesn't know how, or a number is missing that it takes.
+    """
+    scheme, statistics = given["normalization"], given["intensities"]
+    _require(where, "normalization", scheme, NORMALIZATIONS)
+    missing = [key for key in CT_STATISTICS if not _is_number(statistics.get(key))]
+    if scheme == "CTNormalization" and missing:
+        raise InputError(
+            f"{where}: the channel {given['name']!r} is normalised as a CT, by intensities of the training set; "
+            f"missing or no numbers are {', '.join(missing)}"
+        )
+    return ChannelNormalization(scheme, given["use_mask"], statistics)
 
 
-def _require(folder: Path, what: str, found: str, known: tuple[str, ...]) -> None:
+def _resampling(every: Mapping[str, Any], what: str, where: Path | str) -> Resampling:
+    """How one kind of array is resampled: ``data`` (images), ``seg`` (label maps) or ``probabilities`` (logits).
+
+    Raises:
+        InputError: segonnx doesn't know the function, a keyword argument of it, or its value.
+    """
+    function = every[what]["function"]
+    _require(where, f"resampling of {what}", function, RESAMPLINGS)
+    arguments = _Arguments(every[what]["arguments"], f"{where}: {function}, which resamples {what},")
+    how: Resampling
+    if function in KEEPING:
+        # Manifests of earlier versions have what nnU-Net's older function took, and left unused.
+        arguments.ignore("is_seg", "order", "order_z", "force_separate_z")
+        how = SplineOrders(resamples=False, order=1, order_z=0, separate_z=False)
+    elif function == INTERPOLATION:
+        arguments.ignore("num_threads", "device")  # they decide on no number
+        how = InterpolationModes(
+            mode=arguments.word("mode", "linear", PLANE_MODES),
+            mode_z=arguments.word("aniso_axis_mode", "nearest-exact", AXIS_MODES),
+            separate_z=arguments.flag("force_separate_z", None),
+            threshold=arguments.number("separate_z_anisotropy_threshold", ANISOTROPY),
+            as_labels=bool(arguments.flag("is_seg", False)),
+            by_majority=bool(arguments.flag("memefficient_seg_resampling", False)),
+        )
+    else:
+        how = SplineOrders(
+            resamples=True,
+            order=arguments.order("order", 3),
+            order_z=arguments.order("order_z", 0),
+            separate_z=arguments.flag("force_separate_z", False),
+            threshold=arguments.number("separate_z_anisotropy_threshold", ANISOTROPY),
+            as_labels=bool(arguments.flag("is_seg", False)),
+        )
+    arguments.require_none_left()
+    if what != "seg" and function not in KEEPING and how.as_labels:
+        raise arguments.refused("is_seg", True, "False: neither images nor logits are labels")
+    if what == "probabilities" and isinstance(how, SplineOrders):
+        # Logits are resampled slice by slice, as they come; a spline of a higher order takes all slices at once.
+        if how.order > 1:
+            raise arguments.refused("order", how.order, "0 or 1 for logits")
+        if how.order_z > 1 and how.separate_z is not False:
+            raise arguments.refused("order_z", how.order_z, "0 or 1 for logits")
+    return how
+
+
+class _Arguments:
+    """The keyword arguments of one of nnU-Net's functions: each is taken once, and none may be left.
+
+    Args:
+        given: The arguments.
+        whose: The function, for messages.
+    """
+
+    def __init__(self, given: Mapping[str, Any], whose: str) -> None:
+        self._left, self._whose = dict(given), whose
+
+    def ignore(self, *names: str) -> None:
+        """Drop arguments that change no result."""
+        for name in names:
+            self._left.pop(name, None)
+
+    def flag(self, name: str, default: bool | None) -> bool | None:
+        """A bool, or None; 0 and 1 are bools to nnU-Net."""
+        value = self._left.pop(name, default)
+        if value is not None and (not isinstance(value, int) or value not in (0, 1)):
+            raise self.refused(name, value, "true, false or null")
+        return None if value is None else bool(value)
+
+    def order(self, name: str, default: int) -> int:
+        """The order of a spline."""
+        value = self._left.pop(name, default)
+        if not isinstance(value, int) or not 0 <= value <= 5:
+            raise self.refused(name, value, "a whole number from 0 to 5")
+        return int(value)
+
+    def number(self, name: str, default: float) -> float:
+        """A finite number."""
+        value = self._left.pop(name, default)
+        if not _is_number(value):
+            raise self.refused(name, value, "a number")
+        return float(value)
+
+    def word(self, name: str, default: str, known: tuple[str, ...]) -> str:
+        """One of some words."""
+        value = self._left.pop(name, default)
+        if value not in known:
+            raise self.refused(name, value, " or ".join(known))
+        return str(value)
+
+    def require_none_left(self) -> None:
+        """See to it that every argument was taken.
+
+        Raises:
+            InputError: One wasn't: nnU-Net's function has no such.
+        """
+        if self._left:
+            raise InputError(f"{self._whose} takes no argument {', '.join(map(repr, self._left))}, in nnU-Net neither")
+
+    def refused(self, name: str, value: object, expected: str) -> InputError:
+        """The error of an argument that segonnx doesn't follow."""
+        return InputError(f"{self._whose} has {name} = {value!r}; segonnx predict takes {expected}")
+
+
+def _require_grids(where: Path | str, image: Resampling, label: Resampling | None, logit: Resampling) -> None:
+    """See to it that the image, a first stage's labels and the logits end on the grids that they must.
+
+    Raises:
+        InputError: They don't: one is resampled, another one isn't.
+    """
+    if label is not None and label.resamples != image.resamples:
+        raise InputError(f"{where}: of the image and the first stage's label map, one is resampled and the other isn't")
+    if image.resamples and not logit.resamples:
+        raise InputError(f"{where}: the image is resampled, and the logits aren't resampled back to its grid")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _require(where: Path | str, what: str, found: str, known: tuple[str, ...]) -> None:
     if found not in known:
-        raise InputError(f"{folder}: its manifest's {what} is {found!r}; segonnx predict knows {', '.join(known)}")
+        raise InputError(f"{where}: the {what} is {found!r}; segonnx predict knows {', '.join(known)}")

@@ -10,8 +10,9 @@ import numpy as np
 from segonnx.errors import InputError
 from segonnx.predict import preprocessing, resampling, sliding_window
 from segonnx.predict.config import InferenceConfig
+from segonnx.predict.interpolation import LinearInterpolation
 from segonnx.predict.preprocessing import PreparedImage, Times
-from segonnx.predict.resampling import AnyArray, LinearInterpolation
+from segonnx.predict.resampling import AnyArray
 from segonnx.predict.sliding_window import Forward, WindowProgress
 
 
@@ -92,17 +93,9 @@ def predict(
 
 def _interpolations(prepared: PreparedImage, config: InferenceConfig) -> list[LinearInterpolation]:
     """How the logits are resampled to the cropped image along each axis."""
-    orders = config.logit_resampling
-    low_resolution = resampling.low_resolution_axis(orders, prepared.network_spacing, prepared.spacing)
-    if orders.order != 1 or (low_resolution is not None and orders.order_z not in (0, 1)):
-        raise InputError(
-            f"the manifest resamples logits with splines of order {orders.order} and {orders.order_z}; "
-            "segonnx predict knows 1, and 0 or 1 for the axis of low resolution"
-        )
-    return [
-        LinearInterpolation.between(before, after, nearest=axis == low_resolution and orders.order_z == 0)
-        for axis, (before, after) in enumerate(zip(prepared.array.shape[1:], prepared.cropped_shape, strict=True))
-    ]
+    how = config.logit_resampling
+    axis = resampling.low_resolution_axis(how, prepared.network_spacing, prepared.spacing)
+    return resampling.interpolations(how, prepared.array.shape[1:], prepared.cropped_shape, axis)
 
 
 def _timed(slices: Iterator[AnyArray], times: Times) -> Iterator[AnyArray]:
@@ -118,11 +111,15 @@ def _timed(slices: Iterator[AnyArray], times: Times) -> Iterator[AnyArray]:
 def _resampled_back(
     slices: Iterator[AnyArray], interpolations: Sequence[LinearInterpolation], times: Times
 ) -> Iterator[AnyArray]:
-    """Resample logits, slice by slice (classes, y, x), to the cropped image; no more than two slices are held."""
+    """Resample logits, slice by slice (classes, y, x), to the cropped image.
+
+    No more slices are held than one new slice is made of: two, where logits are interpolated linearly.
+    """
     along_depth, *within = interpolations
     held: dict[int, AnyArray] = {}
     read = 0
-    for lower, upper, weight in zip(along_depth.lower, along_depth.upper, along_depth.weight, strict=True):
+    for index, weight in zip(along_depth.index, along_depth.weight, strict=True):
+        lower, upper = index.min(), index.max()
         while read <= upper:
             logits = next(slices)
             with times.of("resample back"):
@@ -131,9 +128,12 @@ def _resampled_back(
                         logits = interpolation.apply(logits, axis)
                     held[read] = logits
             read += 1
-        held = {index: logits for index, logits in held.items() if index >= lower}
+        held = {number: logits for number, logits in held.items() if number >= lower}
         with times.of("resample back"):
-            mixed = held[lower] if weight == 0 else held[lower] + weight * (held[upper] - held[lower])
+            mixed = held[index[0]] if weight[0] == 1 else held[index[0]] * weight[0]
+            for number, share in zip(index[1:], weight[1:], strict=True):
+                if share:
+                    mixed = mixed + share * held[number]
         yield mixed
 
 

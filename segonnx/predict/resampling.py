@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from segonnx.predict.config import SplineOrders
+from segonnx.predict.config import InterpolationModes, Resampling
+from segonnx.predict.interpolation import LinearInterpolation, centres
 
 AnyArray = npt.NDArray[Any]
 """An array of any type; each function says which types it takes."""
 Box = tuple[slice, ...]
 """A slice for each spatial axis."""
-
-ANISOTROPY = 3
-"""Above this ratio of the largest to the smallest spacing, the axis of low resolution is resampled apart."""
 
 
 def nonzero(image: AnyArray) -> tuple[AnyArray, Box]:
@@ -52,93 +49,184 @@ def resampled_shape(shape: Sequence[int], spacing: Sequence[float], wanted: Sequ
     return tuple(round(old / new * size) for size, old, new in zip(shape, spacing, wanted, strict=True))
 
 
-def low_resolution_axis(orders: SplineOrders, current: Sequence[float], wanted: Sequence[float]) -> int | None:
+def low_resolution_axis(how: Resampling, current: Sequence[float], wanted: Sequence[float]) -> int | None:
     """Find the axis that is resampled apart from the others.
 
     Args:
-        orders: The orders of the splines, and whether an axis is resampled apart.
+        how: How the array is resampled, and whether an axis is resampled apart.
         current: The spacing before, in mm.
         wanted: The spacing after, in mm.
 
     Returns:
         The axis of the lowest resolution, or None if all axes are resampled together.
     """
-    if orders.separate_z is False:
+    if how.separate_z is False:
         return None
     for spacing in (current, wanted):
-        if orders.separate_z or max(spacing) / min(spacing) > ANISOTROPY:
+        if how.separate_z or max(spacing) / min(spacing) > how.threshold:
             axes = [axis for axis, size in enumerate(spacing) if max(spacing) / size == 1]
             return axes[0] if len(axes) == 1 else None
     return None
 
 
-def resample(image: AnyArray, shape: Sequence[int], orders: SplineOrders, axis: int | None) -> AnyArray:
+def interpolations(
+    how: Resampling, old: Sequence[int], new: Sequence[int], axis: int | None
+) -> list[LinearInterpolation]:
+    """Make the interpolation along each axis, where an array is resampled by interpolations alone.
+
+    Args:
+        how: How the array is resampled; the orders of splines are 0 or 1.
+        old: The shape before.
+        new: The shape after.
+        axis: The result of ``low_resolution_axis``.
+    """
+    return [
+        _interpolation(how, before, after, None if axis is None else current == axis)
+        for current, (before, after) in enumerate(zip(old, new, strict=True))
+    ]
+
+
+def _interpolation(how: Resampling, old: int, new: int, apart: bool | None) -> LinearInterpolation:
+    """The interpolation along one axis; ``apart``: None if no axis is, or whether this one is."""
+    if isinstance(how, InterpolationModes):
+        mode = "linear" if apart is None else how.mode_z if apart else how.mode
+        return LinearInterpolation.torch(_ONE_AXIS.get(mode, mode), old, new)
+    if apart:
+        return LinearInterpolation.between(old, new, nearest=how.order_z == 0)
+    if how.order == 0 and old != new:
+        return LinearInterpolation.of(_zoomed(np.arange(old), (new,), 0).astype(np.int64))
+    return LinearInterpolation.between(old, new)
+
+
+_ONE_AXIS = {"bilinear": "linear", "trilinear": "linear", "bicubic": "cubic"}
+"""PyTorch's names of modes, by what they are along one axis."""
+
+
+def resample(image: AnyArray, shape: Sequence[int], how: Resampling, axis: int | None) -> AnyArray:
     """Resample every channel of an image to another shape.
 
     Args:
         image: The image, float32 (C, z, y, x).
         shape: The new spatial shape.
-        orders: The orders of the splines.
+        how: How it is resampled.
         axis: The result of ``low_resolution_axis``.
 
     Returns:
         The resampled image, float32 (C, *shape).
     """
-    if not orders.resamples or tuple(shape) == image.shape[1:]:
+    if not how.resamples or tuple(shape) == image.shape[1:]:
         return image
     result = np.empty((len(image), *shape), np.float32)
     for channel, target in zip(image, result, strict=True):
-        if axis is None:
-            target[:] = _zoomed(channel, shape, orders.order)
-            continue
-        flat = [size for other, size in enumerate(shape) if other != axis]
-        stack = np.stack([_zoomed(plane, flat, orders.order) for plane in np.moveaxis(channel, axis, 0)])
-        np.moveaxis(target, axis, 0)[:] = _deepened(stack, shape[axis], orders.order_z)
+        target[:] = _resampled(channel, shape, how, axis)
     return result
 
 
-def resample_labels(labels: AnyArray, shape: Sequence[int], orders: SplineOrders, axis: int | None) -> AnyArray:
+def _resampled(channel: AnyArray, shape: Sequence[int], how: Resampling, axis: int | None) -> AnyArray:
+    """One channel (z, y, x) on another grid: float64 of splines, float32 of PyTorch's interpolation."""
+    if isinstance(how, InterpolationModes):
+        result = channel.astype(np.float32)
+        every = interpolations(how, channel.shape, shape, axis)
+        for current in reversed(range(len(every))):
+            result = every[current].apply(result, current)
+        return result
+    if axis is None:
+        return _zoomed(channel, shape, how.order)
+    flat = [size for other, size in enumerate(shape) if other != axis]
+    volume = np.stack([_zoomed(plane, flat, how.order) for plane in np.moveaxis(channel, axis, 0)], axis)
+    return _deepened(volume, shape[axis], how.order_z, axis)
+
+
+def resample_labels(labels: AnyArray, shape: Sequence[int], how: Resampling, axis: int | None) -> AnyArray:
     """Resample a label map to another shape.
 
-    Each label's mask is resampled, and each voxel takes the label whose mask is largest there. Of equal ones it takes
-    the nearest voxel's.
+    Each label's mask is resampled, and each voxel takes the label whose mask is largest there. What it takes of equal
+    ones, or where a label map is resampled as numbers, is nnU-Net's choice for the function in question.
 
     Args:
         labels: The label map, integers (z, y, x).
         shape: The new shape.
-        orders: The orders of the splines.
+        how: How it is resampled.
         axis: The result of ``low_resolution_axis``.
 
     Returns:
         The resampled label map, of the same type.
     """
-    if not orders.resamples or tuple(shape) == labels.shape:
+    if not how.resamples or tuple(shape) == labels.shape:
         return labels
+    if not how.as_labels:
+        return _resampled(labels, shape, how, axis).astype(labels.dtype)  # which cuts off what follows the point
+    if isinstance(how, InterpolationModes):
+        return _interpolated_labels(labels, shape, how, axis)
     if axis is None:
-        return _zoomed_labels(labels, shape, orders.order)
+        return _zoomed_labels(labels, shape, how.order)
     flat = [size for other, size in enumerate(shape) if other != axis]
-    stack = np.stack([_zoomed_labels(plane, flat, orders.order) for plane in np.moveaxis(labels, axis, 0)])
-    if orders.order_z == 0:
-        return np.moveaxis(_deepened(stack, shape[axis], 0), 0, axis)
-    result = np.zeros((shape[axis], *flat), labels.dtype)
-    for value in np.unique(stack):
-        result[np.round(_deepened((stack == value).astype(np.float64), shape[axis], orders.order_z)) > 0.5] = value
-    return np.moveaxis(result, 0, axis)
+    volume = np.stack([_zoomed_labels(plane, flat, how.order) for plane in np.moveaxis(labels, axis, 0)], axis)
+    if how.order_z == 0 or shape[axis] == volume.shape[axis]:
+        return _deepened(volume, shape[axis], 0, axis)
+    result = np.zeros(tuple(shape), labels.dtype)
+    for value in np.unique(volume):
+        mask = (volume == value).astype(np.float64)
+        result[np.round(_deepened(mask, shape[axis], how.order_z, axis)) > 0.5] = value
+    return result
 
 
-def _deepened(stack: AnyArray, depth: int, order: int) -> AnyArray:
-    """Resample a stack of slices (z, y, x) to ``depth`` slices, by splines along the first axis."""
+def _interpolated_labels(labels: AnyArray, shape: Sequence[int], how: InterpolationModes, axis: int | None) -> AnyArray:
+    """Resample a label map as PyTorch interpolates: within the planes, then along the axis apart, or all at once."""
+    every = dict(enumerate(interpolations(how, labels.shape, shape, axis)))
+    if axis is None:
+        return _vote(labels, every, by_majority=how.by_majority)
+    planes = {current: interpolation for current, interpolation in every.items() if current != axis}
+    return _vote(_vote(labels, planes, by_majority=how.by_majority), {axis: every[axis]}, by_majority=how.by_majority)
+
+
+SCALE = 1000
+"""What nnU-Net multiplies the masks of labels with, which it then compares in float16."""
+
+
+def _vote(labels: AnyArray, every: Mapping[int, LinearInterpolation], *, by_majority: bool) -> AnyArray:
+    """Interpolate each label's mask along some axes, and take the label that has most of a voxel.
+
+    Of labels that have as much of it, the lowest one is taken; the last one above 70 % wins at once. By majority, a
+    voxel takes the last label that has more than half of it, or 0.
+    """
+    if all(len(found.index) == labels.shape[axis] for axis, found in every.items()):
+        return labels
+    shape = tuple(len(every[axis].index) if axis in every else size for axis, size in enumerate(labels.shape))
+    result, best = np.zeros(shape, labels.dtype), np.full(shape, -np.inf, np.float16)
+    decided = np.zeros(shape, bool)
+    for value in np.unique(labels):
+        score = (labels == value).astype(np.float32)
+        if not by_majority:
+            score *= SCALE
+        for axis in sorted(every, reverse=True):
+            score = every[axis].apply(score, axis)
+        if by_majority:
+            result[score > 0.5] = value
+            continue
+        score = score.astype(np.float16)
+        sure = score > 0.7 * SCALE
+        result[sure | (~decided & (score > best))] = value
+        np.maximum(best, score, out=best)
+        decided |= sure
+    return result
+
+
+def _deepened(volume: AnyArray, depth: int, order: int, axis: int) -> AnyArray:
+    """Resample a volume (z, y, x) to ``depth`` slices along one axis, by splines."""
     from scipy.ndimage import map_coordinates
 
-    if depth == len(stack):
-        return stack
-    positions = centres(len(stack), depth)
+    if depth == volume.shape[axis]:
+        return volume
+    positions = centres(volume.shape[axis], depth)
     if order == 0:
-        slices: AnyArray = np.arange(len(stack), dtype=np.float64)
-        result: AnyArray = stack[map_coordinates(slices, [positions], order=0, mode="nearest").astype(np.int64)]
-        return result
-    others = (np.arange(size, dtype=float) for size in stack.shape[1:])
-    result = map_coordinates(stack, np.meshgrid(positions, *others, indexing="ij"), order=order, mode="nearest")
+        slices: AnyArray = np.arange(volume.shape[axis], dtype=np.float64)
+        index = map_coordinates(slices, [positions], order=0, mode="nearest").astype(np.int64)
+        taken: AnyArray = np.take(volume, index, axis)
+        return taken
+    along = [np.arange(size, dtype=np.float64) for size in volume.shape]
+    along[axis] = positions
+    result: AnyArray = map_coordinates(volume, np.meshgrid(*along, indexing="ij"), order=order, mode="nearest")
     return result
 
 
@@ -164,53 +252,3 @@ def _zoomed(image: AnyArray, shape: Sequence[int], order: int) -> AnyArray:
     scales = [new / old for new, old in zip(shape, image.shape, strict=True)]
     result: AnyArray = zoom(image, scales, order=order, mode="nearest", grid_mode=True)
     return np.clip(result, image.min(), image.max(), out=result) if order > 1 else result
-
-
-def centres(old: int, new: int) -> npt.NDArray[np.float64]:
-    """The positions of the centres of ``new`` voxels, in units of the ``old`` voxels that cover the same length."""
-    return old / new * (np.arange(new, dtype=np.float64) + 0.5) - 0.5
-
-
-@dataclass(frozen=True)
-class LinearInterpolation:
-    """Linear interpolation along one axis: each new voxel is a weighted mean of two old ones.
-
-    Attributes:
-        lower: For each new voxel, the index of the first old one.
-        upper: For each new voxel, the index of the second old one.
-        weight: For each new voxel, the weight of the second old one, 0 to 1. The first has the rest.
-    """
-
-    lower: npt.NDArray[np.int64]
-    upper: npt.NDArray[np.int64]
-    weight: npt.NDArray[np.float32]
-
-    @classmethod
-    def between(cls, old: int, new: int, *, nearest: bool = False) -> LinearInterpolation:
-        """Make the interpolation of ``new`` voxels from ``old`` ones that cover the same length.
-
-        Args:
-            old: The number of voxels before.
-            new: The number of voxels after.
-            nearest: Take the nearest old voxel instead of a mean.
-        """
-        positions = centres(old, new)
-        if nearest:
-            index = np.clip(np.floor(positions + 0.5).astype(np.int64), 0, old - 1)
-            return cls(index, index, np.zeros(new, np.float32))
-        within = np.clip(positions, 0, old - 1)
-        lower = np.minimum(np.floor(within).astype(np.int64), max(old - 2, 0))
-        return cls(lower, np.minimum(lower + 1, old - 1), (within - lower).astype(np.float32))
-
-    def apply(self, array: AnyArray, axis: int) -> AnyArray:
-        """Interpolate an array along one of its axes."""
-        if (
-            len(self.lower) == array.shape[axis]
-            and not self.weight.any()
-            and np.array_equal(self.lower, np.arange(len(self.lower)))
-        ):
-            return array
-        weight = self.weight.reshape([-1 if other == axis else 1 for other in range(array.ndim)])
-        first = np.take(array, self.lower, axis)
-        result: AnyArray = first + weight * (np.take(array, self.upper, axis) - first)
-        return result

@@ -5,7 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +22,29 @@ from segonnx import models
 from segonnx.artifacts.verify import verify
 from segonnx.errors import CheckpointError, InputError
 from segonnx.exporters import manifest_entries, nnunet, pipeline
-from segonnx.exporters.nnunet import Selection, Trained
+from segonnx.exporters.nnunet import PlansFrom, Selection, Trained
 from segonnx.exporters.pipeline import Settings
+from segonnx.predict.predictor import Artifact
 from segonnx.sources.nnunet.folder import find_checkpoints, locate
 from tests import handmade, nnunet_folders
-from tests.conftest import ROOT, run
+from tests.conftest import ROOT, message, run
 
 pytestmark = pytest.mark.usefixtures("steps_here")
 
 TOTAL = "Dataset297_TotalSegmentator_total_3mm_1559subj"
 TOTAL_TRAINER = "nnUNetTrainer_4000epochs_NoMirroring"
+COMMON = handmade.plans()["configurations"]["3d_fullres"].keys()
+"""What a configuration says; the plans say the rest."""
 
 
-def _read(folder: Path, fold: str | None = None, configuration: str | None = None) -> list[Trained]:
+def _read(
+    folder: Path, fold: str | None = None, configuration: str | None = None, plans_from: PlansFrom = "folder"
+) -> list[Trained]:
     """``nnunet.trained`` without the start of a process."""
     model = locate(folder, configuration)
     checkpoints = find_checkpoints(model, fold, "final")
-    return nnunet.read(model, checkpoints, Selection(fold, configuration=configuration), lambda _: None)
+    selection = Selection(fold, configuration=configuration, plans_from=plans_from)
+    return nnunet.read(model, checkpoints, selection, lambda _: None)
 
 
 def _answer(artifact: Path, x: np.ndarray) -> np.ndarray:
@@ -249,9 +259,6 @@ def _change(path: Path, **changes: Any) -> None:
 def test_a_mixed_up_folder_is_refused(copy: Path) -> None:
     checkpoint = copy / "fold_0" / "checkpoint_final.pth"
     saved = torch.load(checkpoint, weights_only=False)
-    _change(copy / "dataset.json", labels={"background": 0, "kidney": 1, "liver": 2})
-    with pytest.raises(InputError, match="was trained with other plans than .*: they differ in outputs"):
-        _read(copy, "0")
     _change(copy / "dataset.json", labels={"background": 0, "kidney": 1})
     _strip(checkpoint)
     with pytest.raises(CheckpointError, match=r"isn't of the network .*seg_layers.*nnUNetTrainer trained it"):
@@ -269,6 +276,193 @@ def test_a_mixed_up_folder_is_refused(copy: Path) -> None:
     torch.save(saved | {"trainer_name": "nnUNetTrainerNoMirroring"}, checkpoint)
     with pytest.raises(InputError, match="don't go together"):
         _read(copy, "ensemble")
+
+
+def test_edited_plans_are_taken_as_nnunet_takes_them_and_told(copy: Path, tmp_path: Path) -> None:
+    planned = handmade.plans()
+    planned["configurations"]["3d_fullres"]["patch_size"] = [8, 16, 16]
+    (copy / "plans.json").write_text(json.dumps(planned))
+    _change(copy / "dataset.json", labels={"background": 0, "kidney": 1, "liver": 2})
+    done = run("export", "--nnunet", copy, "--fold", "0", "--optimize", "none", "--out", tmp_path / "folder")
+    assert done.returncode == 0, done.stderr
+    line = (
+        "segonnx: fold_0: plans.json or dataset.json was changed after the training: patch_size (trained with "
+        "(8, 16, 24), now (8, 16, 16)), outputs; the changed files are taken, as nnU-Net does (--plans-from checkpoint "
+        "takes the others)"
+    )
+    assert message(done).splitlines() == [line]
+    (artifact,) = (tmp_path / "folder").iterdir()
+    manifest = verify(artifact).manifest
+    assert manifest["inference"]["patch_size"] == [8, 16, 16]
+    assert [label["name"] for label in manifest["labels"]] == ["background", "kidney", "liver"]
+    assert manifest["training"]["edited"] == ["patch_size", "outputs"]
+    assert "> **Edited plans.** These were changed after the training" in (artifact / "README.md").read_text()
+
+    (one,) = _read(copy, "0", plans_from="checkpoint")
+    assert one.notes == () and "edited" not in one.spec.described["training"]
+    assert one.spec.input_shape == (1, 1, 8, 16, 24)
+    assert [label["name"] for label in one.spec.described["labels"]] == ["background", "organ_1", "organ_2"]
+    (both,) = _read(copy, "ensemble")
+    assert len(both.notes) == 2 and both.spec.described["training"]["edited"] == ["patch_size", "outputs"]
+
+    planned["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["nonlin"] = "torch.nn.ReLU"
+    (copy / "plans.json").write_text(json.dumps(planned))
+    with pytest.raises(InputError, match="trained as another network than .*--plans-from checkpoint"):
+        _read(copy, "0")
+    assert _read(copy, "0", plans_from="checkpoint")
+    _strip(copy / "fold_0" / "checkpoint_final.pth")
+    with pytest.raises(InputError, match="holds no plans that can be read"):
+        _read(copy, "0", plans_from="checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {"preprocessor_name": "MyPreprocessor"},
+            "the preprocessor is 'MyPreprocessor'; segonnx predict knows Default",
+        ),
+        ({"normalization_schemes": ["MyNormalization"]}, "the normalization is 'MyNormalization'"),
+        ({"resampling_fn_data": "my_resampling"}, "the resampling of data is 'my_resampling'"),
+        ({"resampling_fn_seg_kwargs": {"magic": 1}}, "resamples seg, takes no argument 'magic'"),
+        ({"resampling_fn_probabilities_kwargs": {"order": 3}}, "order = 3; segonnx predict takes 0 or 1 for logits"),
+        ({"resampling_fn_probabilities": "no_resampling_hack"}, "the logits aren't resampled back"),
+        ({"image_reader_writer": "MyIO"}, "the image_reader_writer is 'MyIO'"),
+        ({"foreground_intensity_properties_per_channel": {}}, "missing or no numbers are mean, std, percentile_00_5"),
+        (
+            {"foreground_intensity_properties_per_channel": {"0": {"mean": float("nan"), "std": 1}}},
+            "missing or no numbers are mean, percentile_00_5, percentile_99_5",
+        ),
+    ],
+)
+def test_what_predict_would_refuse_is_refused_at_export(
+    change: dict[str, Any], reason: str, copy: Path, tmp_path: Path
+) -> None:
+    planned = handmade.plans()
+    planned["configurations"]["3d_fullres"] |= {key: value for key, value in change.items() if key in COMMON}
+    planned |= {key: value for key, value in change.items() if key not in COMMON}
+    (copy / "plans.json").write_text(json.dumps(planned))
+    _strip(copy / "fold_0" / "checkpoint_final.pth")
+    command = ["export", "--nnunet", copy, "--fold", "0", "--out", tmp_path / "out"]
+    done = run(*command)
+    assert done.returncode == 2, done.stderr
+    assert reason in message(done) and "--allow-network-only" in message(done) and "\n" not in message(done)
+    assert not (tmp_path / "out").exists()
+    if "preprocessor_name" not in change:
+        return
+    done = run(*command, "--allow-network-only", "--optimize", "none")
+    assert done.returncode == 0, done.stderr
+    (artifact,) = (tmp_path / "out").iterdir()
+    assert reason in verify(artifact).manifest["network_only"]
+    assert "> **The network alone.** `segonnx predict` can't prepare" in (artifact / "README.md").read_text()
+    refused = run("predict", artifact, copy, tmp_path / "labels")
+    assert refused.returncode == 2 and reason in message(refused)
+
+
+def test_a_zip_file_of_nnunets_is_read_as_it_is(copy: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.zip"
+    _zip_as_nnunet(copy, path)
+    before = set(Path(tempfile.gettempdir()).glob("segonnx-*"))
+    done = run("export", "--nnunet", path, "--fold", "0", "--optimize", "none", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    (artifact,) = (tmp_path / "out").iterdir()
+    assert artifact.name == "Dataset999_Hand-nnUNetTrainer__nnUNetPlans__3d_fullres-fold_0"
+    (from_folder,) = _read(copy, "0")
+    manifest = verify(artifact).manifest
+    assert all(manifest[key] == value for key, value in from_folder.spec.described.items())
+    assert manifest["weights"]["source"] == "file fold_0/checkpoint_final.pth"
+    done = run("export", "--nnunet", path, "--fold", "4", "--out", tmp_path / "none")
+    assert done.returncode == 2
+    assert f"{path}/Dataset999_Hand/nnUNetTrainer__nnUNetPlans__3d_fullres has no fold_4" in done.stderr
+    assert set(Path(tempfile.gettempdir()).glob("segonnx-*")) == before
+
+
+def _zip_as_nnunet(folder: Path, path: Path) -> None:
+    """By nnU-Net's own function."""
+    root = folder.parents[1]
+    for fold in folder.glob("fold_*"):
+        (fold / "progress.png").write_bytes(b"a picture")
+        (fold / "validation").mkdir()
+        (fold / "validation" / "summary.json").write_text("{}")
+    (folder / "dataset_fingerprint.json").write_text("{}")
+    (root / "raw" / folder.parent.name).mkdir(parents=True)
+    code = (
+        "import sys\nfrom nnunetv2.model_sharing.model_export import export_pretrained_model\n"
+        "export_pretrained_model(sys.argv[1], sys.argv[2], configurations=('3d_fullres',), folds=(0, 1, 'all'))"
+    )
+    env = {**os.environ, "nnUNet_results": str(root), "nnUNet_raw": str(root / "raw"), "nnUNet_preprocessed": str(root)}
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, folder.parent.name, str(path)],
+        check=True, capture_output=True, env=env,
+    )  # fmt: skip
+
+
+# STU-Net's own trainer, which lies in its repository: the facts are its network's names and strides.
+
+
+@pytest.mark.parametrize(
+    ("trainer", "old", "strides", "expected"),
+    [
+        ("STUNetTrainer_small_ft", False, [[1, 1, 1], [1, 2, 2], [2, 2, 2]],
+         [[1, 2, 2], [2, 2, 2], [1, 1, 1], [1, 1, 1], [1, 1, 1]]),
+        ("STUNetTrainer", True, [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 1], [2, 1, 1], [2, 2, 2]],
+         [[1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 1], [2, 1, 1]]),
+    ],
+)  # fmt: skip
+def test_a_folder_of_stunets_trainer_is_exported_with_its_whole_inference(
+    trainer: str, old: bool, strides: list[list[int]], expected: list[list[int]], tmp_path: Path
+) -> None:
+    planned = handmade.plans(old=old)
+    configuration = planned["configurations"]["3d_fullres"]
+    stages = len(strides)
+    if old:
+        configuration |= {
+            "pool_op_kernel_sizes": strides, "conv_kernel_sizes": [[3, 3, 3]] * stages,
+            "n_conv_per_stage_encoder": [2] * stages, "n_conv_per_stage_decoder": [2] * (stages - 1),
+        }  # fmt: skip
+    else:
+        configuration["architecture"]["arch_kwargs"]["strides"] = strides
+    configuration["patch_size"] = [16, 32, 16]
+    torch.manual_seed(0)
+    network = models.stunet.STUNet(depth=1, width=4, num_classes=3, strides=expected).eval()
+    folder = tmp_path / "Dataset999_Hand" / f"{trainer}__nnUNetPlans__3d_fullres"
+    (folder / "fold_0").mkdir(parents=True)
+    (folder / "plans.json").write_text(json.dumps(planned))
+    (folder / "dataset.json").write_text(json.dumps(handmade.dataset()))
+    content = {
+        "network_weights": network.state_dict(),
+        "trainer_name": trainer,
+        "inference_allowed_mirroring_axes": (0, 1, 2),
+        "init_args": {"plans": planned, "dataset_json": handmade.dataset(), "configuration": "3d_fullres"},
+    }
+    torch.save(content, folder / "fold_0" / "checkpoint_final.pth")
+    done = run("export", "--nnunet", folder, "--out", tmp_path / "out", *(["--optimize", "none"] if old else []))
+    assert done.returncode == 0, done.stderr
+    (artifact,) = (tmp_path / "out").iterdir()
+    manifest = verify(artifact).manifest
+    assert manifest["source"] == "nnU-Net STU-Net, 3d_fullres of Dataset999_Hand"
+    assert manifest["parameters"]["unused"] == sum(
+        tensor.numel() for name, tensor in network.state_dict().items() if re.match(r"seg_outputs\.[0-3]", name)
+    )
+    x = np.random.default_rng(0).standard_normal((1, 1, 16, 32, 16), dtype=np.float32)
+    with torch.inference_mode():
+        wanted = network(torch.from_numpy(x)).numpy()
+    assert np.abs(_answer(artifact, x) - wanted).max() < 1e-3 * wanted.std()
+    labels = Artifact(artifact).predict(np.random.default_rng(1).normal(0, 200, (18, 34, 20)), (3.0, 1.5, 1.5))
+    assert labels.shape == (18, 34, 20)
+
+
+def test_a_checkpoint_of_another_network_than_stunets_is_refused(copy: Path) -> None:
+    checkpoint = copy / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(checkpoint, weights_only=False)
+    content["network_weights"] = models.stunet.STUNet(depth=1, width=4, num_classes=3).state_dict()
+    torch.save({**content, "trainer_name": "nnUNetTrainer"}, checkpoint)
+    with pytest.raises(CheckpointError, match="isn't of the network that the plans describe"):
+        _read(copy, "0")
+    del content["network_weights"]["conv_blocks_context.3.0.conv1.bias"]
+    torch.save({**content, "trainer_name": "STUNetTrainer_base"}, checkpoint)
+    with pytest.raises(CheckpointError, match="conv_blocks_context.3.0.conv1.bias: missing"):
+        _read(copy, "0")
 
 
 def test_tensors_that_are_one_must_not_differ(copy: Path) -> None:
@@ -306,7 +500,10 @@ def test_wrong_use_is_one_line(folder: Path, arguments: list[str], message: str,
 def test_options_of_a_folder_need_one(tmp_path: Path) -> None:
     result = run("export", "stunet-s", "--fold", "0", "--out", tmp_path / "out")
     assert result.returncode == 2
-    assert "go with --nnunet FOLDER" in result.stderr
+    assert "--fold goes with --nnunet FOLDER" in result.stderr
+    result = run("export", "stunet-s", "--plans-from", "folder", "--allow-network-only", "--out", tmp_path / "out")
+    assert result.returncode == 2
+    assert "--plans-from and --allow-network-only go with --nnunet FOLDER" in result.stderr
 
 
 def test_a_plan_that_names_code_runs_none(copy: Path, tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg
+from nnunetv2.preprocessing.resampling import default_resampling, resample_torch
+from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg, resample_data_or_seg_to_shape
 from skimage.transform import resize
 
-from segonnx.predict import resampling
-from segonnx.predict.config import SplineOrders
-from segonnx.predict.resampling import LinearInterpolation
+from segonnx.errors import InputError
+from segonnx.predict import config, resampling
+from segonnx.predict.config import InterpolationModes, SplineOrders
+from segonnx.predict.interpolation import LinearInterpolation
 
 LINEAR = SplineOrders(resamples=True, order=1, order_z=0, separate_z=None)
 SIZES = st.integers(1, 9)
@@ -29,7 +33,7 @@ def test_linear_interpolation_is_skimages_linear_resize(
 
 
 @settings(max_examples=60, deadline=None)
-@given(old=st.tuples(SIZES, SIZES, SIZES), new=st.tuples(SIZES, SIZES, SIZES), order=st.integers(0, 3))
+@given(old=st.tuples(SIZES, SIZES, SIZES), new=st.tuples(SIZES, SIZES, SIZES), order=st.integers(0, 5))
 def test_images_are_resampled_as_by_skimage(old: tuple[int, int, int], new: tuple[int, int, int], order: int) -> None:
     image = np.random.default_rng(0).standard_normal((2, *old)).astype(np.float32)
     found = resampling.resample(image, new, SplineOrders(resamples=True, order=order, order_z=0, separate_z=None), None)
@@ -53,6 +57,180 @@ def test_label_maps_are_resampled_as_by_nnunet(
             labels[None], new, is_seg=True, axis=axis, order=order, do_separate_z=axis is not None, order_z=order_z
         )
         np.testing.assert_array_equal(resampling.resample_labels(labels, new, orders, axis), expected[0])
+
+
+# What a plan may say of resampling, and nnU-Net's own function with these arguments as the judge.
+
+SHAPES = st.tuples(SIZES, SIZES, SIZES)
+SPACINGS = st.tuples(*[st.sampled_from([0.4, 0.7, 1.0, 2.5, 6.0])] * 3)
+COMMON = {
+    "force_separate_z": st.sampled_from([None, True, False]),
+    "separate_z_anisotropy_threshold": st.sampled_from([1, 2.4, 20]),
+}
+SPLINES = st.fixed_dictionaries(
+    {}, optional={**COMMON, "is_seg": st.just(False), "order": st.integers(0, 5), "order_z": st.integers(0, 5)}
+)
+INTERPOLATION = st.fixed_dictionaries(
+    {},
+    optional={
+        **COMMON,
+        "is_seg": st.just(False),
+        "mode": st.sampled_from(config.PLANE_MODES),
+        "aniso_axis_mode": st.sampled_from(config.AXIS_MODES),
+        "memefficient_seg_resampling": st.booleans(),
+        "num_threads": st.just(1),
+        "device": st.just("cpu"),
+    },
+)
+OF_LABELS: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    config.SPLINES: {
+        **COMMON, "is_seg": st.booleans(), "order": st.integers(0, 3), "order_z": st.integers(0, 3),
+    },
+    config.INTERPOLATION: {
+        **COMMON, "is_seg": st.booleans(), "mode": st.sampled_from(config.PLANE_MODES),
+        "aniso_axis_mode": st.sampled_from(config.AXIS_MODES), "memefficient_seg_resampling": st.booleans(),
+    },
+}  # fmt: skip
+
+
+def _how(what: str, function: str, arguments: dict[str, Any]) -> config.Resampling:
+    return config._resampling({what: {"function": function, "arguments": arguments}}, what, "here")
+
+
+def _ours(array: Any, new: Any, how: config.Resampling, current: Any, wanted: Any) -> Any:
+    axis = resampling.low_resolution_axis(how, current, wanted)
+    if array.ndim == 4:
+        return resampling.resample(array, new, how, axis)
+    return resampling.resample_labels(array, new, how, axis)
+
+
+@settings(max_examples=80, deadline=None)
+@given(old=SHAPES, new=SHAPES, current=SPACINGS, wanted=SPACINGS, arguments=SPLINES)
+def test_images_are_resampled_with_every_argument_of_nnunets_splines(
+    old: Any, new: Any, current: Any, wanted: Any, arguments: dict[str, Any]
+) -> None:
+    image = np.random.default_rng(0).standard_normal((2, *old)).astype(np.float32)
+    expected = resample_data_or_seg_to_shape(image, new, current, wanted, **arguments)
+    found = _ours(image, new, _how("data", config.SPLINES, arguments), current, wanted)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+@settings(max_examples=120, deadline=None)
+@given(old=SHAPES, new=SHAPES, current=SPACINGS, wanted=SPACINGS, arguments=INTERPOLATION)
+def test_images_are_interpolated_with_every_argument_of_nnunets_torch_function(
+    old: Any, new: Any, current: Any, wanted: Any, arguments: dict[str, Any]
+) -> None:
+    image = np.random.default_rng(0).standard_normal((2, *old)).astype(np.float32)
+    expected = resample_torch.resample_torch_fornnunet(image, new, current, wanted, **{"num_threads": 1} | arguments)
+    found = _ours(image, new, _how("data", config.INTERPOLATION, arguments), current, wanted)
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    # Logits go the same way, axis by axis.
+    how = _how("probabilities", config.INTERPOLATION, arguments)
+    for axis, one in enumerate(
+        resampling.interpolations(how, old, new, resampling.low_resolution_axis(how, current, wanted))
+    ):
+        image = one.apply(image, axis + 1)
+    np.testing.assert_allclose(image, expected, rtol=0, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(old=SHAPES, new=SHAPES, current=SPACINGS, wanted=SPACINGS, arguments=SPLINES)
+def test_logits_are_resampled_with_every_argument_of_splines_that_go_by_slices(
+    old: Any, new: Any, current: Any, wanted: Any, arguments: dict[str, Any]
+) -> None:
+    arguments = {"order": 1, **arguments}
+    arguments["order"] %= 2
+    arguments["order_z"] = arguments.get("order_z", 0) % 2
+    logits = np.random.default_rng(0).standard_normal((2, *old)).astype(np.float32)
+    expected = resample_data_or_seg_to_shape(logits, new, current, wanted, **arguments)
+    how = _how("probabilities", config.SPLINES, arguments)
+    axis = resampling.low_resolution_axis(how, current, wanted)
+    for number, one in enumerate(resampling.interpolations(how, old, new, axis)):
+        logits = one.apply(logits, number + 1)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    old=SHAPES, new=SHAPES, current=SPACINGS, wanted=SPACINGS, seed=st.integers(0, 9),
+    chosen=st.one_of([
+        st.tuples(st.just(name), st.fixed_dictionaries({}, optional=options)) for name, options in OF_LABELS.items()
+    ]),
+)  # fmt: skip
+def test_label_maps_are_resampled_with_every_argument_of_both_functions(
+    old: Any, new: Any, current: Any, wanted: Any, seed: int, chosen: tuple[str, dict[str, Any]]
+) -> None:
+    function, arguments = chosen
+    labels = np.random.default_rng(seed).integers(-1, 4, old).astype(np.int16)
+    if function == config.SPLINES:
+        expected = resample_data_or_seg_to_shape(labels[None], new, current, wanted, **arguments)
+    else:
+        expected = resample_torch.resample_torch_fornnunet(
+            labels[None], new, current, wanted, num_threads=1, **arguments
+        ).astype(np.int16)
+    found = _ours(labels, new, _how("seg", function, arguments), current, wanted)
+    assert found.dtype == labels.dtype
+    if function == config.SPLINES or arguments.get("is_seg"):
+        np.testing.assert_array_equal(found, expected[0])
+    # As numbers, labels that float32 rounds to either side of a whole number differ by one.
+    assert np.abs(found - expected[0]).max(initial=0) <= 1
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "linear", "area"])
+def test_interpolation_of_long_axes_takes_the_voxels_that_torch_takes(mode: str) -> None:
+    import torch
+
+    rng = np.random.default_rng(0)
+    for old, new in [*rng.integers(1, 700, (60, 2)), (512, 1024), (1024, 512), (7, 700), (700, 7)]:
+        x = rng.standard_normal((1, 1, int(old))).astype(np.float32)
+        expected = torch.nn.functional.interpolate(torch.from_numpy(x), int(new), mode=mode).numpy()
+        found = LinearInterpolation.torch(mode, int(old), int(new)).apply(x, 2)
+        if mode.startswith("nearest"):
+            np.testing.assert_array_equal(found, expected)
+        else:
+            np.testing.assert_allclose(found, expected, atol=5e-4)
+
+
+def test_arguments_that_nnunet_does_not_take_are_refused() -> None:
+    for what, function, arguments, text in (
+        ("data", config.SPLINES, {"orders": 3}, "takes no argument 'orders'"),
+        ("seg", config.INTERPOLATION, {"order": 1}, "takes no argument 'order'"),
+        ("data", "no_resampling_hack", {"mode": "linear"}, "takes no argument 'mode'"),
+        ("data", "resample_torch_simple", {}, "is 'resample_torch_simple'; segonnx predict knows"),
+        ("data", config.SPLINES, {"order": 6}, "order = 6; segonnx predict takes a whole number from 0 to 5"),
+        ("data", config.SPLINES, {"order": "3"}, "order = '3'"),
+        ("data", config.SPLINES, {"order_z": -1}, "order_z = -1"),
+        ("data", config.SPLINES, {"order": None}, "order = None"),
+        ("data", config.SPLINES, {"force_separate_z": "no"}, "true, false or null"),
+        ("data", config.SPLINES, {"separate_z_anisotropy_threshold": None}, "takes a number"),
+        ("data", config.SPLINES, {"separate_z_anisotropy_threshold": "NaN"}, "takes a number"),
+        ("data", config.SPLINES, {"is_seg": True}, "neither images nor logits are labels"),
+        ("probabilities", config.INTERPOLATION, {"is_seg": True}, "neither images nor logits are labels"),
+        ("probabilities", config.SPLINES, {"order": 3}, "order = 3; segonnx predict takes 0 or 1 for logits"),
+        ("probabilities", config.SPLINES, {"order": 1, "order_z": 3, "force_separate_z": None}, "order_z = 3"),
+        ("data", config.INTERPOLATION, {"mode": "trilinear"}, "mode = 'trilinear'"),
+        ("data", config.INTERPOLATION, {"aniso_axis_mode": "bicubic"}, "aniso_axis_mode = 'bicubic'"),
+    ):
+        with pytest.raises(InputError, match=text) as caught:
+            _how(what, function, arguments)
+        assert "\n" not in str(caught.value)
+    # What decides on nothing is taken.
+    how = _how("probabilities", config.SPLINES, {"order": 1, "order_z": 3, "force_separate_z": False})
+    assert how == SplineOrders(True, 1, 3, False, as_labels=False)
+    how = _how("data", config.INTERPOLATION, {"num_threads": 4, "device": "cuda"})
+    assert how == InterpolationModes("linear", "nearest-exact", None, as_labels=False)
+
+
+def test_the_axis_apart_is_that_of_nnunet() -> None:
+    sizes = (0.4, 1.0, 1.0, 2.5, 6.0)
+    rng = np.random.default_rng(0)
+    for force in (None, True, False):
+        for threshold in (1, 2.4, 3, 20):
+            how = SplineOrders(True, 3, 0, force, threshold)
+            for current, wanted in rng.choice(sizes, (60, 2, 3)):
+                _, axis = default_resampling.determine_do_sep_z_and_axis(force, current, wanted, threshold)
+                assert resampling.low_resolution_axis(how, current, wanted) == axis
 
 
 @pytest.mark.parametrize(("old", "new"), [(5, 12), (12, 5), (7, 7), (1, 4), (4, 1)])

@@ -25,7 +25,7 @@ def locate(folder: Path, configuration: str | None = None) -> Path:
         InputError: there is none, or there are several.
     """
     if folder.is_file():
-        raise InputError(f"{folder} is a file: unpack it, and give the folder that holds {PLANS} and fold_0")
+        raise InputError(f"{folder} is a file: give the folder that holds {PLANS} and fold_0, or nnU-Net's zip of it")
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder")
     if _is_model(folder):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,16 @@ from segonnx.errors import CheckpointError, InputError
 from segonnx.sources.catalog import ModelSpec
 from segonnx.sources.nnunet import plans, totalsegmentator
 from segonnx.sources.nnunet.folder import Which
-from segonnx.sources.nnunet.plans import DATASET, PLANS, Plan
-from segonnx.sources.nnunet.trainers import trained_architecture
+from segonnx.sources.nnunet.plans import Plan
+from segonnx.sources.nnunet.trainers import STUNET, trained_architecture
 
 TILE_STEP = 0.5
 SIGMA_SCALE = 0.125
 """nnU-Net's defaults: windows overlap by half, and weigh as a Gaussian with sigma = an eighth of the window."""
+
+
+_TITLES = {STUNET: "STU-Net"}
+"""What the card calls a network, where that isn't the name of its class."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class CheckpointMeta:
         mirror_axes: the spatial axes along which inference may mirror.
         plans: the plans.json that it was trained with; None where the checkpoint has none.
         dataset: the dataset.json that it was trained with; None where the checkpoint has none.
+        shapes: the shapes of its tensors, by name.
     """
 
     path: Path
@@ -40,6 +45,7 @@ class CheckpointMeta:
     mirror_axes: tuple[int, ...]
     plans: Mapping[str, Any] | None
     dataset: Mapping[str, Any] | None
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def shared(self) -> tuple[str, str, tuple[int, ...]]:
@@ -66,21 +72,58 @@ def require_belongs(meta: CheckpointMeta, plan: Plan, model: Path) -> None:
         )
     if max(meta.mirror_axes, default=0) >= len(plan.patch_size):
         raise CheckpointError(f"{meta.path}: mirrors axis {max(meta.mirror_axes)} of a {len(plan.patch_size)}D network")
+
+
+def own_plan(meta: CheckpointMeta, model: Path) -> Plan | None:
+    """What a checkpoint's notes say of its configuration; None where it has none, or in a layout that isn't read.
+
+    Args:
+        meta: what the checkpoint says.
+        model: the folder.
+    """
     if meta.plans is None or meta.dataset is None:
-        return
+        return None
     try:
-        own = plans.plan(meta.plans, meta.dataset, meta.configuration, meta.path)
+        return plans.plan(plans.named(meta.plans, model), meta.dataset, meta.configuration, meta.path)
     except InputError:
-        return  # an older layout: what the folder says counts, as it does for nnU-Net
-    differing = [field.name for field in fields(Plan) if getattr(own, field.name) != getattr(plan, field.name)]
-    if differing:
-        raise InputError(
-            f"{meta.path} was trained with other plans than {model / PLANS} and {DATASET}: they differ in "
-            + ", ".join(differing)
-        )
+        return None
 
 
-def model_spec(plan: Plan, meta: CheckpointMeta, folds: list[str], which: Which) -> ModelSpec:
+@dataclass(frozen=True)
+class Edit:
+    """What differs between the plans that a checkpoint was trained with and those beside it.
+
+    Attributes:
+        what: the attribute of ``Plan``.
+        before: what the checkpoint has.
+        after: what the folder has.
+    """
+
+    what: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        told = f"{self.what} (trained with {self.before}, now {self.after})"
+        return told if len(told) < 120 and told.isprintable() else self.what
+
+
+def edits(own: Plan | None, plan: Plan) -> list[Edit]:
+    """What was changed after the training.
+
+    Args:
+        own: what the checkpoint says of its plans; None where it says nothing.
+        plan: what the folder says.
+    """
+    if own is None:
+        return []
+    every = (Edit(entry.name, getattr(own, entry.name), getattr(plan, entry.name)) for entry in fields(Plan))
+    return [edit for edit in every if edit.before != edit.after]
+
+
+def model_spec(
+    plan: Plan, meta: CheckpointMeta, folds: list[str], which: Which, edited: Sequence[str] = ()
+) -> ModelSpec:
     """The network of a trained folder, without the counts of its parameters.
 
     Args:
@@ -88,8 +131,12 @@ def model_spec(plan: Plan, meta: CheckpointMeta, folds: list[str], which: Which)
         meta: what the checkpoint says; that of the first fold for an ensemble.
         folds: the folds whose mean the network gives; mostly one.
         which: which of the checkpoints it is.
+        edited: what of the plan isn't what the checkpoint was trained with.
     """
-    architecture = trained_architecture(plan.architecture, meta.trainer, plan.patch_size)
+    architecture = trained_architecture(plan.architecture, meta.trainer, plan.patch_size, meta.shapes)
+    described = describe(plan, meta.trainer, meta.mirror_axes, folds, which)
+    if edited:
+        described["training"]["edited"] = list(edited)
     task = totalsegmentator.task(plan.dataset, meta.trainer)
     tail = f"fold_{folds[0]}" if len(folds) == 1 else "ensemble"
     name = f"{plan.dataset}-{meta.trainer}__{plan.plans}__{plan.configuration}-{tail}"
@@ -106,11 +153,11 @@ def model_spec(plan: Plan, meta: CheckpointMeta, folds: list[str], which: Which)
         input_shape=(1, plan.input_channels, *plan.patch_size),
         num_classes=len(plan.outputs),
         modality=_modality(plan),
-        source=f"nnU-Net {architecture.name}, {plan.configuration} of {plan.dataset}"
+        source=f"nnU-Net {_TITLES.get(architecture.name, architecture.name)}, {plan.configuration} of {plan.dataset}"
         + ("" if len(folds) == 1 else f", the mean of folds {', '.join(folds)}"),
         divisors=plans.divisors(architecture, len(plan.patch_size)),
         licence="unknown" if task is None else task.licence,
-        described=describe(plan, meta.trainer, meta.mirror_axes, folds, which),
+        described=described,
     )
 
 

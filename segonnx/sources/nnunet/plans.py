@@ -1,11 +1,14 @@
 """nnU-Net's plans.json and dataset.json, read as data: nothing that they name is imported.
 
 A trained folder isn't trusted. Every name of a class must stand in a table here, every number in its bounds; the tables
-say what ``segonnx.models.nnunet`` can build. Nothing here needs torch or nnU-Net.
+say what ``segonnx.models.nnunet`` can build. What nnU-Net reads loosely (labels as strings, statistics that are NaN and
+that nothing uses) is read as loosely. Nothing here needs torch or nnU-Net.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,9 @@ PLANS = "plans.json"
 DATASET = "dataset.json"
 MAX_BYTES = 64 * 2**20
 """A larger JSON file isn't read."""
+MAX_LABEL = 65535
+STATISTICS = ("mean", "median", "std", "min", "max", "percentile_00_5", "percentile_99_5")
+"""What nnU-Net's fingerprint says of the intensities of a channel."""
 
 _TORCH = {
     "conv": ("Conv2d", "Conv3d"),
@@ -59,7 +65,8 @@ def _one_or(item: dict[str, Any], high: int = 16) -> dict[str, Any]:
     return {"anyOf": [item, _several(item, 1, high)]}
 
 
-_NUMBER = {"type": "number", "minimum": -1e30, "maximum": 1e30}
+MAX_NUMBER = 1e30
+_NUMBER = {"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}
 _POSITIVE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6}
 _AXES = _several(_integer(0, 2), 3, 3)
 _WORD = {"type": "string", "pattern": r"^[A-Za-z_][A-Za-z0-9_.]{0,99}$"}
@@ -154,17 +161,13 @@ _CONFIGURATION = {
         "patch_size": _several(_integer(1, 4096), 2, 3),
         "spacing": _several(_POSITIVE, 2, 3),
         "normalization_schemes": _several(_WORD, 1, 1024),
-        "use_mask_for_norm": _several({"type": "boolean"}, 1, 1024),
+        "use_mask_for_norm": _several({"type": ["boolean", "null"]}, 1, 1024),
         **{f"resampling_fn_{what}": _WORD for what in ("data", "seg", "probabilities")},
         **{f"resampling_fn_{what}_kwargs": _SCALARS for what in ("data", "seg", "probabilities")},
         "previous_stage": {"anyOf": [{"type": "null"}, _NAME]},
     },
 }  # fmt: skip
-_INTENSITIES = {
-    "type": "object",
-    "maxProperties": 1024,
-    "additionalProperties": {"type": "object", "maxProperties": 32, "additionalProperties": _NUMBER},
-}
+_INTENSITIES = {"type": ["object", "null"], "maxProperties": 1024}
 _PLANS = {
     "type": "object",
     "required": [
@@ -183,8 +186,12 @@ _PLANS = {
         "foreground_intensity_properties_by_modality": _INTENSITIES,
     },
 }  # fmt: skip
-_LABEL = _integer(0, 65535)
-_CHANNELS = {"type": "object", "minProperties": 1, "maxProperties": 1024, "additionalProperties": _NAME}
+_CHANNELS = {
+    "anyOf": [
+        {"type": "object", "minProperties": 1, "maxProperties": 1024, "additionalProperties": _NAME},
+        _several(_NAME, 1, 1024),
+    ]
+}
 _DATASET = {
     "type": "object",
     "required": ["labels", "file_ending"],
@@ -195,12 +202,9 @@ _DATASET = {
         "labels": {
             "type": "object",
             "required": ["background"],
-            "maxProperties": 65536,
+            "maxProperties": MAX_LABEL + 1,
             "propertyNames": _NAME,
-            "properties": {"background": {"const": 0}, "ignore": _LABEL},
-            "additionalProperties": _one_or(_LABEL, 65536),
         },
-        "regions_class_order": {"anyOf": [{"type": "null"}, _several(_LABEL, 1, 65536)]},
         "file_ending": {"type": "string", "pattern": r"^\.[A-Za-z0-9.]{1,20}$"},
     },
 }
@@ -313,15 +317,43 @@ class Plan:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """The object in a JSON file; NaN and infinite numbers, which Python writes, are their names there.
 
     Raises:
         InputError: it is missing, too large, or isn't one.
     """
-    content: object = documents.read(path, MAX_BYTES)
+    content: object = documents.read(path, MAX_BYTES, constant=str)
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no JSON object")
     return content
+
+
+def as_json(value: object) -> Mapping[str, Any] | None:
+    """What a checkpoint holds as ``read_json`` would read it from a file; None if it couldn't."""
+    try:
+        result = json.loads(json.dumps(value, default=_plain), parse_constant=str)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return result if isinstance(result, Mapping) else None
+
+
+def _plain(value: object) -> object:
+    """NumPy's numbers and arrays as plain ones."""
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"{type(value).__name__} isn't JSON")
+    return value.tolist()
+
+
+def named(plans: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """Plans with the names of their data set and of themselves; where they have none, those of the folder.
+
+    Args:
+        plans: content of plans.json.
+        folder: the trained folder, DATASET/TRAINER__PLANS__CONFIGURATION.
+    """
+    folder = folder.resolve()
+    parts = folder.name.split("__")
+    return {"dataset_name": folder.parent.name, "plans_name": parts[1] if len(parts) == 3 else "nnUNetPlans", **plans}
 
 
 def plan(plans: Mapping[str, Any], dataset: Mapping[str, Any], configuration: str, where: Path) -> Plan:
@@ -354,12 +386,12 @@ def plan(plans: Mapping[str, Any], dataset: Mapping[str, Any], configuration: st
         plans=plans["plans_name"],
         configuration=configuration,
         architecture=_architecture(chosen, axes, at),
-        patch_size=tuple(chosen["patch_size"]),
+        patch_size=tuple(int(size) for size in chosen["patch_size"]),
         spacing=tuple(float(size) for size in chosen["spacing"]),
         channels=_channels(plans, dataset, chosen, where),
         outputs=outputs,
         regions=regions,
-        ignore_label=dataset["labels"].get("ignore"),
+        ignore_label=_ignore_label(dataset["labels"], where / DATASET),
         transpose_forward=forward,
         transpose_backward=backward,
         preprocessor=chosen["preprocessor_name"],
@@ -378,9 +410,14 @@ def divisors(architecture: Architecture, axes: int) -> tuple[int, ...]:
     if "patch_embed_size" in architecture.arguments:
         return tuple(architecture.arguments["patch_embed_size"])
     result = [1] * axes
-    for stride in _per_stage(architecture, "strides"):
-        result = [size * factor for size, factor in zip(result, _per_axis(stride, axes), strict=True)]
+    for stride in axis_strides(architecture, axes):
+        result = [size * factor for size, factor in zip(result, stride, strict=True)]
     return tuple(result)
+
+
+def axis_strides(architecture: Architecture, axes: int) -> list[Sequence[int]]:
+    """The strides of each stage along each axis."""
+    return [_per_axis(stride, axes) for stride in _per_stage(architecture, "strides")]
 
 
 def _check(content: object, schema: Mapping[str, Any], where: Path) -> None:
@@ -411,10 +448,14 @@ def _architecture(configuration: Mapping[str, Any], axes: int, where: Path) -> A
         arguments = configuration["architecture"]["arch_kwargs"]
     else:
         dotted, arguments = _old_architecture(configuration, axes, where)
-    name = dotted.rpartition(".")[2]
-    if not dotted.startswith(_PACKAGE) or name not in NETWORKS:
+    package, _, name = dotted.rpartition(".")
+    # nnU-Net looks a class that it doesn't find where it is said to be up by its name in that library.
+    ours = package == "" or f"{package}.".startswith(_PACKAGE)
+    if not ours or name not in NETWORKS:
+        found = f"{name[:100]!r}" if ours else f"{dotted[:100]!r}, a class of another package,"
         raise InputError(
-            f"{where}/architecture: {dotted[:100]!r} isn't a network that can be built; known are {', '.join(NETWORKS)}"
+            f"{where}/architecture: {found} isn't a network that can be built; known are {', '.join(NETWORKS)} of "
+            f"{_PACKAGE.partition('.')[0]}"
         )
     at = where / "architecture" / "arch_kwargs"
     if name.startswith("Primus"):
@@ -489,38 +530,60 @@ def _per_axis(value: int | Sequence[int], axes: int) -> Sequence[int]:
 def _channels(
     plans: Mapping[str, Any], dataset: Mapping[str, Any], configuration: Mapping[str, Any], where: Path
 ) -> tuple[InputChannel, ...]:
-    names = dataset.get("channel_names", dataset.get("modality"))
-    assert names is not None
-    if set(names) != {str(index) for index in range(len(names))}:
-        raise InputError(f"{where / DATASET}/channel_names: channels are numbered from 0; found {', '.join(names)}")
+    # nnU-Net counts the older key where there are both, and takes what is said of channels in the order of the file.
+    given = dataset.get("modality", dataset.get("channel_names"))
+    assert given is not None
+    if isinstance(given, Mapping) and set(given) == {str(index) for index in range(len(given))}:
+        names = [given[str(index)] for index in range(len(given))]
+    else:
+        names = list(given.values()) if isinstance(given, Mapping) else list(given)
     schemes, masks = configuration["normalization_schemes"], configuration["use_mask_for_norm"]
-    if len(schemes) != len(names) or len(masks) != len(names):
+    if len(schemes) < len(names) or len(masks) < len(names):
         raise InputError(
             f"{where / PLANS} normalises {len(schemes)} channels (masks for {len(masks)}), {where / DATASET} has "
             f"{len(names)}: the files are of different data sets"
         )
     key = "foreground_intensity_properties_"
-    intensities = plans.get(f"{key}per_channel", plans.get(f"{key}by_modality", {}))
+    every = plans.get(f"{key}per_channel", plans.get(f"{key}by_modality")) or {}
     return tuple(
-        InputChannel(names[str(index)], schemes[index], masks[index], intensities.get(str(index), {}))
-        for index in range(len(names))
+        InputChannel(name, schemes[index], bool(masks[index]), _intensities(every.get(str(index))))
+        for index, name in enumerate(names)
     )
+
+
+def _intensities(given: object) -> dict[str, float]:
+    """The statistics of a channel that are numbers: not all are where they were never computed, or by hand."""
+    if not isinstance(given, Mapping):
+        return {}
+    return {
+        key: value
+        for key, value in given.items()
+        if key in STATISTICS
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and abs(value) <= MAX_NUMBER
+    }
 
 
 def _outputs(dataset: Mapping[str, Any], where: Path) -> tuple[tuple[OutputChannel, ...], bool]:
     """The network's outputs, and whether they are regions."""
     at = where / DATASET
-    labels = {name: _labels(value) for name, value in dataset["labels"].items() if name != "ignore"}
-    order = dataset.get("regions_class_order")
+    given = {name: value for name, value in dataset["labels"].items() if name != "ignore"}
+    labels = {name: _labels(value, f"{at}/labels/{name[:100]}") for name, value in given.items()}
+    if labels["background"] != (0,) or isinstance(given["background"], list):
+        raise InputError(f"{at}/labels/background: the background must be 0; found {given['background']!r:.100}")
     highest = max(value for values in labels.values() for value in values)
-    ignore = dataset["labels"].get("ignore")
+    ignore = _ignore_label(dataset["labels"], at)
     if ignore is not None and ignore != highest + 1:
         raise InputError(f"{at}/labels: the ignore label must follow the highest label {highest}; found {ignore}")
-    if any(len(value) > 1 for value in dataset["labels"].values() if isinstance(value, Sequence)):
-        regions = {name: values for name, values in labels.items() if set(values) != {0}}
-        if order is None or len(order) != len(regions):
-            found = "none" if order is None else str(len(order))
-            raise InputError(f"{at}/regions_class_order: {len(regions)} regions need as many entries; found {found}")
+    if any(isinstance(value, list) and len(value) > 1 for value in given.values()):
+        regions = {name: values for name, values in labels.items() if not _is_background(given[name])}
+        if not regions:
+            raise InputError(f"{at}/labels: every region is background")
+        order = _order(dataset.get("regions_class_order"), len(regions), at)
+        if max(order) > 255 and len({value for values in labels.values() for value in values} - {0}) < 255:
+            raise InputError(f"{at}/regions_class_order: {max(order)} is more than nnU-Net's label maps of 8 bits hold")
         return tuple(
             OutputChannel(name, value, regions[name]) for name, value in zip(regions, order, strict=True)
         ), True
@@ -532,5 +595,44 @@ def _outputs(dataset: Mapping[str, Any], where: Path) -> tuple[tuple[OutputChann
     return tuple(OutputChannel(by_value[value], value, (value,)) for value in sorted(by_value)), False
 
 
-def _labels(value: int | Sequence[int]) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, Sequence) else (value,)
+def _is_background(value: object) -> bool:
+    """Whether nnU-Net takes a label for the background, which is no region: a string "0" it doesn't."""
+    values = value if isinstance(value, list) else [value]
+    return all(not isinstance(one, str) and one == 0 for one in values)
+
+
+def _order(given: object, regions: int, at: Path) -> list[int]:
+    """What each region writes into the label map; only regions have it, and nothing else reads the key."""
+    found = [] if given is None else given
+    if not isinstance(found, list) or len(found) != regions:
+        count = str(len(found)) if isinstance(found, list) and found else "none"
+        raise InputError(f"{at}/regions_class_order: {regions} regions need as many entries; found {count}")
+    return [_label(value, f"{at}/regions_class_order") for value in found]
+
+
+def _ignore_label(labels: Mapping[str, Any], at: Path) -> int | None:
+    value = labels.get("ignore")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_LABEL):
+        raise InputError(f"{at}/labels/ignore: the ignore label must be a whole number; found {value!r:.100}")
+    return None if value is None else int(value)
+
+
+def _labels(value: object, at: str) -> tuple[int, ...]:
+    """The labels that a label or a region is made of."""
+    if isinstance(value, list):
+        if not 0 < len(value) <= MAX_LABEL:
+            raise InputError(f"{at}: a region is made of at least one label; found {len(value)}")
+        return tuple(_label(one, at) for one in value)
+    return (_label(value, at),)
+
+
+def _label(value: object, at: str) -> int:
+    """A label: a whole number, also one that stands in a string or ends in .0."""
+    found = -1
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        found = int(value) if value == int(value) else -1
+    elif isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
+        found = int(value)
+    if not 0 <= found <= MAX_LABEL:
+        raise InputError(f"{at}: a label is a whole number from 0 to {MAX_LABEL}; found {value!r:.100}")
+    return found

@@ -37,7 +37,7 @@ def test_a_wrong_folder_is_named_with_what_is_there(folder: Path, tmp_path: Path
     for place, message in {
         tmp_path / "nowhere": "nowhere is not a folder",
         tmp_path / "empty": "neither it nor a folder in it holds plans.json",
-        tmp_path / "model.zip": "is a file: unpack it",
+        tmp_path / "model.zip": "is a file: give the folder",
         folder / "fold_0": "is one fold: give .* with --fold 0",
         data: "holds 2 trained folders; name one, or the configuration with --configuration: nnUNetTrainer__",
         results: "holds the results of 1 data sets; name one: Dataset001_Two",

@@ -12,7 +12,7 @@ import pytest
 
 from segonnx.errors import CheckpointError, InputError
 from segonnx.sources.nnunet import plans
-from segonnx.sources.nnunet.model_spec import CheckpointMeta, model_spec, require_belongs
+from segonnx.sources.nnunet.model_spec import CheckpointMeta, edits, model_spec, own_plan, require_belongs
 from segonnx.sources.nnunet.plans import Plan
 from tests import handmade
 from tests.conftest import ROOT
@@ -50,16 +50,26 @@ def test_names_that_a_folder_cannot_have_stay_apart(plan: Plan) -> None:
 
 
 def test_a_checkpoint_belongs_to_the_files_beside_it(plan: Plan) -> None:
-    own = replace(META, plans=handmade.plans(), dataset=handmade.dataset())
     require_belongs(META, plan, MODEL)
-    require_belongs(own, plan, MODEL)
     with pytest.raises(InputError, match="lies in a folder of 2d"):
-        require_belongs(own, plan, MODEL.with_name("nnUNetTrainer__nnUNetPlans__2d"))
-    with pytest.raises(InputError, match="they differ in spacing"):
-        require_belongs(own, replace(plan, spacing=(1.0, 1.0, 1.0)), MODEL)
+        require_belongs(META, plan, MODEL.with_name("nnUNetTrainer__nnUNetPlans__2d"))
     with pytest.raises(CheckpointError, match="mirrors axis 2 of a 2D network"):
         require_belongs(META, replace(plan, patch_size=(16, 24)), MODEL)
-    require_belongs(replace(own, plans={"an": "older layout"}), replace(plan, spacing=(1.0, 1.0, 1.0)), MODEL)
+
+
+def test_what_was_changed_after_the_training_is_told(plan: Plan) -> None:
+    own = own_plan(replace(META, plans=handmade.plans(), dataset=handmade.dataset()), MODEL)
+    assert own == plan
+    assert edits(own, plan) == edits(None, plan) == []
+    changed = replace(plan, spacing=(1.0, 1.0, 1.0), outputs=plan.outputs[::-1])
+    assert [str(edit) for edit in edits(own, changed)] == [
+        "spacing (trained with (3.0, 1.5, 1.5), now (1.0, 1.0, 1.0))", "outputs",
+    ]  # fmt: skip
+    assert own_plan(replace(META, plans={"an": "older layout"}, dataset=handmade.dataset()), MODEL) is None
+    assert own_plan(META, MODEL) is None
+    spec = model_spec(changed, META, ["0"], "final", ["spacing", "outputs"])
+    assert spec.described["training"]["edited"] == ["spacing", "outputs"]
+    assert "edited" not in model_spec(plan, META, ["0"], "final").described["training"]
 
 
 def test_it_takes_no_torch() -> None:

@@ -107,7 +107,7 @@ def _named(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("planned", "message"),
     [
-        (_named("os.system"), "'os.system' isn't a network"),
+        (_named("os.system"), "'os.system', a class of another package, isn't a network"),
         (_named("dynamic_network_architectures.architectures.unet.os"), "isn't a network"),
         (_arguments(conv_op="os.system"), "conv_op: 'os.system' is not one of"),
         (_arguments(norm_op="os.system"), "norm_op: 'os.system' is not one of"),
@@ -133,7 +133,7 @@ def _named(name: str) -> dict[str, Any]:
         (_configuration(inherits_from="3d_fullres"), "inherits from itself"),
         (_configuration(inherits_from="3d_lowres"), r"no configuration '3d_lowres' \(which 3d_fullres inherits from\)"),
         (_configuration(normalization_schemes=["../../etc"]), "normalization_schemes/0"),
-        (_configuration(normalization_schemes=["CTNormalization"] * 2), "of different data sets"),
+        (_configuration(normalization_schemes=[]), "normalization_schemes"),
         (_without("spacing"), "'spacing' is a required property"),
         (_without("configurations"), "'configurations' is a required property"),
         (_without("transpose_backward"), "'transpose_backward' is a required property"),
@@ -156,7 +156,7 @@ def test_wrong_plans_are_refused_in_one_line(planned: dict[str, Any], message: s
         ({"organ": 1}, None, "'background' is a required property"),
         ({"background": 1, "organ": 0}, None, "labels/background"),
         ({"background": 0, "organ": 2}, None, r"follow one another from 0; found \[0, 2\]"),
-        ({"background": 0, "organ": "1"}, None, "labels/organ"),
+        ({"background": 0, "organ": "one"}, None, "labels/organ"),
         ({"background": 0, "organ": 10**9}, None, "labels/organ"),
         ({"background": 0, "organ": 1, "ignore": 5}, None, "must follow the highest label 1; found 5"),
         ({"background": 0, "whole": [1, 2], "core": 2}, None, "2 regions need as many entries; found none"),
@@ -185,7 +185,6 @@ def test_nothing_that_a_plan_names_is_imported(tmp_path: Path, monkeypatch: pyte
         ("{", "isn't JSON"),
         ("[1]", "holds no JSON object"),
         ("[" * 10**5, "isn't JSON"),
-        ('{"spacing": NaN}', "NaN is no number"),
         ("\udcff", "isn't JSON"),
     ],
 )
