@@ -15,6 +15,7 @@ from segonnx.errors import InputError, SegonnxError
 
 if TYPE_CHECKING:
     from segonnx.core.progress import Display
+    from segonnx.exporters.nnunet import Selection
     from segonnx.exporters.pipeline import Exported, Settings
     from segonnx.sources.catalog import ModelSpec
 
@@ -38,6 +39,8 @@ class Request:
     fold: str | None
     checkpoint: Literal["final", "best"] | None
     configuration: str | None
+    ensemble: bool
+    postprocessing: str | None
     seed: int
     shape: tuple[int, ...] | None
     batch: int
@@ -78,9 +81,23 @@ class Request:
     metavar="FOLDER",
     help="Export what nnU-Net v2 trained: the folder that holds plans.json and fold_0.",
 )
-@click.option("--fold", metavar="N|all|ensemble", help="Of --nnunet: one fold, or the mean. [default: each fold]")
+@click.option(
+    "--fold",
+    metavar="N[,N]...|all|ensemble",
+    help="Of --nnunet: one fold, or the mean of several or all. [default: each fold]",
+)
 @click.option("--checkpoint", type=click.Choice(CHECKPOINTS), help="Of --nnunet.  [default: final]")
 @click.option("--configuration", metavar="NAME", help="Of --nnunet, such as 3d_fullres, where there are several.")
+@click.option(
+    "--ensemble",
+    is_flag=True,
+    help="Of --nnunet DATASET: the configurations that nnU-Net found best, or those named as NAME, as one artifact.",
+)
+@click.option(
+    "--postprocessing",
+    metavar="FILE|none",
+    help="Of --nnunet: the postprocessing.pkl to carry. [default: what the folder holds]",
+)
 @click.option(
     "--seed",
     type=click.IntRange(0),
@@ -135,6 +152,8 @@ def command(json_path: Path | None, **asked: Any) -> None:
     segonnx export stunet-b --weights base_ep4k.model
     segonnx export totalsegmentator --shape 128,128,128
     segonnx export --nnunet nnUNet_results/Dataset004_Hippocampus --configuration 3d_fullres --fold ensemble
+    segonnx export --nnunet nnUNet_results/Dataset004_Hippocampus --ensemble
+    segonnx export --nnunet nnUNet_results/Dataset004_Hippocampus --ensemble 2d 3d_fullres
     segonnx export smp:segformer:mit_b0 --dynamic
     segonnx export totalsegmentator --output labels
     segonnx export stunet-b --tune
@@ -146,8 +165,12 @@ def command(json_path: Path | None, **asked: Any) -> None:
     options.require_torch("export")
     options.require_writable(json_path)
     with options.display() as display:
-        jobs = _jobs(request, specs, display)
-        done, failed = _export(jobs, display)
+        failed: dict[str, SegonnxError] = {}
+        if request.ensemble:
+            done = [_export_ensemble(request, display)]
+        else:
+            jobs = _jobs(request, specs, display)
+            done, failed = _export(jobs, display)
     options.write_json(json_path, [_as_json(exported) for exported in done])
     if failed:
         _fail(done, failed)
@@ -174,6 +197,11 @@ def _named(request: Request) -> list[ModelSpec]:
         raise InputError("--tune-time goes with --tune")
     if request.nnunet is None and (request.fold, request.checkpoint, request.configuration) != (None, None, None):
         raise InputError("--fold, --checkpoint and --configuration go with --nnunet FOLDER")
+    if request.nnunet is None and (request.ensemble or request.postprocessing is not None):
+        raise InputError("--ensemble and --postprocessing go with --nnunet FOLDER")
+    if request.ensemble:
+        _require_for_all(request)
+        return []
     if request.smp is not None or request.nnunet is not None:
         if request.names or request.everything:
             raise InputError(f"{given[0]} FOLDER says which network it is: give no names or --all with it")
@@ -184,6 +212,40 @@ def _named(request: Request) -> list[ModelSpec]:
     return specs
 
 
+def _require_for_all(request: Request) -> None:
+    """Refuse the options that one network of an ensemble can follow, and not all."""
+    alone = {
+        "--all": request.everything,
+        "--configuration": request.configuration is not None,
+        "--shape": request.shape is not None,
+        "--batch": request.batch != 1,
+        "--tuning": request.tuning is not None,
+        "--output labels": request.output == "labels",
+    }
+    if given := [option for option, there in alone.items() if there]:
+        raise InputError(f"{given[0]} is for one network: --ensemble exports several, and averages their probabilities")
+
+
+def _export_ensemble(request: Request, display: Display) -> Exported:
+    """What was exported of --nnunet DATASET --ensemble."""
+    from segonnx.exporters import ensemble
+
+    assert request.nnunet is not None
+    found = ensemble.find(request.nnunet, request.names, _selection(request), display)
+    exported = ensemble.export(found, _settings(request), display.within(f"{found.name}: "))
+    display.echo(ensemble_line(exported))
+    return exported
+
+
+def _selection(request: Request) -> Selection:
+    from segonnx.exporters.nnunet import Selection
+
+    return Selection(
+        request.fold, request.checkpoint or "final", request.configuration, request.trust_checkpoint,
+        request.postprocessing,
+    )  # fmt: skip
+
+
 def _jobs(request: Request, specs: Sequence[ModelSpec], display: Display) -> list[tuple[ModelSpec, Settings]]:
     """Every network to export, with its settings; those that are known to fail are refused before any work."""
     from segonnx.exporters import labels, nnunet, pipeline
@@ -191,9 +253,7 @@ def _jobs(request: Request, specs: Sequence[ModelSpec], display: Display) -> lis
 
     settings = _settings(request)
     if request.nnunet is not None:
-        checkpoint = request.checkpoint or "final"
-        selection = nnunet.Selection(request.fold, checkpoint, request.configuration, request.trust_checkpoint)
-        found = nnunet.trained(request.nnunet, selection, display)
+        found = nnunet.trained(request.nnunet, _selection(request), display)
         jobs = [(trained.spec, replace(settings, checkpoints=trained.checkpoints)) for trained in found]
     elif request.smp is not None:
         spec, weights = smp.find(request.smp)
@@ -285,9 +345,26 @@ def exported_line(exported: Exported) -> str:
     )
 
 
+def ensemble_line(exported: Exported) -> str:
+    """One line on an export of an ensemble."""
+    content = exported.manifest
+    if exported.kept:
+        same = "intact and made with these arguments"
+        return f"{content['name']}: kept {exported.folder}, {same} ({exported.seconds:.1f} s)"
+    averaged = sum(member["averaged"] for member in content["members"])
+    stages = len(content["members"]) - averaged
+    also = f" and {stages} first stage{'s' if stages > 1 else ''}" if stages else ""
+    size = sum(entry["bytes"] for name, entry in content["files"].items() if "/model.onnx" in name)
+    return (
+        f"{content['name']}: the mean of {averaged} network{'s' if averaged > 1 else ''}{also}; {size / 1e6:,.1f} MB, "
+        f"{exported.seconds:.1f} s, peak {exported.peak_rss_bytes / 1e9:.2f} GB -> {exported.folder}"
+    )
+
+
 def _as_json(exported: Exported) -> dict[str, Any]:
     from dataclasses import asdict
 
+    told = ("parameters", "parity", "members")
     return {
         "name": exported.manifest["name"],
         "folder": str(exported.folder),
@@ -295,6 +372,5 @@ def _as_json(exported: Exported) -> dict[str, Any]:
         "seconds": exported.seconds,
         "peak_rss_bytes": exported.peak_rss_bytes,
         "stages": {name: asdict(stage) for name, stage in exported.stages.items()},
-        "parameters": exported.manifest["parameters"],
-        "parity": exported.manifest["parity"],
+        **{key: exported.manifest[key] for key in told if key in exported.manifest},
     }

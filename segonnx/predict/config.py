@@ -78,6 +78,7 @@ class InferenceConfig:
         file_ending: The file ending of the images that the network was trained on.
         natural: Images are pictures without a spacing.
         reorients: The network sees images whose axes run to the right, to the front and up.
+        postprocessing: For each step of the postprocessing, the labels whose largest component is kept.
     """
 
     channels: tuple[ChannelNormalization, ...]
@@ -98,6 +99,7 @@ class InferenceConfig:
     file_ending: str
     natural: bool
     reorients: bool = False
+    postprocessing: tuple[tuple[int, ...], ...] = ()
 
 
 def read(content: Manifest, folder: Path) -> InferenceConfig:
@@ -155,7 +157,13 @@ def read(content: Manifest, folder: Path) -> InferenceConfig:
         file_ending=given["file_ending"],
         natural=given["image_reader_writer"] == "NaturalImage2DIO",
         reorients=given["image_reader_writer"] in REORIENTING,
+        postprocessing=postprocessing(inference),
     )
+
+
+def postprocessing(inference: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
+    """The steps of the postprocessing that a manifest's entry ``inference`` holds; see ``InferenceConfig``."""
+    return tuple(tuple(step["keep_largest_component"]) for step in inference.get("postprocessing", ()))
 
 
 def _of_pictures(content: Manifest) -> InferenceConfig:

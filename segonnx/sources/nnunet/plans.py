@@ -244,11 +244,13 @@ class OutputChannel:
         name: the name of the label or region.
         value: what a voxel of it gets in the label map.
         labels: the labels that it is made of: itself, or those of a region.
+        listed: a region of one label, which dataset.json has as a list.
     """
 
     name: str
     value: int
     labels: tuple[int, ...]
+    listed: bool = False
 
 
 @dataclass(frozen=True)
@@ -521,8 +523,12 @@ def _outputs(dataset: Mapping[str, Any], where: Path) -> tuple[tuple[OutputChann
         if order is None or len(order) != len(regions):
             found = "none" if order is None else str(len(order))
             raise InputError(f"{at}/regions_class_order: {len(regions)} regions need as many entries; found {found}")
+        single = {
+            name for name, values in dataset["labels"].items() if isinstance(values, Sequence) and len(values) == 1
+        }
         return tuple(
-            OutputChannel(name, value, regions[name]) for name, value in zip(regions, order, strict=True)
+            OutputChannel(name, value, regions[name], listed=name in single)
+            for name, value in zip(regions, order, strict=True)
         ), True
     by_value: dict[int, str] = {}
     for name, values in labels.items():
