@@ -2,6 +2,8 @@
 
     python -m benchmarks.against_nnunet agree KIND FOLDER ARTIFACT FOLD [PREVIOUS]
                                                     print how far label maps and probabilities agree
+    python -m benchmarks.against_nnunet whole KIND DATASET ARTIFACT POSTPROCESSING CONFIGURATION...
+                                                    print how far the label maps of an ensemble agree with nnU-Net's
     python -m benchmarks.against_nnunet race KIND FOLDER ARTIFACT FOLD
                                                     print the seconds of both from file to file, by turns
     python -m benchmarks.against_nnunet table ROOT
@@ -16,11 +18,14 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +36,7 @@ from segonnx.core import hardware
 from segonnx.predict import files
 from segonnx.predict.predictor import Artifact
 from tests import nnunet_folders
+from tests.nnunet_commands import nnunet
 
 ROUNDS = 5
 PAGE = nnunet_folders.ROOT / "docs" / "predict.md"
@@ -39,7 +45,7 @@ BLOCK_VERSION = 1
 RACED = ("plain", "regions", "residual")
 
 
-def predictor(folder: Path, fold: str, *, mirror: bool, wide: bool) -> Any:
+def predictor(folder: Path, folds: Sequence[str], *, mirror: bool, wide: bool) -> Any:
     """nnU-Net's own; ``wide`` lets it add its windows up in float32 instead of float16."""
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -47,7 +53,7 @@ def predictor(folder: Path, fold: str, *, mirror: bool, wide: bool) -> Any:
     if wide:
         torch.half = torch.float32
     made = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False, use_mirroring=mirror)
-    made.initialize_from_trained_model_folder(str(folder), [fold])
+    made.initialize_from_trained_model_folder(str(folder), list(folds))
     return made
 
 
@@ -77,22 +83,122 @@ def agree(kind: str, folder: Path, artifact: Path, fold: str, previous: Path | N
     ):
         spacing = tuple(size * scale for size, scale in zip(own, scales, strict=True))
         first = None if previous is None else Artifact(previous).predict(image, spacing)
-        theirs, expected = predictor(folder, fold, mirror=mirror, wide=True).predict_single_npy_array(
+        theirs, expected = predictor(folder, [fold], mirror=mirror, wide=True).predict_single_npy_array(
             image, {"spacing": list(spacing)}, None if first is None else first[None].astype(np.int16), None, True
         )
         probabilities = np.empty(expected.shape, np.float32)
         found = ours.predict(image, spacing, previous=first, probabilities=probabilities, mirror=mirror)
-        values = np.unique(theirs)
-        dice = [
-            2 * np.sum((theirs == value) & (found == value)) / (np.sum(theirs == value) + np.sum(found == value))
-            for value in values
-        ]
-        agreement = float(np.mean(theirs == found))
         difference = float(np.max(np.abs(probabilities - expected)))
-        result[word] = {
-            "agreement": agreement, "dice": float(min(dice)), "labels": len(values), "probabilities": difference,
-        }  # fmt: skip
+        result[word] = _agreement(theirs, found) | {"probabilities": difference}
     return result
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained folder, and how nnU-Net predicts with it.
+
+    Attributes:
+        model: the name of the trained folder.
+        folds: that are averaged.
+        averaged: whether it counts in the ensemble; a first stage alone doesn't.
+        after: the trained folder of the first stage, which is a run before this one.
+    """
+
+    model: str
+    folds: tuple[str, ...]
+    averaged: bool = True
+    after: str | None = None
+
+
+def whole(kind: str, dataset: Path, artifact: Path, steps: Path, runs: Sequence[Run]) -> dict[str, Any]:
+    """How far an ensemble's label maps agree with those that nnU-Net's predictor and its own commands make.
+
+    Two images are predicted: one as trained on, one of another shape on another grid.
+
+    Args:
+        kind: of the data set.
+        dataset: the folder of the data set's results.
+        artifact: the ensemble, which carries the postprocessing.
+        steps: the file of the postprocessing; see ``write_postprocessing``.
+        runs: what nnU-Net runs, in order.
+
+    Returns:
+        By ``ensemble`` and ``postprocessed``: ``agreement``, the fraction of voxels with the same label; ``dice``, the
+        least of any label; ``labels``, how many labels nnU-Net's maps have. ``postprocessed`` has ``changed``, too: how
+        many voxels nnU-Net's postprocessing changed.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        _write_images(kind, work / "in")
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints
+            for run in runs:
+                _predict(dataset / run.model, run, work)
+            averaged = [work / run.model for run in runs if run.averaged]
+            nnunet("nnUNetv2_ensemble", "-i", *averaged, "-o", work / "theirs", "-np", 1)
+            nnunet(
+                "nnUNetv2_apply_postprocessing", "-i", work / "theirs", "-o", work / "kept", "-np", 1,
+                "-pp_pkl_file", steps, "-plans_json", averaged[0] / "plans.json",
+            )  # fmt: skip
+        ours = Artifact(artifact)
+        for out, postprocess in (("ours", False), ("ours_kept", True)):
+            settings = files.FileOptions(mirror=True, postprocess=postprocess)
+            list(files.predict(ours, work / "in", work / out, settings))
+        theirs, kept, found, found_kept = (_label_maps(work / out) for out in ("theirs", "kept", "ours", "ours_kept"))
+        return {
+            "ensemble": _agreement(theirs, found),
+            "postprocessed": _agreement(kept, found_kept) | {"changed": int(np.sum(theirs != kept))},
+        }
+
+
+def write_postprocessing(kind: str, path: Path) -> None:
+    """Write a postprocessing.pkl as nnU-Net does: it keeps the largest component of all labels, then of each."""
+    from nnunetv2.postprocessing.remove_connected_components import (
+        remove_all_but_largest_component_from_segmentation as keep_largest,
+    )
+
+    labels = [value for value in nnunet_folders.KINDS[kind].labels.values() if value]
+    steps = [labels, *labels]
+    with path.open("wb") as file:
+        pickle.dump(([keep_largest] * len(steps), [{"labels_or_regions": step} for step in steps]), file)
+
+
+def _write_images(kind: str, folder: Path) -> None:
+    import SimpleITK
+
+    folder.mkdir()
+    spacing = np.array(nnunet_folders.KINDS[kind].spacing)
+    for case, scale in enumerate(((1, 1, 1), (0.7, 1.3, 0.9))):
+        image, _ = nnunet_folders.image(kind, nnunet_folders.CASES + case)
+        for index, channel in enumerate(image if not case else image[:, 2:, :, 5:]):
+            picture = SimpleITK.GetImageFromArray(channel)
+            picture.SetSpacing((spacing * scale)[::-1].tolist())
+            SimpleITK.WriteImage(picture, str(folder / f"case{case}_{index:04}.nii.gz"))
+
+
+def _predict(model: Path, run: Run, work: Path) -> None:
+    (work / run.model).mkdir()
+    made = predictor(model, run.folds, mirror=True, wide=True)
+    before = None if run.after is None else str(work / run.after)
+    made.predict_from_files_sequential(
+        str(work / "in"), str(work / run.model), save_probabilities=True, folder_with_segs_from_prev_stage=before
+    )
+
+
+def _label_maps(folder: Path) -> Any:
+    """The labels of all cases of a folder, one behind the other."""
+    import SimpleITK
+
+    paths = sorted(folder.glob("*.nii.gz"))
+    return np.concatenate([SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))).ravel() for path in paths])
+
+
+def _agreement(theirs: Any, found: Any) -> dict[str, Any]:
+    values = np.unique(theirs)
+    dice = [
+        2 * np.sum((theirs == value) & (found == value)) / (np.sum(theirs == value) + np.sum(found == value))
+        for value in values
+    ]
+    return {"agreement": float(np.mean(theirs == found)), "dice": float(min(dice)), "labels": len(values)}
 
 
 def race(kind: str, folder: Path, artifact: Path, fold: str) -> dict[str, Any]:
@@ -120,7 +226,9 @@ def race(kind: str, folder: Path, artifact: Path, fold: str) -> dict[str, Any]:
         paths = sorted(map(str, (work / "in").iterdir()))
         ours = Artifact(artifact)
         for word, mirror in (("mirrored", True), ("plain", False)):
-            result[word] = _raced(predictor(folder, fold, mirror=mirror, wide=False), ours, work, paths, mirror=mirror)
+            result[word] = _raced(
+                predictor(folder, [fold], mirror=mirror, wide=False), ours, work, paths, mirror=mirror
+            )
     return result
 
 
@@ -171,6 +279,8 @@ def table(root: Path) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for kind, one in nnunet_folders.KINDS.items():
+        if kind in nnunet_folders.SEVERAL:
+            continue
         if not all((folder / f"fold_{one.runs[0][1]}").exists() for folder in nnunet_folders.folders(kind, root)[:1]):
             nnunet_folders.run("make", kind, root, root=root)
         artifacts: list[Path] = []
@@ -190,11 +300,59 @@ def table(root: Path) -> str:
             found = json.loads(_run(__spec__.name, "race", kind, folder, artifact, fold))
             shape = "x".join(map(str, found.pop("shape")))
             raced += [_race_row(kind, shape, word, row) for word, row in found.items()]
+    agreed += _whole_rows(root)
     where = (
         f"Medians of {ROUNDS} rounds on {hardware.usable_cores()} cores of {hardware.describe()['cpu']}. In brackets: "
         "windows and network alone; the least and the most of the quotients."
     )
     return "\n".join([*agreed, "", where, "", *raced, ""])
+
+
+ENSEMBLES = {
+    "2d and 3d_fullres": ("2d", "3d_fullres"),
+    "3d_lowres and the cascade": ("3d_lowres", "3d_cascade_fullres"),
+    "2d and the cascade, 3d_lowres inside": ("2d", "3d_cascade_fullres"),
+}
+"""Ensembles that are compared, by what the table calls them."""
+
+
+def _whole_rows(root: Path) -> list[str]:
+    """Rows of the table for ensembles, and for postprocessing."""
+    (kind,) = nnunet_folders.SEVERAL
+    dataset = root / "results" / nnunet_folders.name(kind)
+    if not (dataset / "inference_information.json").exists():
+        nnunet_folders.run("make", kind, root, root=root)
+    steps = root / "predict" / "postprocessing.pkl"
+    steps.parent.mkdir(exist_ok=True)
+    write_postprocessing(kind, steps)
+    rows = []
+    for number, (word, configurations) in enumerate(ENSEMBLES.items()):
+        out = root / "predict" / f"{kind}-{number}"
+        _run(
+            "segonnx", "export", "--nnunet", dataset, "--ensemble", *configurations, "--fold", "0,1", "--out", out,
+            "--postprocessing", steps,
+        )  # fmt: skip
+        (artifact,) = out.iterdir()
+        found = json.loads(_run(__spec__.name, "whole", kind, dataset, artifact, steps, *configurations))
+        what = f"| {nnunet_folders.name(kind)} | {word}, two folds each, mirrored"
+        for part, said in (("ensemble", ""), ("postprocessed", ", postprocessed")):
+            row = found[part]
+            rows.append(f"{what}{said} | {100 * row['agreement']:.4f} % | {row['dice']:.6f} | |")
+    return rows
+
+
+def runs_of(configurations: Sequence[str]) -> list[Run]:
+    """What nnU-Net runs for an ensemble of these configurations, with two folds each."""
+    names = {one: f"nnUNetTrainer__nnUNetPlans__{one}" for one in (*configurations, "3d_lowres")}
+    cascade = "3d_cascade_fullres" in configurations
+    stages = ["3d_lowres"] if cascade and "3d_lowres" not in configurations else []
+    return [
+        Run(
+            names[one], ("0", "1"), averaged=one in configurations,
+            after=names["3d_lowres"] if one == "3d_cascade_fullres" else None,
+        )
+        for one in (*stages, *configurations)
+    ]  # fmt: skip
 
 
 def _race_row(kind: str, shape: str, word: str, row: dict[str, Any]) -> str:
@@ -217,9 +375,13 @@ def _run(module: str, *arguments: object) -> str:
 
 
 def main(command: str, *rest: str) -> None:
-    """Run one of the three commands."""
+    """Run one of the four commands."""
     if command == "table":
         put_block(PAGE, "nnunet", table(Path(rest[0])), "benchmarks.against_nnunet")
+        return
+    if command == "whole":
+        kind, dataset, artifact, steps, *configurations = rest
+        print(json.dumps(whole(kind, Path(dataset), Path(artifact), Path(steps), runs_of(configurations))))
         return
     kind, folder, artifact, fold, *more = rest
     made = (agree if command == "agree" else race)(kind, Path(folder), Path(artifact), fold, *map(Path, more))

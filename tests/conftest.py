@@ -76,7 +76,7 @@ def tiny() -> ModelSpec:
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of artifacts that the command line exported; tests must leave it as it is."""
-    return _once(tmp_path_factory, "exports", lambda root: _export(SMALL, "--out", root))
+    return once(tmp_path_factory, "exports", lambda root: export(SMALL, "--out", root))
 
 
 @pytest.fixture(scope="session")
@@ -85,13 +85,13 @@ def hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(root: Path) -> None:
         folder = handmade.write(root / "results", handmade.plans(), handmade.dataset())
-        _export("--nnunet", folder, "--out", root / "artifacts")
+        export("--nnunet", folder, "--out", root / "artifacts")
 
-    (artifact,) = (_once(tmp_path_factory, "hand", make) / "artifacts").iterdir()
+    (artifact,) = (once(tmp_path_factory, "hand", make) / "artifacts").iterdir()
     return artifact
 
 
-def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that the first of the processes that run tests side by side makes, and the others wait for."""
     root = factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
@@ -104,10 +104,12 @@ def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Non
     return root / name
 
 
-def _export(*arguments: object) -> None:
+def export(*arguments: object) -> str:
+    """Run ``segonnx export``, whose steps run in this process, and give what it printed."""
     with _steps_here():
         result = run("export", *arguments)
     assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @contextlib.contextmanager

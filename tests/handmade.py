@@ -82,6 +82,27 @@ def plans(dataset: str = "Dataset999_Hand", *, old: bool = False) -> dict[str, A
     }  # fmt: skip
 
 
+def several(dataset: str = "Dataset998_Whole") -> dict[str, Any]:
+    """A plans.json with 2d, 3d_fullres, and the two stages of a cascade."""
+    result = plans(dataset)
+    full = result["configurations"]["3d_fullres"]
+    flat = copy.deepcopy(full) | {"patch_size": [16, 24], "spacing": [1.5, 1.5]}
+    arguments = flat["architecture"]["arch_kwargs"]
+    arguments |= {
+        "conv_op": "torch.nn.modules.conv.Conv2d",
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm2d",
+        "kernel_sizes": [[3, 3]] * 3,
+        "strides": [[1, 1], [2, 2], [2, 2]],
+    }
+    lowres = copy.deepcopy(full) | {"spacing": [3.0, 2.5, 2.5], "next_stage": "3d_cascade_fullres"}
+    result["configurations"] |= {
+        "2d": flat,
+        "3d_lowres": lowres,
+        "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+    }
+    return result
+
+
 def dataset(classes: int = 2) -> dict[str, Any]:
     """A dataset.json with so many labels besides the background."""
     names = [f"organ_{value}" for value in range(1, classes + 1)]

@@ -81,7 +81,16 @@ KINDS = {
     "cascade": Kind(
         906, ("CT",), (36, 44, 40), (1.0, 1.0, 1.0), _LABELS, (("3d_lowres", "all"), ("3d_cascade_fullres", "0"))
     ),
+    # Every case needs its first stage's label map, so that stage has the folds of all.
+    "whole": Kind(
+        907, ("CT",), (36, 44, 40), (1.0, 1.0, 1.0), _LABELS,
+        (*((configuration, fold) for configuration in ("2d", "3d_fullres", "3d_lowres") for fold in ("0", "1")),
+         ("3d_lowres", "2"), ("3d_cascade_fullres", "0"), ("3d_cascade_fullres", "1")),
+        iterations=4,
+    ),
 }  # fmt: skip
+SEVERAL = ("whole",)
+"""Kinds whose configurations make ensembles; the others are one network, or a cascade."""
 
 
 def name(kind: str) -> str:
@@ -199,7 +208,7 @@ def make(kind: str) -> None:
     for configuration in plans["configurations"].values():
         if "architecture" in configuration:
             _shrink(configuration)
-    if kind == "cascade":  # nnU-Net plans one for large images alone
+    if any(configuration == "3d_lowres" for configuration, _ in one.runs):  # nnU-Net plans one for large images alone
         lowres = json.loads(json.dumps(plans["configurations"]["3d_fullres"]))
         lowres |= {"spacing": [1.5, 1.5, 1.5], "data_identifier": "lowres", "next_stage": "3d_cascade_fullres"}
         plans["configurations"]["3d_lowres"] = lowres
@@ -217,8 +226,20 @@ def make(kind: str) -> None:
         trainer.num_iterations_per_epoch = one.iterations
         trainer.num_val_iterations_per_epoch = 1
         trainer.run_training()
-        if configuration == "3d_lowres":
-            trainer.perform_actual_validation()  # writes what the next stage is trained on
+        if configuration == "3d_lowres" or kind in SEVERAL:
+            # Writes what the next stage is trained on, and what the best configuration is found by.
+            trainer.perform_actual_validation(save_probabilities=kind in SEVERAL)
+    if kind in SEVERAL:
+        _find_best(kind)
+
+
+def _find_best(kind: str) -> None:
+    """Let nnU-Net find the best configuration or ensemble of those that have two folds, and its postprocessing."""
+    from nnunetv2.evaluation.find_best_configuration import find_best_configuration
+
+    configurations = dict.fromkeys(configuration for configuration, _ in KINDS[kind].runs)
+    models = [{"plans": "nnUNetPlans", "configuration": one, "trainer": "nnUNetTrainer"} for one in configurations]
+    find_best_configuration(KINDS[kind].number, models, num_processes=1, folds=(0, 1))
 
 
 def compare(folder: Path, artifact: Path, folds: list[str], previous: Path | None = None) -> dict[str, float]:
@@ -354,7 +375,7 @@ def table(root: Path, kinds: Sequence[str]) -> None:
 def main(arguments: list[str]) -> None:
     command, *rest = arguments
     if command == "table":
-        table(Path(rest[0]), rest[1:] or list(KINDS))
+        table(Path(rest[0]), rest[1:] or [kind for kind in KINDS if kind not in SEVERAL])
         return
     if command == "agree":
         print(json.dumps(agree(rest[0], Path(rest[1])), indent=1))

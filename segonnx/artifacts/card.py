@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from segonnx.artifacts.manifest import Manifest, gives_labels
 
 
@@ -94,6 +96,50 @@ Errors are relative to the standard deviation of the logits.
 |---|---|---|---|---|
 {rows}
 {allowed}
+"""
+
+
+def render_ensemble(content: Manifest, members: Mapping[str, Manifest]) -> str:
+    """The card of an ensemble in Markdown.
+
+    Args:
+        content: the ensemble's manifest.
+        members: the members' manifests by their folders.
+    """
+    rows = "\n".join(
+        f"| [{entry['folder']}]({entry['folder']}/README.md) | {members[entry['folder']]['source']} "
+        f"| {'yes' if entry['averaged'] else 'no'} | {entry['previous'] or ''} |"
+        for entry in content["members"]
+    )
+    first = members[content["members"][0]["folder"]]
+    names = ", ".join(f"{label['value']} {label['name']}" for label in first["labels"])
+    steps = content["inference"].get("postprocessing", [])
+    kept = "".join(f"\n- the largest component of {step['keep_largest_component']} stays" for step in steps)
+    return f"""---
+library_name: onnx
+license: {content["weights"]["licence"]}
+tags: [image-segmentation, onnx, segonnx]
+---
+
+# {content["name"]}
+
+An ensemble: {content["source"]}. Each member is an artifact of its own.
+
+| member | network | in the mean | takes the label map of |
+|---|---|---|---|
+{rows}
+
+- **Labels:** {names}
+- **Licence of the weights:** {content["weights"]["licence"]}
+
+The label of a voxel is decided by the mean of the members' probabilities.{" Then:" if kept else ""}
+{kept}
+
+## Run it
+
+    segonnx predict . IMAGE LABELS
+
+`segonnx verify .` checks every byte of this folder and replays the test data of each member.
 """
 
 

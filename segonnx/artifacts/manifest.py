@@ -9,7 +9,7 @@ from typing import Any
 
 from segonnx.artifacts.layout import MANIFEST
 from segonnx.core import documents
-from segonnx.errors import VerifyError
+from segonnx.errors import InputError, VerifyError
 
 SCHEMA_VERSION = 1
 MAX_BYTES = 16 * 2**20
@@ -66,12 +66,33 @@ def validate(content: object) -> None:
     Raises:
         VerifyError: it doesn't fit; the message names the first place.
     """
-    documents.require(content, schema(), MANIFEST, error=VerifyError)
+    documents.require(content, ensemble_schema() if is_ensemble(content) else schema(), MANIFEST, error=VerifyError)
 
 
 def misfit(content: object, entry: str | None = None) -> str | None:
     """The first place where a manifest, or an entry of one, doesn't fit the schema, and why; None if it fits."""
     return documents.misfit(content, schema() if entry is None else schema()["properties"][entry])
+
+
+def is_ensemble(content: object) -> bool:
+    """Whether a manifest is that of an ensemble: a folder that holds artifacts whose probabilities are averaged."""
+    return isinstance(content, dict) and "members" in content
+
+
+def require_one_network(content: Manifest, folder: Path, what: str) -> None:
+    """Refuse an ensemble.
+
+    Args:
+        content: the manifest.
+        folder: the artifact, for the message.
+        what: takes one network, for the message.
+
+    Raises:
+        InputError: it is an ensemble.
+    """
+    if is_ensemble(content):
+        members = ", ".join(str(folder / member["folder"]) for member in content["members"])
+        raise InputError(f"{folder} is an ensemble, and {what} takes one network: give a member, of {members}")
 
 
 def gives_labels(content: Manifest) -> bool:
@@ -82,6 +103,12 @@ def gives_labels(content: Manifest) -> bool:
 def schema() -> dict[str, Any]:
     """The JSON Schema of manifest.json."""
     result: dict[str, Any] = documents.packaged("segonnx.artifacts", "manifest.schema.json")
+    return result
+
+
+def ensemble_schema() -> dict[str, Any]:
+    """The JSON Schema of the manifest.json of an ensemble."""
+    result: dict[str, Any] = documents.packaged("segonnx.artifacts", "ensemble.schema.json")
     return result
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from segonnx.artifacts import layout, manifest, signature, testdata
+from segonnx.artifacts import ensembles, layout, manifest, signature, testdata
 from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest
 from segonnx.core import hardware, subprocesses
@@ -30,7 +30,8 @@ class Verified:
         manifest: the content of its manifest.
         files: how many files were hashed.
         bytes: the size of all files.
-        difference: how far the replay is from the recorded logits or labels; None where it wasn't asked for.
+        difference: how far the replay is from the recorded logits or labels, of an ensemble the member's that is
+            farthest; None where it wasn't asked for.
     """
 
     manifest: Manifest
@@ -73,20 +74,24 @@ def verify(
     if key is not None:
         progress("checking the signature")
         signature.check(folder, key)
-    tolerance = _tolerance(folder, content)
-    # The checker and the runtime are C++ that reads a file which may be hostile: not in this process.
-    subprocesses.call(_check_graph, folder, content, progress=progress, timeout=timeout)
-    difference = None
-    if replay:
-        labels = manifest.gives_labels(content)
-        difference = subprocesses.call(_replay, folder, labels, threads, progress=progress, timeout=timeout).value
-        if not difference.within(tolerance):
-            raise VerifyError(
-                f"{folder}: the replay differs from the recorded {'labels' if labels else 'logits'}: {difference}; "
-                f"allowed: {tolerance}"
-            )
+    networks = ensembles.members(folder, content) if manifest.is_ensemble(content) else {folder: content}
+    differences = []
+    for path, described in networks.items():
+        tolerance = _tolerance(path, described)
+        # The checker and the runtime are C++ that reads a file which may be hostile: not in this process.
+        subprocesses.call(_check_graph, path, described, progress=progress, timeout=timeout)
+        if replay:
+            labels = manifest.gives_labels(described)
+            difference = subprocesses.call(_replay, path, labels, threads, progress=progress, timeout=timeout).value
+            if not difference.within(tolerance):
+                raise VerifyError(
+                    f"{path}: the replay differs from the recorded {'labels' if labels else 'logits'}: {difference}; "
+                    f"allowed: {tolerance}"
+                )
+            differences.append(difference)
     files = content["files"]
-    return Verified(content, len(files), sum(entry["bytes"] for entry in files.values()), difference)
+    farthest = min(differences, key=lambda one: one.label_agreement, default=None)
+    return Verified(content, len(files), sum(entry["bytes"] for entry in files.values()), farthest)
 
 
 def inside(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from segonnx import runtimes
-from segonnx.artifacts.manifest import Manifest, gives_labels
+from segonnx.artifacts.manifest import Manifest, gives_labels, require_one_network
 from segonnx.artifacts.verify import verify
 from segonnx.bench.plan import Settings, Target, TorchNetwork
 from segonnx.bench.result import Published, WeightsKind
@@ -52,6 +52,7 @@ def from_artifact(
         InputError: it doesn't take that shape.
     """
     content = verify(folder, replay=False, progress=progress).manifest
+    require_one_network(content, folder, "a bench")
     own = tuple(content["parity"]["inputs"][0]["shape"])
     if shape is not None and shape != own:
         fixed = "x".join(map(str, own))

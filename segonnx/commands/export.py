@@ -43,6 +43,8 @@ class Request:
     configuration: str | None
     plans_from: Literal["folder", "checkpoint"] | None
     allow_network_only: bool
+    ensemble: bool
+    postprocessing: str | None
     seed: int
     shape: tuple[int, ...] | None
     batch: int
@@ -83,7 +85,11 @@ class Request:
     metavar="FOLDER",
     help="Export what nnU-Net v2 trained: the folder that holds plans.json and fold_0, or nnU-Net's zip file of it.",
 )
-@click.option("--fold", metavar="N|all|ensemble", help="Of --nnunet: one fold, or the mean. [default: each fold]")
+@click.option(
+    "--fold",
+    metavar="N[,N]...|all|ensemble",
+    help="Of --nnunet: one fold, or the mean of several or all. [default: each fold]",
+)
 @click.option("--checkpoint", type=click.Choice(CHECKPOINTS), help="Of --nnunet.  [default: final]")
 @click.option("--configuration", metavar="NAME", help="Of --nnunet, such as 3d_fullres, where there are several.")
 @click.option(
@@ -95,6 +101,16 @@ class Request:
     "--allow-network-only",
     is_flag=True,
     help="Of --nnunet: export a network that `segonnx predict` can't prepare images for.",
+)
+@click.option(
+    "--ensemble",
+    is_flag=True,
+    help="Of --nnunet DATASET: the configurations that nnU-Net found best, or those named as NAME, as one artifact.",
+)
+@click.option(
+    "--postprocessing",
+    metavar="FILE|none",
+    help="Of --nnunet: the postprocessing.pkl to carry. [default: what the folder holds]",
 )
 @click.option(
     "--seed",
@@ -150,6 +166,8 @@ def command(json_path: Path | None, **asked: Any) -> None:
     segonnx export stunet-b --weights base_ep4k.model
     segonnx export totalsegmentator --shape 128,128,128
     segonnx export --nnunet nnUNet_results/Dataset004_Hippocampus --configuration 3d_fullres --fold ensemble
+    segonnx export --nnunet nnUNet_results/Dataset004_Hippocampus --ensemble
+    segonnx export --nnunet nnUNet_results/Dataset004_Hippocampus --ensemble 2d 3d_fullres
     segonnx export smp:segformer:mit_b0 --dynamic
     segonnx export totalsegmentator --output labels
     segonnx export stunet-b --tune
@@ -161,8 +179,12 @@ def command(json_path: Path | None, **asked: Any) -> None:
     options.require_torch("export")
     options.require_writable(json_path)
     with options.display() as display, contextlib.ExitStack() as stack:
-        jobs = _jobs(request, specs, display, stack)
-        done, failed = _export(jobs, display)
+        failed: dict[str, SegonnxError] = {}
+        if request.ensemble:
+            done = [_export_ensemble(request, display)]
+        else:
+            jobs = _jobs(request, specs, display, stack)
+            done, failed = _export(jobs, display)
     options.write_json(json_path, [_as_json(exported) for exported in done])
     if failed:
         _fail(done, failed)
@@ -189,6 +211,9 @@ def _named(request: Request) -> list[ModelSpec]:
         raise InputError("--tune-time goes with --tune")
     if request.nnunet is None:
         _require_nnunet(request)
+    if request.ensemble:
+        _require_for_all(request)
+        return []
     if request.smp is not None or request.nnunet is not None:
         if request.names or request.everything:
             raise InputError(f"{given[0]} FOLDER says which network it is: give no names or --all with it")
@@ -211,9 +236,36 @@ def _require_nnunet(request: Request) -> None:
         "--configuration": request.configuration,
         "--plans-from": request.plans_from,
         "--allow-network-only": request.allow_network_only or None,
+        "--ensemble": request.ensemble or None,
+        "--postprocessing": request.postprocessing,
     }
     if found := [option for option, value in given.items() if value is not None]:
         raise InputError(f"{' and '.join(found)} {'goes' if len(found) == 1 else 'go'} with --nnunet FOLDER")
+
+
+def _require_for_all(request: Request) -> None:
+    """Refuse the options that one network of an ensemble can follow, and not all."""
+    alone = {
+        "--all": request.everything,
+        "--configuration": request.configuration is not None,
+        "--shape": request.shape is not None,
+        "--batch": request.batch != 1,
+        "--tuning": request.tuning is not None,
+        "--output labels": request.output == "labels",
+    }
+    if given := [option for option, there in alone.items() if there]:
+        raise InputError(f"{given[0]} is for one network: --ensemble exports several, and averages their probabilities")
+
+
+def _export_ensemble(request: Request, display: Display) -> Exported:
+    """What was exported of --nnunet DATASET --ensemble."""
+    from segonnx.exporters import ensemble
+
+    assert request.nnunet is not None
+    found = ensemble.find(request.nnunet, request.names, _selection(request), display)
+    exported = ensemble.export(found, _settings(request), display.within(f"{found.name}: "))
+    display.echo(ensemble_line(exported))
+    return exported
 
 
 def _jobs(
@@ -257,6 +309,7 @@ def _selection(request: Request) -> Selection:
         configuration=request.configuration,
         trust=request.trust_checkpoint,
         plans_from=request.plans_from or "folder",
+        postprocessing=request.postprocessing,
     )
 
 
@@ -355,9 +408,26 @@ def exported_line(exported: Exported) -> str:
     )
 
 
+def ensemble_line(exported: Exported) -> str:
+    """One line on an export of an ensemble."""
+    content = exported.manifest
+    if exported.kept:
+        same = "intact and made with these arguments"
+        return f"{content['name']}: kept {exported.folder}, {same} ({exported.seconds:.1f} s)"
+    averaged = sum(member["averaged"] for member in content["members"])
+    stages = len(content["members"]) - averaged
+    also = f" and {stages} first stage{'s' if stages > 1 else ''}" if stages else ""
+    size = sum(entry["bytes"] for name, entry in content["files"].items() if "/model.onnx" in name)
+    return (
+        f"{content['name']}: the mean of {averaged} network{'s' if averaged > 1 else ''}{also}; {size / 1e6:,.1f} MB, "
+        f"{exported.seconds:.1f} s, peak {exported.peak_rss_bytes / 1e9:.2f} GB -> {exported.folder}"
+    )
+
+
 def _as_json(exported: Exported) -> dict[str, Any]:
     from dataclasses import asdict
 
+    told = ("parameters", "parity", "members")
     return {
         "name": exported.manifest["name"],
         "folder": str(exported.folder),
@@ -365,6 +435,5 @@ def _as_json(exported: Exported) -> dict[str, Any]:
         "seconds": exported.seconds,
         "peak_rss_bytes": exported.peak_rss_bytes,
         "stages": {name: asdict(stage) for name, stage in exported.stages.items()},
-        "parameters": exported.manifest["parameters"],
-        "parity": exported.manifest["parity"],
+        **{key: exported.manifest[key] for key in told if key in exported.manifest},
     }

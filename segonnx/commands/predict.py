@@ -22,8 +22,19 @@ if TYPE_CHECKING:
 @click.option("--tta", "mirror", is_flag=True, help="Test-time mirroring, along the axes that the artifact allows.")
 @click.option("--step", type=click.FloatRange(0, 1, min_open=True), help="Between windows, in windows. [default: 0.5]")
 @options.threads("Threads of the network.")
+@click.option(
+    "--postprocess/--no-postprocess",
+    default=None,
+    help="Apply the postprocessing that the artifact carries.  [default: where it carries one]",
+)
 @click.option("--probabilities", is_flag=True, help="Write the outputs' probabilities beside the label map.")
 @click.option("--nan-as-zero", is_flag=True, help="Take 0 for NaN and infinities, which are refused otherwise.")
+@click.option(
+    "--evaluate",
+    type=options.PATH,
+    metavar="LABELS",
+    help="Compare with the label maps in this folder; write summary.json.",
+)
 @options.overwrite()
 @options.json_file("Write what was done, with times by step.")
 def command(artifact: Path, source: Path, target: Path, json_path: Path | None, **how: Any) -> None:
@@ -37,12 +48,13 @@ def command(artifact: Path, source: Path, target: Path, json_path: Path | None, 
     segonnx predict artifacts/liver ct.nii.gz liver.nii.gz
     segonnx predict artifacts/liver imagesTs/ labels/ --tta
     segonnx predict artifacts/fine ct.nii.gz labels.nii.gz --previous artifacts/coarse
+    segonnx predict artifacts/liver imagesTs/ labels/ --evaluate labelsTs/
     """
     from segonnx.predict import files
     from segonnx.predict.predictor import Artifact
 
-    previous, threads = how.pop("previous"), how.pop("threads")
-    settings = files.FileOptions(**how)
+    previous, threads, postprocess = how.pop("previous"), how.pop("threads"), how.pop("postprocess")
+    settings = files.FileOptions(postprocess=postprocess is not False, **how)
     options.require_writable(json_path)
     done: list[Predicted] = []
     with options.display() as display:
@@ -50,13 +62,44 @@ def command(artifact: Path, source: Path, target: Path, json_path: Path | None, 
         loaded = Artifact(artifact, threads=threads)
         if settings.mirror and not loaded.config.mirror_axes:
             display.echo(f"{artifact}: its network was trained without mirroring; --tta changes nothing", err=True)
+        if postprocess and not loaded.config.postprocessing:
+            display.echo(f"{artifact} carries no postprocessing; --postprocess changes nothing", err=True)
         first = None if previous is None else Artifact(previous, threads=threads)
         for case in files.predict(loaded, source, target, settings, previous=first, progress=display):
             done.append(case)
             display.echo(_line(case))
-    options.write_json(json_path, [asdict(case) | {"path": str(case.path)} for case in done])
+        if settings.evaluate is not None and done:
+            display.echo(_evaluated(done))
+    options.write_json(json_path, [_as_json(case) for case in done])
+
+
+def _as_json(case: Predicted) -> dict[str, Any]:
+    import math
+
+    content = asdict(case) | {"path": str(case.path)}
+    if case.metrics is None:
+        del content["metrics"]
+    else:  # a label that is nowhere has no Dice
+        content["metrics"] = {
+            key: {name: None if math.isnan(value) else value for name, value in metrics.items()}
+            for key, metrics in case.metrics.items()
+        }
+    return content
 
 
 def _line(case: Predicted) -> str:
     times = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in case.seconds.items())
-    return f"{case.case}: {'x'.join(map(str, case.shape))} -> {case.path} ({times})"
+    dice = ""
+    if case.metrics is not None:
+        dice = "; Dice " + ", ".join(f"{key} {metrics['Dice']:.4f}" for key, metrics in case.metrics.items())
+    return f"{case.case}: {'x'.join(map(str, case.shape))} -> {case.path} ({times}){dice}"
+
+
+def _evaluated(done: list[Predicted]) -> str:
+    import json
+
+    from segonnx.predict.evaluation import SUMMARY
+
+    path = done[0].path.with_name(SUMMARY)
+    dice = json.loads(path.read_text("utf-8"))["foreground_mean"]["Dice"]
+    return f"mean Dice {dice:.4f} of {len(done)} case{'s' if len(done) > 1 else ''} -> {path}"

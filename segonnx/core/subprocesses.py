@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Generic, Literal, Protocol, TypeVar, TypeVarTuple
@@ -191,7 +191,7 @@ class Worker:
         self.close(PATIENCE_S if error is None else 0.0)
 
 
-def start_preloading(modules: Sequence[str]) -> BaseContext:
+def start_preloading(modules: Sequence[str]) -> SpawnContext | ForkServerContext:
     """Start the process that imports modules once for all workers, where there is none and the system can.
 
     Returns:

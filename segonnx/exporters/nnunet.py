@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from segonnx.core import subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import CheckpointError, InputError
+from segonnx.exporters import postprocessing
 from segonnx.sources.catalog import ModelSpec, Reference
 from segonnx.sources.nnunet import archive, plans
 from segonnx.sources.nnunet.folder import Which, find_checkpoints, locate
@@ -47,12 +48,13 @@ class Selection:
     """Which networks of a trained folder to take.
 
     Attributes:
-        fold: a number, ``all`` (nnU-Net's fold_all), ``ensemble`` (the mean of the numbered folds), or None for each
-            fold that is there.
+        fold: a number, ``all`` (nnU-Net's fold_all), ``ensemble`` (the mean of the numbered folds), numbers with
+            commas between them (the mean of these), or None for each fold that is there.
         which: which of the checkpoints.
         configuration: the configuration that they must be of; None takes any.
         trust: read checkpoints that need code to run.
         plans_from: whose plans count, where they differ.
+        postprocessing: a file of nnU-Net's, ``none``, or None for what the folder holds.
     """
 
     fold: str | None = None
@@ -60,6 +62,12 @@ class Selection:
     configuration: str | None = None
     trust: bool = False
     plans_from: PlansFrom = "folder"
+    postprocessing: str | None = None
+
+    @property
+    def mean(self) -> bool:
+        """Whether the mean of several folds is one network."""
+        return self.fold == "ensemble" or (self.fold is not None and "," in self.fold)
 
 
 @dataclass(frozen=True)
@@ -112,14 +120,33 @@ def trained(
         InputError: something is missing or doesn't go together; the message says what, and where it looked.
     """
     selection = selection or Selection()
-    if selection.fold is not None and not re.fullmatch(r"\d{1,3}|all|ensemble", selection.fold):
-        raise InputError(f"--fold takes a number, all or ensemble; found {selection.fold!r}")
+    if selection.fold is not None and not re.fullmatch(r"\d{1,3}(,\d{1,3})*|all|ensemble", selection.fold):
+        raise InputError(
+            f"--fold takes a number, all or ensemble, or several numbers as 0,1,2; found {selection.fold!r}"
+        )
     try:
         model = locate(folder, selection.configuration)
         checkpoints = find_checkpoints(model, selection.fold, selection.which)
     except OSError as error:
         raise InputError(f"{error.filename or folder} can't be read: {error.strerror}") from error
-    return subprocesses.call(read, model, checkpoints, selection, progress=progress).value
+    groups = [list(checkpoints)] if selection.mean else [[name] for name in checkpoints]
+    steps = [_postprocessing(model, folds, selection) for folds in groups]
+    found = subprocesses.call(read, model, checkpoints, selection, progress=progress).value
+    return [_with_postprocessing(network, own) for network, own in zip(found, steps, strict=True)]
+
+
+def _postprocessing(model: Path, folds: list[str], selection: Selection) -> postprocessing.Steps | None:
+    """The postprocessing that goes with these folds, if any."""
+    path = postprocessing.find(model, folds) if selection.postprocessing is None else Path(selection.postprocessing)
+    return None if path is None or selection.postprocessing == "none" else postprocessing.read(path)
+
+
+def _with_postprocessing(network: Trained, steps: postprocessing.Steps | None) -> Trained:
+    if steps is None:
+        return network
+    described = dict(network.spec.described)
+    described["inference"] = {**described["inference"], "postprocessing": steps}
+    return replace(network, spec=replace(network.spec, described=described))
 
 
 def read(model: Path, checkpoints: Mapping[str, Path], selection: Selection, progress: Progress) -> list[Trained]:
@@ -145,7 +172,7 @@ def read(model: Path, checkpoints: Mapping[str, Path], selection: Selection, pro
             raise InputError(f"{path} was trained as {meta.configuration}, not {selection.configuration}")
         plan, edited, notes = _plan(meta, planned, data, model, selection.plans_from)
         require_belongs(meta, plan, model)
-        if selection.fold == "ensemble" and folds and meta.shared != folds[0].meta.shared:
+        if selection.mean and folds and meta.shared != folds[0].meta.shared:
             raise InputError(
                 f"{path} and {folds[0].meta.path} don't go together: they differ in configuration, trainer or mirroring"
             )
@@ -153,7 +180,7 @@ def read(model: Path, checkpoints: Mapping[str, Path], selection: Selection, pro
             raise InputError(f"{path} and {folds[0].meta.path} don't go together: they differ in their plans")
         spec = model_spec(plan, meta, [name], selection.which)
         folds.append(_Fold(name, meta, plan, _parameters(spec, tensors, meta), edited, notes))
-    if selection.fold == "ensemble":
+    if len(folds) > 1 and selection.mean:
         counts = {f"folds.{i}.{name}": size for i, fold in enumerate(folds) for name, size in fold.counts.items()}
         names, changed = [fold.name for fold in folds], dict.fromkeys(what for fold in folds for what in fold.edited)
         spec = model_spec(folds[0].plan, folds[0].meta, names, selection.which, list(changed))

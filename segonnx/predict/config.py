@@ -123,6 +123,7 @@ class InferenceConfig:
         label_values: The value that each output writes into the label map.
         file_ending: The file ending of the images that the network was trained on.
         reader: nnU-Net's class that reads images and writes label maps, a member of ``READERS``.
+        postprocessing: For each step of the postprocessing, the labels whose largest component is kept.
     """
 
     channels: tuple[ChannelNormalization, ...]
@@ -142,6 +143,7 @@ class InferenceConfig:
     label_values: tuple[int, ...]
     file_ending: str
     reader: str
+    postprocessing: tuple[tuple[int, ...], ...] = ()
 
     @property
     def natural(self) -> bool:
@@ -226,7 +228,13 @@ def _of_nnunet(content: Mapping[str, Any], window: tuple[int, ...], where: Path 
         label_values=tuple(label["value"] for label in content["labels"]),
         file_ending=given["file_ending"],
         reader=given["image_reader_writer"],
+        postprocessing=postprocessing(inference),
     )
+
+
+def postprocessing(inference: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
+    """The steps of the postprocessing that a manifest's entry ``inference`` holds; see ``InferenceConfig``."""
+    return tuple(tuple(step["keep_largest_component"]) for step in inference.get("postprocessing", ()))
 
 
 def _of_pictures(content: Manifest) -> InferenceConfig:

@@ -8,17 +8,18 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from segonnx.core import subprocesses
+from segonnx.core import files, subprocesses
 from segonnx.core.files import require_space
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, ResourceError
-from segonnx.predict import images
+from segonnx.predict import evaluation, images, nnunet_files
 from segonnx.predict.config import InferenceConfig
+from segonnx.predict.evaluation import SUMMARY, Evaluated, Metrics
 from segonnx.predict.predictor import Artifact
 from segonnx.predict.preprocessing import Times
 from segonnx.predict.resampling import AnyArray
@@ -32,9 +33,13 @@ class FileOptions:
         mirror: Take the mean over mirrored windows; see ``Artifact.predict``.
         step: The step from window to window, as a fraction of a window; see ``Artifact.predict``.
         probabilities: Write the probabilities too, as ``CASE.npz`` beside the label map. Its array ``probabilities``
-            is float32 (outputs, z, y, x).
+            is float32 (outputs, z, y, x). For nnU-Net's commands there is ``CASE.pkl`` with it, and for a folder
+            dataset.json and plans.json.
         overwrite: Replace files that exist.
         nan_as_zero: Take 0 for NaN and infinities, which are refused otherwise.
+        postprocess: Apply the postprocessing that the artifact carries; see ``Artifact.predict``.
+        evaluate: A folder of label maps that are right, or for one image the file of its label map. What was
+            predicted is compared with them, and ``summary.json`` beside it tells how well it agrees.
     """
 
     mirror: bool = False
@@ -42,6 +47,8 @@ class FileOptions:
     probabilities: bool = False
     overwrite: bool = False
     nan_as_zero: bool = False
+    postprocess: bool = True
+    evaluate: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -53,12 +60,14 @@ class Predicted:
         path: The file of the label map.
         shape: The shape of the image, (z, y, x).
         seconds: The seconds that each step took.
+        metrics: How well the label map agrees with the reference, if there is one; see ``evaluation.compare``.
     """
 
     case: str
     path: Path
     shape: tuple[int, ...]
     seconds: dict[str, float]
+    metrics: dict[str, Metrics] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,16 +78,23 @@ class _Job:
         case: The case's name.
         channels: The file of each channel.
         path: The file of the label map to make.
+        reference: The file of the label map that is right, if it is to be compared.
     """
 
     case: str
     channels: list[Path]
     path: Path
+    reference: Path | None = None
 
     @property
     def probabilities(self) -> Path:
         """The file of the probabilities to make."""
         return self.path.with_name(f"{images.stem(self.path.name)}.npz")
+
+    @property
+    def properties(self) -> Path:
+        """The file of the image's geometry to make, for nnU-Net's commands."""
+        return self.probabilities.with_suffix(".pkl")
 
 
 def predict(
@@ -115,14 +131,31 @@ def predict(
             if config.previous_labels
             else "the artifact is no second stage of a cascade: it takes no --previous"
         )
-    for job in _jobs(config, source, target, options):
-        yield _predict_case(artifact, job, options, previous, progress)
+    jobs = _jobs(config, source, target, options)
+    described = nnunet_files.descriptions(artifact.described) if options.probabilities and source.is_dir() else {}
+    for name, content in described.items():
+        _require_same(target / name, content, options)
+    compared = evaluation.Evaluation()
+    for job in jobs:
+        done = _predict_case(artifact, job, options, previous, progress)
+        for name, content in described.items():
+            files.write(target / name, content)
+        if done.metrics is not None:
+            assert job.reference is not None
+            compared.add(job.reference, job.path, done.metrics)
+        yield done
+    if compared.cases:
+        files.write(jobs[0].path.with_name(SUMMARY), compared.text())
+
+
+def _require_same(path: Path, content: bytes, options: FileOptions) -> None:
+    """Refuse to replace a file of another network."""
+    if path.exists() and not options.overwrite and path.read_bytes() != content:
+        raise InputError(f"{path} exists, of another network: --overwrite replaces it")
 
 
 def _jobs(config: InferenceConfig, source: Path, target: Path, options: FileOptions) -> list[_Job]:
     """List the cases to predict, once nothing stands in the way of writing their files."""
-    if options.probabilities and config.reorients:
-        raise InputError("the network sees images in another order of axes; --probabilities can't follow it yet")
     cases = images.cases(source, len(config.channels), config.file_ending, natural=config.natural)
     if source.is_dir():
         if target.exists() and not target.is_dir():
@@ -134,10 +167,30 @@ def _jobs(config: InferenceConfig, source: Path, target: Path, options: FileOpti
         jobs = [_Job(case, files, target) for case, files in cases.items()]
     for job in jobs:
         made = images.outputs(job.path, config.reader, config.file_ending, highest=max(config.label_values))
-        for path in [*made, job.probabilities] if options.probabilities else made:
+        made = [*made, *([job.probabilities, job.properties] if options.probabilities else [])]
+        made += [job.path.with_name(SUMMARY)] if options.evaluate is not None else []
+        for path in made:
             if path.exists() and not options.overwrite:
                 raise InputError(f"{path} exists: --overwrite replaces it")
-    return jobs
+    if options.evaluate is None:
+        return jobs
+    return [replace(job, reference=_reference(job, options.evaluate, source)) for job in jobs]
+
+
+def _reference(job: _Job, where: Path, source: Path) -> Path:
+    """The file of a case's label map that is right: of the predicted one's name, or else of the case's."""
+    found: Path | None = where
+    if source.is_dir() or not where.is_file():
+        if not where.is_dir():
+            raise InputError(f"{where} is not a folder of label maps")
+        cases = (images.stem(job.path.name), job.case)
+        names = [job.path.name, *(f"{case}{ending}" for case in cases for ending in images.ENDINGS)]
+        found = next((where / name for name in names if (where / name).is_file()), None)
+    if found is None:
+        raise InputError(f"{where} holds no label map {job.path.name}, which {job.case} is to be compared with")
+    if job.path.exists() and found.samefile(job.path):
+        raise InputError(f"{found} is to be compared with, and would be overwritten")
+    return found
 
 
 def _predict_case(
@@ -152,6 +205,7 @@ def _predict_case(
     progress(f"{job.case}: reading")
     with times.of("read"):
         image = images.read(job.channels, artifact.config.reader, nan_as_zero=options.nan_as_zero)
+        reference = None if job.reference is None else _read_reference(job.reference, image, artifact.config)
     first_labels = None
     if previous is not None:
         first_labels = previous.predict(
@@ -159,14 +213,16 @@ def _predict_case(
             image.spacing,
             mirror=options.mirror,
             step=options.step,
+            postprocess=False,  # the second stage was trained on what the first one gives
             progress=window_progress,
             times=times,
         )
     with contextlib.ExitStack() as stack:
         probabilities = None
-        if options.probabilities:
+        if options.probabilities or artifact.several:
             shape = (len(artifact.config.label_values), *image.array.shape[1:])
-            probabilities = stack.enter_context(_probabilities_on_disk(job.probabilities, shape))
+            on_disk = _probabilities_on_disk(job.probabilities, shape, keep=options.probabilities)
+            probabilities = stack.enter_context(on_disk)
         labels = artifact.predict(
             image.array,
             image.spacing,
@@ -174,26 +230,44 @@ def _predict_case(
             probabilities=probabilities,
             mirror=options.mirror,
             step=options.step,
+            postprocess=options.postprocess,
             progress=window_progress,
             times=times,
         )
         progress(f"{job.case}: writing")
     with times.of("write"):
+        if options.probabilities:
+            files.write(job.properties, nnunet_files.properties(image))
         images.write(labels, image, job.path)
-    return Predicted(job.case, job.path, labels.shape, dict(times.seconds))
+    metrics = None
+    if reference is not None:
+        with times.of("evaluate"):
+            metrics = evaluation.compare(reference, labels, Evaluated.of(artifact.described))
+    return Predicted(job.case, job.path, labels.shape, dict(times.seconds), metrics)
+
+
+def _read_reference(path: Path, image: images.Image, config: InferenceConfig) -> AnyArray:
+    """Read a label map that a predicted one is compared with."""
+    found = images.read([path], config.reader).array
+    if found.shape != (1, *image.array.shape[1:]):
+        raise InputError(f"{path} has the shape {found.shape[1:]}, its image {image.array.shape[1:]}")
+    reference: AnyArray = found[0]
+    return reference
 
 
 @contextmanager
-def _probabilities_on_disk(path: Path, shape: tuple[int, ...]) -> Iterator[AnyArray]:
-    """A float32 array on disk, which becomes the compressed file ``path`` once the block has filled it."""
+def _probabilities_on_disk(path: Path, shape: tuple[int, ...], *, keep: bool) -> Iterator[AnyArray]:
+    """A float32 array on disk beside ``path``. If it's to be kept, it becomes that compressed file after the block."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        needed = 2 * 4 * math.prod(shape)
+        needed = (2 if keep else 1) * 4 * math.prod(shape)
         require_space(needed, path.parent, f"the array of probabilities {path.name}", "free some space")
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             raw, packed = Path(folder) / "probabilities.npy", Path(folder) / "probabilities.npz"
             array = np.lib.format.open_memmap(raw, mode="w+", dtype=np.float32, shape=shape)
             yield array
+            if not keep:
+                return
             array.flush()
             with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
                 archive.write(raw, raw.name)

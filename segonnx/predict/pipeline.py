@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from segonnx.predict import preprocessing, resampling, sliding_window
 from segonnx.predict.config import InferenceConfig
 from segonnx.predict.interpolation import LinearInterpolation
 from segonnx.predict.preprocessing import PreparedImage, Times
-from segonnx.predict.resampling import AnyArray
+from segonnx.predict.resampling import AnyArray, Box
 from segonnx.predict.sliding_window import Forward, WindowProgress
 
 
@@ -25,12 +26,14 @@ class PredictOptions:
         step: The step from window to window, as a fraction of a window. None takes the config's.
         progress: The progress callback.
         times: The seconds of each step are added to it.
+        add: Add the probabilities to those that their array holds.
     """
 
     mirror: bool = False
     step: float | None = None
     progress: WindowProgress = lambda *_: None
     times: Times = field(default_factory=Times)
+    add: bool = False
 
 
 def predict(
@@ -55,7 +58,8 @@ def predict(
         forward: The network's forward pass.
         options: How the image is predicted.
         previous: The label map of a cascade's first stage, integers (z, y, x).
-        probabilities: If given, the array is filled with the probability of each output, float32 (outputs, z, y, x).
+        probabilities: If given, the array is filled with the probability of each output, float32 (outputs, z, y, x);
+            or they are added to what it holds, if the options say so.
 
     Returns:
         The label map (z, y, x), uint8, or uint16 if a label is above 255.
@@ -79,16 +83,53 @@ def predict(
         options.progress,
     )
     logits = _resampled_back(_timed(slices, times), interpolations, times)
-    labels = np.zeros(prepared.full_shape, np.uint8 if max(config.label_values) <= 255 else np.uint16)
+    labels = np.zeros(prepared.full_shape, _label_type(config))
     cropped_probabilities = None
     if probabilities is not None:
-        probabilities[:] = 0
-        if not config.regions:
-            probabilities[0] = 1  # voxels outside the crop are background
         transposed = probabilities.transpose(0, *(axis + 1 for axis in config.transpose_forward))
+        for outside in _around(prepared.box, prepared.full_shape):
+            if not options.add:
+                transposed[(slice(None), *outside)] = 0
+            if not config.regions:
+                transposed[0][outside] += 1  # voxels outside the crop are background
         cropped_probabilities = transposed[(slice(None), *prepared.box)]
-    _decide(logits, config, labels[prepared.box], cropped_probabilities, times)
+    _decide(logits, config, labels[prepared.box], cropped_probabilities, options)
     return labels.transpose(config.transpose_backward)
+
+
+def _around(box: Box, shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
+    """The boxes that, with ``box``, make up an array of this shape. No two of them overlap."""
+    for axis, inside in enumerate(box):
+        for edge in (slice(0, inside.start), slice(inside.stop, shape[axis])):
+            yield (*box[:axis], edge, *(slice(0, size) for size in shape[axis + 1 :]))
+
+
+def decide(probabilities: AnyArray, members: int, config: InferenceConfig) -> AnyArray:
+    """Decide on the labels by the mean of several networks' probabilities.
+
+    Args:
+        probabilities: The sum over the networks, float32 (outputs, z, y, x). It becomes the mean.
+        members: The number of networks.
+        config: The inference config of one of them.
+
+    Returns:
+        The label map (z, y, x), of the same type as that of ``predict``.
+    """
+    labels = np.zeros(probabilities.shape[1:], _label_type(config))
+    values = np.asarray(config.label_values)
+    for z in range(len(labels)):
+        mean = probabilities[:, z] / np.float32(members)
+        probabilities[:, z] = mean
+        if config.regions:
+            for value, region in zip(values, mean, strict=True):
+                labels[z][region > 0.5] = value
+        else:
+            labels[z] = values[mean.argmax(axis=0)]
+    return labels
+
+
+def _label_type(config: InferenceConfig) -> type[np.unsignedinteger[Any]]:
+    return np.uint8 if max(config.label_values) <= 255 else np.uint16
 
 
 def _interpolations(prepared: PreparedImage, config: InferenceConfig) -> list[LinearInterpolation]:
@@ -142,19 +183,20 @@ def _decide(
     config: InferenceConfig,
     labels: AnyArray,
     probabilities: AnyArray | None,
-    times: Times,
+    options: PredictOptions,
 ) -> None:
     """Fill the label map (z, y, x), and the probabilities (outputs, z, y, x) if given, from slices of logits."""
     from scipy.special import expit, softmax
 
     values = np.asarray(config.label_values)
     for z, logits in enumerate(slices):
-        with times.of("decide"):
+        with options.times.of("decide"):
             if config.regions:
                 for value, region in zip(values, logits, strict=True):
                     labels[z][region > 0] = value
             else:
                 labels[z] = values[logits.argmax(axis=0)]
         if probabilities is not None:
-            with times.of("probabilities"):
-                probabilities[:, z] = expit(logits) if config.regions else softmax(logits, axis=0)
+            with options.times.of("probabilities"):
+                found = expit(logits) if config.regions else softmax(logits, axis=0)
+                probabilities[:, z] = probabilities[:, z] + found if options.add else found

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from segonnx.artifacts import manifest
 from segonnx.artifacts.layout import MODEL
+from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import verify
 from segonnx.core import hardware
+from segonnx.core.files import require_space
 from segonnx.core.ort_session import SessionSettings, open_session
-from segonnx.errors import InputError, VerifyError, first_line
-from segonnx.predict import config, pipeline
+from segonnx.errors import InputError, ResourceError, VerifyError, first_line
+from segonnx.predict import config, pipeline, postprocessing
+from segonnx.predict.config import InferenceConfig
 from segonnx.predict.pipeline import PredictOptions
 from segonnx.predict.preprocessing import Times
 from segonnx.predict.resampling import AnyArray
@@ -24,18 +32,73 @@ if TYPE_CHECKING:
     import os
 
 
+class _Network:
+    """A network that is loaded: an artifact's, or that of an ensemble's member.
+
+    Args:
+        folder: The folder of the artifact or of the member. It was verified.
+        described: The content of its manifest.
+        threads: The number of ONNX Runtime's threads.
+        slots: A network takes one of them for each window.
+
+    Attributes:
+        config: The inference config of the manifest.
+
+    Raises:
+        VerifyError: The network doesn't load.
+        InputError: The manifest doesn't say how to predict.
+    """
+
+    def __init__(self, folder: Path, described: Manifest, threads: int, slots: threading.Semaphore) -> None:
+        self.config = config.read(described, folder)
+        try:
+            self._session = open_session(folder / MODEL, SessionSettings(threads=threads))
+        except Exception as error:
+            raise VerifyError(f"{folder} doesn't load: {first_line(error)}") from error
+        self._input, self._output = described["inputs"][0]["name"], described["outputs"][0]["name"]
+        self._slots = slots
+
+    def forward(self, x: AnyArray) -> AnyArray:
+        """The logits of a window, which waits for a free slot."""
+        with self._slots:
+            logits: AnyArray = self._session.run([self._output], {self._input: x})[0]
+        return logits
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A network of an artifact, and its part in a prediction. An artifact that is no ensemble has one.
+
+    Attributes:
+        folder: The member's folder in the artifact.
+        network: The network.
+        averaged: The probabilities count in the mean.
+        previous: The folder of the first stage whose label map it takes. None if it is no second stage of a cascade,
+            or the caller gives the label map.
+    """
+
+    folder: str
+    network: _Network
+    averaged: bool
+    previous: str | None
+
+
 class Artifact:
     """A verified artifact whose network is loaded. Make it once, and use it from any number of threads.
 
     Args:
         path: The artifact's folder.
         threads: The number of ONNX Runtime's threads. None takes all cores.
-        concurrent: The number of windows that may be in the network at the same time, over all calls of ``predict``.
+        concurrent: The number of windows that may be in a network at the same time, over all calls of ``predict``.
             Each takes memory of its own.
 
     Attributes:
         manifest: The content of the artifact's manifest.
-        config: The artifact's inference config.
+        described: The manifest that says how images are read and what the labels are: the artifact's own, or that of
+            an ensemble's first member, which the others agree with.
+        config: The inference config. That of an ensemble is its first member's in all that the members share; the
+            mirror axes are those of all.
+        several: Whether the probabilities of several networks are averaged.
 
     Raises:
         VerifyError: The artifact isn't intact, or doesn't load.
@@ -48,16 +111,25 @@ class Artifact:
             raise InputError(f"{folder} is not a folder")
         if concurrent < 1:
             raise InputError(f"concurrent= takes a number above 0; found {concurrent}")
-        self.manifest = verify(folder, replay=False).manifest
-        self.config = config.read(self.manifest, folder)
-        try:
-            self._session = open_session(folder / MODEL, SessionSettings(threads=threads or hardware.usable_cores()))
-        except Exception as error:
-            raise VerifyError(f"{folder} doesn't load: {first_line(error)}") from error
-        self._input, self._output = self.manifest["inputs"][0]["name"], self.manifest["outputs"][0]["name"]
-        self._slots = threading.Semaphore(concurrent)
+        self.manifest = self.described = verify(folder, replay=False).manifest
+        slots, cores = threading.Semaphore(concurrent), threads or hardware.usable_cores()
+        if not manifest.is_ensemble(self.manifest):
+            network = _Network(folder, self.manifest, cores, slots)
+            self._members = [_Member("", network, averaged=True, previous=None)]
+            self.config = network.config
+        else:
+            members = self.manifest["members"]
+            contents = {member["folder"]: manifest.read(folder / member["folder"]) for member in members}
+            self._members = [
+                _Member(name, _Network(folder / name, contents[name], cores, slots), one["averaged"], one["previous"])
+                for one in members
+                for name in [one["folder"]]
+            ]
+            self.described = contents[members[0]["folder"]]
+            self.config = _shared(self._members, config.postprocessing(self.manifest["inference"]))
+        self.several = sum(member.averaged for member in self._members) > 1
 
-    def predict(
+    def predict(  # noqa: PLR0913 (keyword-only arguments of the public face)
         self,
         image: AnyArray,
         spacing: Sequence[float],
@@ -66,6 +138,7 @@ class Artifact:
         probabilities: AnyArray | None = None,
         mirror: bool = False,
         step: float | None = None,
+        postprocess: bool = True,
         progress: WindowProgress = lambda *_: None,
         times: Times | None = None,
     ) -> AnyArray:
@@ -77,11 +150,13 @@ class Artifact:
             spacing: The image's spacing (z, y, x) in mm.
             previous: The label map of a cascade's first stage, integers (z, y, x). Only second stages take it.
             probabilities: An array (outputs, z, y, x) of float32, or a memory map. It is filled with the probability
-                of each output: the softmax of labels, the sigmoid of regions.
+                of each output: the softmax of labels, the sigmoid of regions; their mean over the members of an
+                ensemble, which otherwise takes a temporary file of that size.
             mirror: Take the mean over mirrored windows, along the axes that the artifact allows (test-time
                 augmentation). It is slower, and a little better.
             step: The step from window to window, as a fraction of a window, above 0 and at most 1. None takes the
                 artifact's, which is 0.5 in nnU-Net.
+            postprocess: Apply the postprocessing that the artifact carries, if any. It changes no probabilities.
             progress: A progress callback. It gets the number of windows that are done, and the number of all windows.
             times: The seconds of each step are added to it.
 
@@ -90,21 +165,76 @@ class Artifact:
 
         Raises:
             InputError: The image doesn't fit the network.
+            ResourceError: The disk has no room for the probabilities of an ensemble.
         """
         image = np.asarray(image)
         if step is not None and not 0 < step <= 1:
             raise InputError(f"the step between windows must be above 0 and at most 1; found {step}")
-        return pipeline.predict(
-            image[None] if image.ndim == 3 else image,
-            spacing,
-            self.config,
-            self._forward,
-            PredictOptions(mirror, step, progress, times or Times()),
-            previous=previous,
-            probabilities=probabilities,
-        )
+        if previous is not None and manifest.is_ensemble(self.manifest):
+            raise InputError("an ensemble takes no label map of a first stage: it holds that stage itself")
+        image = image[None] if image.ndim == 3 else image
+        options = PredictOptions(mirror, step, progress, times or Times())
+        with contextlib.ExitStack() as stack:
+            if self.several and probabilities is None:
+                probabilities = stack.enter_context(_scratch((len(self.config.label_values), *image.shape[1:])))
+            labels = self._members_labels(image, spacing, options, previous, probabilities)
+            if self.several:
+                assert probabilities is not None
+                with options.times.of("decide"):
+                    averaged = sum(member.averaged for member in self._members)
+                    labels = pipeline.decide(probabilities, averaged, self.config)
+        if postprocess and self.config.postprocessing:
+            with options.times.of("postprocess"):
+                labels = postprocessing.apply(labels, self.config.postprocessing)
+        return labels
 
-    def _forward(self, x: AnyArray) -> AnyArray:
-        with self._slots:
-            logits: AnyArray = self._session.run([self._output], {self._input: x})[0]
-        return logits
+    def _members_labels(
+        self,
+        image: AnyArray,
+        spacing: Sequence[float],
+        options: PredictOptions,
+        previous: AnyArray | None,
+        probabilities: AnyArray | None,
+    ) -> AnyArray:
+        """Predict with each member, and add up the probabilities of those that are averaged.
+
+        Returns:
+            The label map of the last one that is averaged: the artifact's, if there is no other.
+        """
+        needed = {member.previous for member in self._members}
+        first_stages: dict[str | None, AnyArray] = {}
+        result, add = None, False
+        for member in self._members:
+            labels = pipeline.predict(
+                image,
+                spacing,
+                member.network.config,
+                member.network.forward,
+                replace(options, add=add),
+                previous=previous if member.previous is None else first_stages[member.previous],
+                probabilities=probabilities if member.averaged else None,
+            )
+            if member.folder in needed:
+                first_stages[member.folder] = labels
+            if member.averaged:
+                result, add = labels, True
+        assert result is not None  # an artifact without one isn't intact
+        return result
+
+
+def _shared(members: Sequence[_Member], steps: tuple[tuple[int, ...], ...]) -> InferenceConfig:
+    """The config of an ensemble as a whole, with the steps of its own postprocessing."""
+    axes = sorted({axis for member in members for axis in member.network.config.mirror_axes})
+    return replace(members[0].network.config, previous_labels=(), mirror_axes=tuple(axes), postprocessing=steps)
+
+
+@contextlib.contextmanager
+def _scratch(shape: tuple[int, ...]) -> Iterator[AnyArray]:
+    """A float32 array in a temporary file, for as long as the block runs."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="segonnx-", ignore_cleanup_errors=True) as folder:
+            what = "the mean of an ensemble's probabilities"
+            require_space(4 * math.prod(shape), Path(folder), what, "set TMPDIR to a larger disk's folder")
+            yield np.lib.format.open_memmap(Path(folder) / "mean.npy", mode="w+", dtype=np.float32, shape=shape)
+    except OSError as error:
+        raise ResourceError(f"can't keep an ensemble's probabilities: {error.strerror or error}") from error

@@ -140,7 +140,8 @@ def test_probabilities_are_those_of_the_labels(hand: Path, loaded: Artifact, tmp
     assert found.shape == (3, *SHAPE) and found.dtype == np.float32
     np.testing.assert_allclose(found.sum(axis=0), 1, atol=1e-5)
     assert np.mean(found.argmax(axis=0) == labels) > 0.9999
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ct.nii.gz", "labels.nii.gz", "labels.npz"]
+    made = ["ct.nii.gz", "labels.nii.gz", "labels.npz", "labels.pkl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == made
     again = run("predict", hand, tmp_path / "ct.nii.gz", tmp_path / "labels.nii.gz", "--probabilities")
     assert again.returncode == 2 and "--overwrite" in again.stderr
     # What is cropped away is background.

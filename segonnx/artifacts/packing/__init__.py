@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
+from segonnx.artifacts import manifest
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.packing import bundle, oci, triton, zipped
 from segonnx.artifacts.verify import verify
@@ -18,6 +19,8 @@ from segonnx.errors import InputError, ResourceError
 
 FORMATS: dict[str, ModuleType] = {"zip": zipped, "triton": triton, "oci": oci, "bundle": bundle}
 """The module that writes each format."""
+UNPACKED = ("zip", "oci")
+"""The formats that hold the artifact as it is. The others hold one network."""
 
 
 def pack(
@@ -37,11 +40,13 @@ def pack(
 
     Raises:
         VerifyError: The artifact isn't intact.
-        InputError: Something is at ``out`` already.
+        InputError: Something is at ``out`` already, or the format has no place for an ensemble.
         ResourceError: ``out`` can't be written.
     """
     _require_free(out, overwrite=overwrite)
     content = verify(artifact, replay=False, progress=progress).manifest
+    if packing not in UNPACKED:
+        manifest.require_one_network(content, artifact, f"--format {packing}")
     with files.staging(out) as work:
         _require_space(content, work)
         made = work / "packed"

@@ -52,6 +52,13 @@ def locate(folder: Path, configuration: str | None = None) -> Path:
     )
 
 
+def trained_in(folder: Path) -> list[Path]:
+    """The folders of one trainer and configuration in that of a data set; none where it is such a one itself."""
+    if _is_model(folder):
+        return []
+    return sorted(child for child in folder.iterdir() if child.is_dir() and _is_model(child))
+
+
 def _is_model(folder: Path) -> bool:
     return (folder / PLANS).is_file() or any(folder.glob("fold_*/"))
 
@@ -81,6 +88,12 @@ def find_checkpoints(model: Path, fold: str | None, which: Which) -> dict[str, P
             have = ", ".join(f"fold_{name}" for name in numbered) or "none"
             raise InputError(f"--fold ensemble needs {file} in at least two numbered folds of {model}; found {have}")
         return numbered
+    if fold is not None and "," in fold:
+        chosen = [str(int(one)) for one in fold.split(",")]
+        if missing := [name for name in chosen if name not in found]:
+            have = ", ".join(f"fold_{name}" for name in found) or "none"
+            raise InputError(f"--fold {fold}: fold_{missing[0]} of {model} lacks {file}; found it in {have}")
+        return {name: found[name] for name in chosen}
     if fold is not None:
         name = str(int(fold)) if fold.isdecimal() else fold
         if name in found:

@@ -224,7 +224,12 @@ def _label_names(plan: Plan, task: totalsegmentator.Task | None) -> list[dict[st
     if task is not None and not plan.regions and len(names) == len(task.classes) + 1:
         names = [names[0], *task.classes]
     return [
-        {"name": name, "value": output.value, "labels": list(output.labels)}
+        {
+            "name": name,
+            "value": output.value,
+            "labels": list(output.labels),
+            **({"listed": True} if output.listed else {}),
+        }
         for name, output in zip(names, plan.outputs, strict=True)
     ]
 

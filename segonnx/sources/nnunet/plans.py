@@ -248,11 +248,13 @@ class OutputChannel:
         name: the name of the label or region.
         value: what a voxel of it gets in the label map.
         labels: the labels that it is made of: itself, or those of a region.
+        listed: a region of one label, which dataset.json has as a list.
     """
 
     name: str
     value: int
     labels: tuple[int, ...]
+    listed: bool = False
 
 
 @dataclass(frozen=True)
@@ -584,8 +586,10 @@ def _outputs(dataset: Mapping[str, Any], where: Path) -> tuple[tuple[OutputChann
         order = _order(dataset.get("regions_class_order"), len(regions), at)
         if max(order) > 255 and len({value for values in labels.values() for value in values} - {0}) < 255:
             raise InputError(f"{at}/regions_class_order: {max(order)} is more than nnU-Net's label maps of 8 bits hold")
+        single = {name for name, values in dataset["labels"].items() if isinstance(values, list) and len(values) == 1}
         return tuple(
-            OutputChannel(name, value, regions[name]) for name, value in zip(regions, order, strict=True)
+            OutputChannel(name, value, regions[name], listed=name in single)
+            for name, value in zip(regions, order, strict=True)
         ), True
     by_value: dict[int, str] = {}
     for name, values in labels.items():
