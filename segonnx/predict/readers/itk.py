@@ -145,11 +145,8 @@ def _bytes_of_voxels(path: Path) -> int:
     """The size of an image's voxels as they are in memory."""
     header = _header(path)
     pixel = _itk().Image([1] * header.GetDimension(), header.GetPixelID(), header.GetNumberOfComponents())
-    return (
-        math.prod(map(int, header.GetSize()))
-        * int(pixel.GetSizeOfPixelComponent())
-        * int(header.GetNumberOfComponents())
-    )
+    components = int(pixel.GetSizeOfPixelComponent()) * int(header.GetNumberOfComponents())
+    return math.prod(map(int, header.GetSize())) * components
 
 
 def _begin_of_mrc(path: Path) -> int:
