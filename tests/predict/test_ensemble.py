@@ -237,7 +237,7 @@ def test_what_makes_no_ensemble_is_refused_in_one_line(dataset: Path, tmp_path: 
         (("--nnunet", dataset, "--ensemble", "2d", "--output", "labels"), "--output labels is for one network"),
         (("--nnunet", dataset, "--ensemble", "2d", "--fold", "0,3"), "fold_3"),
         (("--nnunet", dataset, "--ensemble", "2d", "--fold", "x"), "--fold takes"),
-        (("--ensemble", "2d"), "go with --nnunet"),
+        (("--ensemble", "2d"), "goes with --nnunet"),
     ):
         done = run("export", *arguments, "--out", tmp_path / "out")
         assert done.returncode == 2, done.stderr
