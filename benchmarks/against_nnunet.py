@@ -4,6 +4,8 @@
                                                     print how far label maps and probabilities agree
     python -m benchmarks.against_nnunet whole KIND DATASET ARTIFACT POSTPROCESSING CONFIGURATION...
                                                     print how far the label maps of an ensemble agree with nnU-Net's
+    python -m benchmarks.against_nnunet readers ROOT
+                                                    print the same from file to file, for each of nnU-Net's readers
     python -m benchmarks.against_nnunet race KIND FOLDER ARTIFACT FOLD
                                                     print the seconds of both from file to file, by turns
     python -m benchmarks.against_nnunet table ROOT
@@ -15,6 +17,7 @@ Runs in processes of its own, like that.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -33,16 +36,25 @@ import numpy as np
 
 from benchmarks.docs import put_block
 from segonnx.core import hardware
-from segonnx.predict import files
+from segonnx.predict import files, images
 from segonnx.predict.predictor import Artifact
 from tests import nnunet_folders
 from tests.nnunet_commands import nnunet
 
 ROUNDS = 5
 PAGE = nnunet_folders.ROOT / "docs" / "predict.md"
-BLOCK_VERSION = 1
+BLOCK_VERSION = 2
 """Raised when what this program writes, or measures, changes."""
 RACED = ("plain", "regions", "residual")
+READERS = {
+    "SimpleITKIO": ("batchnorm", ".gipl", "axes in another order"),
+    "SimpleITKIOWithReorient": ("batchnorm", ".nrrd", "axes in another order"),
+    "NibabelIO": ("batchnorm", ".nii.gz", "sheared sform"),
+    "NibabelIOWithReorient": ("batchnorm", ".nii", "neither sform nor qform"),
+    "Tiff3DIO": ("batchnorm", ".tif", "a spacing beside it"),
+    "NaturalImage2DIO": ("flat", ".tif", "300 dpi"),
+}
+"""Of each reader: the kind of the folder that it reads for, and what the file is."""
 
 
 def predictor(folder: Path, folds: Sequence[str], *, mirror: bool, wide: bool) -> Any:
@@ -192,13 +204,101 @@ def _label_maps(folder: Path) -> Any:
     return np.concatenate([SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))).ravel() for path in paths])
 
 
-def _agreement(theirs: Any, found: Any) -> dict[str, Any]:
-    values = np.unique(theirs)
+def readers(root: Path) -> dict[str, Any]:
+    """How far label maps agree, from file to file, where nnU-Net's plans name each of its readers.
+
+    Args:
+        root: where the kinds of ``READERS`` were made.
+
+    Returns:
+        By the reader's name: ``agreement`` and ``dice``, as ``agree`` gives them, and ``same``: the files are the same.
+    """
+    result = {}
+    for reader, (kind, ending, _) in READERS.items():
+        with tempfile.TemporaryDirectory() as name:
+            work = Path(name)
+            folder, fold = _read_by(reader, kind, ending, root, work)
+            for side in ("in", "theirs"):
+                (work / side).mkdir()
+            _write_image(reader, kind, ending, work / "in")
+            paths = [str(path) for path in sorted((work / "in").glob(f"*{ending}"))]
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints
+                predictor(folder, (fold,), mirror=False, wide=True).predict_from_files_sequential(
+                    [paths], [str(work / "theirs" / "case")]
+                )
+            _run("segonnx", "export", "--nnunet", folder, "--fold", fold, "--out", work / "artifacts")
+            (artifact,) = (work / "artifacts").iterdir()
+            list(files.predict(Artifact(artifact), work / "in", work / "ours", files.FileOptions()))
+            expected, found = (
+                images.read([work / side / f"case{ending}"], reader).array for side in ("theirs", "ours")
+            )
+            contents = [
+                gzip.decompress(data) if ending.endswith(".gz") else data
+                for data in ((work / side / f"case{ending}").read_bytes() for side in ("theirs", "ours"))
+            ]
+        result[reader] = {**_agreement(expected, found), "same": contents[0] == contents[1]}
+    return result
+
+
+def _agreement(expected: Any, found: Any) -> dict[str, Any]:
+    """Of label maps: the fraction of voxels with the same label, the least Dice, and how many labels are expected."""
+    values = np.unique(expected)
     dice = [
-        2 * np.sum((theirs == value) & (found == value)) / (np.sum(theirs == value) + np.sum(found == value))
+        2 * np.sum((expected == value) & (found == value)) / (np.sum(expected == value) + np.sum(found == value))
         for value in values
     ]
-    return {"agreement": float(np.mean(theirs == found)), "dice": float(min(dice)), "labels": len(values)}
+    return {"agreement": float(np.mean(expected == found)), "dice": float(min(dice)), "labels": len(values)}
+
+
+def _read_by(reader: str, kind: str, ending: str, root: Path, work: Path) -> tuple[Path, str]:
+    """A copy of a trained folder whose plans name another reader, and its fold."""
+    import torch
+
+    (folder, *_), (_, fold) = nnunet_folders.folders(kind, root), nnunet_folders.KINDS[kind].runs[0]
+    copy = work / folder.parent.name / folder.name
+    copy.mkdir(parents=True)
+    for file in ("plans.json", "dataset.json"):
+        content = json.loads((folder / file).read_text())
+        content |= {"image_reader_writer": reader} if file == "plans.json" else {"file_ending": ending}
+        (copy / file).write_text(json.dumps(content))
+    path = Path(f"fold_{fold}", "checkpoint_final.pth")
+    checkpoint = torch.load(folder / path, weights_only=False)
+    checkpoint["init_args"]["plans"]["image_reader_writer"] = reader
+    checkpoint["init_args"]["dataset_json"]["file_ending"] = ending
+    (copy / path).parent.mkdir()
+    torch.save(checkpoint, copy / path)
+    return copy, fold
+
+
+def _write_image(reader: str, kind: str, ending: str, folder: Path) -> None:
+    """An image that the kind's network wasn't trained on, in a file that only its reader reads so."""
+    import nibabel
+    import SimpleITK
+    import tifffile
+
+    channels, _ = nnunet_folders.image(kind, nnunet_folders.CASES)
+    spacing = [0.8 * size for size in nnunet_folders.KINDS[kind].spacing]
+    for index, channel in enumerate(channels):
+        path = folder / f"case_{index:04}{ending}"
+        if reader.startswith("SimpleITKIO"):
+            picture = SimpleITK.GetImageFromArray(channel.astype(np.int16))
+            picture.SetSpacing(spacing[::-1])
+            picture.SetDirection((0, 1, 0, 1, 0, 0, 0, 0, -1))
+            SimpleITK.WriteImage(picture, str(path))
+        elif reader.startswith("NibabelIO"):
+            affine = np.diag([*spacing[::-1], 1])
+            affine[1, 2] = 0.14
+            image = nibabel.Nifti1Image(channel.astype(np.int16).transpose(2, 1, 0), affine)
+            if reader.endswith("WithReorient"):
+                image.set_sform(None, 0)
+                image.set_qform(None, 0)
+            image.to_filename(path)
+        elif reader == "Tiff3DIO":
+            tifffile.imwrite(path, channel.astype(np.int16))
+            (folder / "case.json").write_text(json.dumps({"spacing": spacing}))
+        else:
+            middle = channel[len(channel) // 2].astype(np.uint8)
+            tifffile.imwrite(path, middle, resolution=(300, 300), resolutionunit=2)
 
 
 def race(kind: str, folder: Path, artifact: Path, fold: str) -> dict[str, Any]:
@@ -301,6 +401,7 @@ def table(root: Path) -> str:
             shape = "x".join(map(str, found.pop("shape")))
             raced += [_race_row(kind, shape, word, row) for word, row in found.items()]
     agreed += _whole_rows(root)
+    agreed += _reader_rows(json.loads(_run(__spec__.name, "readers", root)))
     where = (
         f"Medians of {ROUNDS} rounds on {hardware.usable_cores()} cores of {hardware.describe()['cpu']}. In brackets: "
         "windows and network alone; the least and the most of the quotients."
@@ -355,6 +456,17 @@ def runs_of(configurations: Sequence[str]) -> list[Run]:
     ]  # fmt: skip
 
 
+def _reader_rows(found: dict[str, Any]) -> list[str]:
+    rows = []
+    for reader, row in found.items():
+        kind, ending, word = READERS[reader]
+        rows.append(
+            f"| {nnunet_folders.name(kind)}, read by `{reader}` | `{ending}`, {word} | {100 * row['agreement']:.4f} % "
+            f"| {row['dice']:.6f} | label maps' files: {'the same' if row['same'] else 'other'} bytes |"
+        )
+    return rows
+
+
 def _race_row(kind: str, shape: str, word: str, row: dict[str, Any]) -> str:
     steps = row["steps"]
     back = steps["resample back"] + steps["decide"]
@@ -375,13 +487,16 @@ def _run(module: str, *arguments: object) -> str:
 
 
 def main(command: str, *rest: str) -> None:
-    """Run one of the four commands."""
+    """Run one of the commands."""
     if command == "table":
         put_block(PAGE, "nnunet", table(Path(rest[0])), "benchmarks.against_nnunet")
         return
     if command == "whole":
         kind, dataset, artifact, steps, *configurations = rest
         print(json.dumps(whole(kind, Path(dataset), Path(artifact), Path(steps), runs_of(configurations))))
+        return
+    if command == "readers":
+        print(json.dumps(readers(Path(rest[0]))))
         return
     kind, folder, artifact, fold, *more = rest
     made = (agree if command == "agree" else race)(kind, Path(folder), Path(artifact), fold, *map(Path, more))
