@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import resamplers
 from benchmarks.docs import put_block
 from segonnx.core import hardware
 from segonnx.predict import files
@@ -190,6 +191,7 @@ def table(root: Path) -> str:
             found = json.loads(_run(__spec__.name, "race", kind, folder, artifact, fold))
             shape = "x".join(map(str, found.pop("shape")))
             raced += [_race_row(kind, shape, word, row) for word, row in found.items()]
+    agreed += resamplers.rows(root, _run)
     where = (
         f"Medians of {ROUNDS} rounds on {hardware.usable_cores()} cores of {hardware.describe()['cpu']}. In brackets: "
         "windows and network alone; the least and the most of the quotients."
