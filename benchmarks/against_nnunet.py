@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import resamplers
 from benchmarks.docs import put_block
 from segonnx.core import hardware
 from segonnx.predict import files, images
@@ -402,6 +403,7 @@ def table(root: Path) -> str:
             raced += [_race_row(kind, shape, word, row) for word, row in found.items()]
     agreed += _whole_rows(root)
     agreed += _reader_rows(json.loads(_run(__spec__.name, "readers", root)))
+    agreed += resamplers.rows(root, _run)
     where = (
         f"Medians of {ROUNDS} rounds on {hardware.usable_cores()} cores of {hardware.describe()['cpu']}. In brackets: "
         "windows and network alone; the least and the most of the quotients."
