@@ -23,7 +23,7 @@ from segonnx.artifacts.verify import verify
 from segonnx.errors import InputError, VerifyError
 from segonnx.exporters import ensemble as exporters
 from segonnx.exporters.nnunet import Selection
-from segonnx.predict import pipeline
+from segonnx.predict import images, nnunet_files, pipeline
 from segonnx.predict.predictor import Artifact
 from tests import handmade, nnunet_folders
 from tests.conftest import ROOT, export, message, once, run
@@ -114,6 +114,24 @@ def test_geometry_in_the_pickle_is_that_of_nnunets_reader(ensemble: Path, tmp_pa
     assert pickle.loads((tmp_path / "a.pkl").read_bytes()) == expected
     again = run("predict", ensemble / "members/0-2d", tmp_path / "ct.nii.gz", tmp_path / "a.nii", "--probabilities")
     assert again.returncode == 2 and "--overwrite" in again.stderr
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient"])
+def test_nnunets_readers_write_label_maps_with_our_geometry(reader: str, tmp_path: Path) -> None:
+    from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
+
+    save(volume(), tmp_path / "ct.nii.gz")
+    theirs = recursive_find_reader_writer_by_name(reader)()
+    _, expected = theirs.read_images([str(tmp_path / "ct.nii.gz")])
+    image = images.read([tmp_path / "ct.nii.gz"], reorient=reader.endswith("WithReorient"))
+    found = pickle.loads(nnunet_files.properties(image, reader))
+    labels = (image.array[0] > 0).astype(np.uint8)
+    for name, properties in (("ours", found), ("theirs", expected)):
+        theirs.write_seg(labels, str(tmp_path / f"{name}.nii.gz"), properties)
+    ours, wanted = (SimpleITK.ReadImage(str(tmp_path / f"{name}.nii.gz")) for name in ("ours", "theirs"))
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(ours), SimpleITK.GetArrayFromImage(wanted))
+    for what in ("GetSpacing", "GetOrigin", "GetDirection"):
+        assert getattr(ours, what)() == pytest.approx(getattr(wanted, what)(), abs=1e-5)
 
 
 def test_an_ensemble_verifies_packs_and_unpacks(ensemble: Path, tmp_path: Path) -> None:
