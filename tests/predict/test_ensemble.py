@@ -123,8 +123,8 @@ def test_nnunets_readers_write_label_maps_with_our_geometry(reader: str, tmp_pat
     save(volume(), tmp_path / "ct.nii.gz")
     theirs = recursive_find_reader_writer_by_name(reader)()
     _, expected = theirs.read_images([str(tmp_path / "ct.nii.gz")])
-    image = images.read([tmp_path / "ct.nii.gz"], reorient=reader.endswith("WithReorient"))
-    found = pickle.loads(nnunet_files.properties(image, reader))
+    image = images.read([tmp_path / "ct.nii.gz"], reader)
+    found = pickle.loads(nnunet_files.properties(image))
     labels = (image.array[0] > 0).astype(np.uint8)
     for name, properties in (("ours", found), ("theirs", expected)):
         theirs.write_seg(labels, str(tmp_path / f"{name}.nii.gz"), properties)
