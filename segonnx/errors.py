@@ -13,6 +13,9 @@ SegonnxError
 
 from __future__ import annotations
 
+MAX_MESSAGE = 1000
+"""Letters of a message; what is beyond is cut."""
+
 
 def first_line(error: BaseException, length: int = 300) -> str:
     """The first line of what an error says, cut at ``length`` letters; its class, where it says nothing."""
@@ -24,6 +27,10 @@ class SegonnxError(Exception):
     """Base of every error that is printed as one line instead of a traceback."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        text = super().__str__()  # which may quote strangers, who have names of 5 MB
+        return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."
 
 
 class InputError(SegonnxError):

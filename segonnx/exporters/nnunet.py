@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segonnx.core import subprocesses
+from segonnx.core import documents, subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import CheckpointError, InputError
 from segonnx.sources.catalog import ModelSpec, Reference
@@ -166,8 +166,8 @@ def _read_checkpoint(path: Path, trust: bool) -> tuple[CheckpointMeta, dict[str,
 def _as_json(value: object) -> Mapping[str, Any] | None:
     """What a checkpoint holds as it would stand in a JSON file; None if it couldn't."""
     try:
-        result = json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError, RecursionError):
+        result = documents.parse(json.dumps(value, allow_nan=False).encode(), "", plans.MAX_BYTES)
+    except (TypeError, ValueError, RecursionError, InputError):
         return None
     return result if isinstance(result, Mapping) else None
 
@@ -186,6 +186,13 @@ def _parameters(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], meta: Chec
     from segonnx import models
     from segonnx.models import checkpoints
 
+    # Networks that can't be built without memory are built in full: not if the file can't hold them.
+    holds = sum(tensor.numel() for tensor in tensors.values())
+    if (least := plans.least_parameters(spec.options["arguments"])) > holds:
+        raise CheckpointError(
+            f"{meta.path} isn't of the network that the plans describe: it holds {holds:,} numbers, and that has "
+            f"{least:,} at least"
+        )
     module = models.build_meta(spec).module
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -122,6 +122,8 @@ def read(content: Manifest, folder: Path) -> InferenceConfig:
     if shape[0] != 1 and isinstance(shape[0], int):
         raise InputError(f"{folder} takes {shape[0]} windows at a time: export it with --batch 1")
     if inference is None and "mean" in given:
+        if len(shape) != 4:
+            raise InputError(f"{folder} takes {shape}, which are no pictures (N, C, y, x)")
         return _of_pictures(content)
     if inference is None or "channels" not in given:
         raise InputError(

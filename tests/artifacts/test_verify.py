@@ -121,7 +121,7 @@ def test_a_manifest_that_was_edited_is_found(artifact: Path) -> None:
     [
         lambda m: m.pop("parity"),
         lambda m: m["parity"].update(passed=False),
-        lambda m: m.update(schema_version=2),
+        lambda m: m.update(schema_version=3),
         lambda m: m["files"].update({"model.onnx": {"sha256": "0", "bytes": 1}}),
         lambda m: m["parameters"].update(count=-1),
     ],
