@@ -105,13 +105,13 @@ def _once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Non
 
 
 def _export(*arguments: object) -> None:
-    with _steps_here():
+    with steps_in_process():
         result = run("export", *arguments)
     assert result.returncode == 0, result.stderr
 
 
 @contextlib.contextmanager
-def _steps_here() -> Iterator[None]:
+def steps_in_process() -> Iterator[None]:
     """Steps run in this process, and not each in one of its own, which would import torch anew."""
 
     def call(function: Callable[..., T], /, *args: Any, progress: Progress, timeout: float | None = None) -> Outcome[T]:
@@ -135,7 +135,7 @@ def _steps_here() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def steps_here() -> Iterator[None]:
     """For tests of what steps compute: they run in the test's process. That they have their own is tested elsewhere."""
-    with _steps_here():
+    with steps_in_process():
         yield
 
 
