@@ -19,7 +19,7 @@ from segonnx.core import documents
 from tests import fuzz, handmade
 
 SEEDS = st.integers(0, 2**32 - 1)
-COUNTS = {"manifest": 30, "result": 40, "plans": 20, "checkpoint": 30}
+COUNTS = {"manifest": 30, "result": 25, "plans": 20, "checkpoint": 30}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_another_end_is_told() -> None:
     assert ended(lambda: (2, "")) is not None
     assert ended(lambda: (2, "two\nlines")) is not None
     assert ended(lambda: (2, "x" * 3000)) is not None
-    assert ended(lambda: {}["x"]) == "KeyError: 'x'"
+    assert ended(lambda: json.loads("{")) is not None
 
 
 SCHEMAS: dict[str, tuple[Any, documents.Schema]] = {

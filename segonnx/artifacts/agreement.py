@@ -75,7 +75,8 @@ def _preparation(content: dict[str, Any]) -> str | None:
     """From an image to the network's input."""
     given, x = content["preprocessing"], content["inputs"][0]["shape"]
     for key in ("mean", "std"):
-        if key in given and len(given[key]) != x[1]:
+        # Version 1 had ImageNet's three for networks of one channel, too; nothing follows them there.
+        if content["schema_version"] > 1 and key in given and len(given[key]) != x[1]:
             return f"preprocessing/{key}: {len(given[key])} numbers for {x[1]} channels"
     if "channels" not in given:
         return "inference: without preprocessing/channels it tells nothing" if "inference" in content else None

@@ -205,7 +205,7 @@ def compose(
         "ir_version": findings.converted.ir_version,
         "operators": findings.converted.operators,
         "weights": _weights(spec, settings, findings),
-        "preprocessing": PREPROCESSING.get(spec.modality, {}),
+        "preprocessing": _preprocessing(spec),
         "labels": [],
         **described,
         "parity": _parity(settings, findings.measured),
@@ -223,6 +223,14 @@ def files(artifact: Path) -> dict[str, dict[str, Any]]:
     return {
         path.relative_to(artifact).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size} for path in paths
     }
+
+
+def _preprocessing(spec: ModelSpec) -> dict[str, Any]:
+    """What is known by the modality alone; no mean and deviation of three colours for a network of other channels."""
+    known = PREPROCESSING.get(spec.modality, PREPROCESSING["other"])
+    if len(known.get("mean", ())) in (0, spec.input_shape[1]):
+        return known
+    return {"modality": spec.modality, "note": PREPROCESSING["other"]["note"]}
 
 
 def _digest(content: Any) -> str:

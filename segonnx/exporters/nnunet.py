@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from segonnx.core import documents, subprocesses
 from segonnx.core.subprocesses import Progress
-from segonnx.errors import CheckpointError, InputError
+from segonnx.errors import CheckpointError, InputError, first_line
 from segonnx.sources.catalog import ModelSpec, Reference
 from segonnx.sources.nnunet import plans
 from segonnx.sources.nnunet.folder import Which, find_checkpoints, locate
@@ -216,11 +216,21 @@ def _parameters(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], meta: Chec
 
 
 def _counted(spec: ModelSpec, sizes: Mapping[str, int]) -> ModelSpec:
-    """The spec with the counts of its checkpoints as what its network must have."""
+    """The spec with the counts of its checkpoints as what its network must have.
+
+    Raises:
+        InputError: the network can't run on its input's shape.
+    """
     from segonnx import models
     from segonnx.models import counting
 
-    macs = counting.macs(models.build_meta(spec).finalized(), spec.input_shape, all_heads=False)
+    try:
+        macs = counting.macs(models.build_meta(spec).finalized(), spec.input_shape, all_heads=False)
+    except (RuntimeError, ValueError) as error:
+        shape = "x".join(map(str, spec.input_shape))
+        raise InputError(
+            f"the network that the plans describe doesn't run on their patch, {shape}: {first_line(error)}"
+        ) from error
     modules = counting.per_module(sizes.items())
     total = sum(sizes.values())
     return replace(spec, reference=Reference(total, total, modules, macs, macs))

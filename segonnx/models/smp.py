@@ -84,6 +84,8 @@ def describe(spec: ModelSpec, path: Path) -> ModelSpec:
     try:
         found = get_preprocessing_params(encoder, pretrained)
     except Exception:  # noqa: BLE001 (not in the cache, no network, no such weights: there's nothing to tell)
+        found = {}
+    if not len(found.get("mean") or ()) == len(found.get("std") or ()) == spec.input_shape[1]:
         note = "as the network was trained; smp's folder doesn't tell"
         return replace(spec, described={**spec.described, "preprocessing": _note(spec, note)})
     note = (

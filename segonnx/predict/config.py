@@ -124,6 +124,10 @@ def read(content: Manifest, folder: Path) -> InferenceConfig:
     if inference is None and "mean" in given:
         if len(shape) != 4:
             raise InputError(f"{folder} takes {shape}, which are no pictures (N, C, y, x)")
+        if not len(given["mean"]) == len(given["std"]) == shape[1]:
+            raise InputError(
+                f"{folder}: its manifest normalises {len(given['mean'])} channels, and it takes {shape[1]}"
+            )
         return _of_pictures(content)
     if inference is None or "channels" not in given:
         raise InputError(

@@ -98,7 +98,7 @@ def listed(name: str) -> Callable[[Content], object]:
 CHANGES: list[tuple[str, Callable[[Content], object]]] = [
     # what is missing
     *[
-        ("preprocessing: '", lambda content, key=key: content["preprocessing"].pop(key))  # type: ignore[misc]
+        ("preprocessing: '", lambda content, key=key: content["preprocessing"].pop(key))
         for key in (
             "preprocessor", "image_reader_writer", "file_ending", "transpose_forward", "transpose_backward", "spacing",
             "resampling",
@@ -156,8 +156,8 @@ CHANGES: list[tuple[str, Callable[[Content], object]]] = [
     ("rms_rel_error: 0.01 is more than the tolerance", lambda content: content["parity"].update(rms_rel_error=0.01)),
     ("label_agreement: 0.5 is less", lambda content: content["parity"]["inputs"][1].update(label_agreement=0.5)),
     # texts that become paths, or lines of other languages
-    *[("name", lambda content, name=name: content.update(name=name)) for name in ("", ".", "..", "a\nb", "x" * 256)],  # type: ignore[misc]
-    *[("name", lambda content, name=name: content.update(name=name)) for name in ("/etc", "a/b", "..\\x", "\x1b[2J")],  # type: ignore[misc]
+    *[("name", lambda content, name=name: content.update(name=name)) for name in ("", ".", "..", "a\nb", "x" * 256)],
+    *[("name", lambda content, name=name: content.update(name=name)) for name in ("/etc", "a/b", "..\\x", "\x1b[2J")],
     *[("file_ending", given(file_ending=ending)) for ending in ("/../../x", "", ".", "..", ".nii\n", ".nii/x", "nii")],
     *[("inputs/0/name", tensor("inputs", name=name)) for name in ('x"', "x'", "x`", "x\\", "x\n", "", "x" * 301)],
     *[("files", listed(name)) for name in ("../x", "/etc/passwd", "a b", "a//b", ".x", "a\n", "C:x", "a\\b", "x/.y")],
@@ -179,6 +179,8 @@ CHANGES: list[tuple[str, Callable[[Content], object]]] = [
 def test_what_readers_could_not_use_is_refused(message: str, change: Callable[[Content], object], version: int) -> None:
     content = current() | {"schema_version": version}
     change(content)
+    if version == 1 and message.startswith("mean: 3 numbers"):
+        return  # which networks of one channel had, and nothing follows
     if version == 1 and content["name"] in ("/etc", "a/b", "..\\x"):
         return  # names of folders were made of it with other letters
     assert message in refused(content)

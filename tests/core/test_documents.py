@@ -82,6 +82,12 @@ def test_names_of_megabytes_are_cut_wherever_they_stand() -> None:
     assert len(str(VerifyError(huge))) < 1100
 
 
+@pytest.mark.parametrize("error", [InputError, VerifyError])
+def test_an_error_is_one_line_whatever_it_quotes(error: type[InputError | VerifyError]) -> None:
+    said = str(error("a\nb\x1b[2J \u202e\u2028\ud800 \u65e5"))
+    assert said == r"a\nb\x1b[2J \u202e\u2028\ud800 " + "\u65e5"
+
+
 def test_a_document_wrong_in_a_million_places_is_refused_all_the_same() -> None:
     wrong = documents.misfit({"list": ["x"] * 1_000_000}, {"properties": {"list": {"items": {"type": "integer"}}}})
     assert wrong is not None and wrong.endswith("'x' is not of type 'integer'")

@@ -14,6 +14,7 @@ from segonnx.core import subprocesses
 from segonnx.errors import InputError
 from segonnx.exporters import nnunet, pipeline
 from segonnx.exporters.nnunet import Selection
+from segonnx.exporters.steps import SpecSteps
 from segonnx.sources.catalog import ModelSpec
 from tests import handmade
 from tests.conftest import SMALL, message, run
@@ -125,7 +126,7 @@ def export_stops(spec: ModelSpec, out: Path, checkpoint: Path) -> None:
     """Export, and fail the test if a step of it runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocesses, "call", lambda *_, **__: pytest.fail("a step ran"))
-        patch.setattr(pipeline.SpecSteps, "adapt", lambda _, spec: spec)
+        patch.setattr(SpecSteps, "adapt", lambda _, spec: spec)
         pipeline.export(spec, pipeline.Settings(out=out, checkpoints=(checkpoint,)))
 
 

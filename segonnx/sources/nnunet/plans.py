@@ -140,7 +140,7 @@ _TRANSFORMER = {
         "scale_attn_inner": {"type": "boolean"},
     },
 }
-_ARCHITECTURE = {
+_ARCHITECTURE: dict[str, Any] = {
     "type": "object",
     "required": ["network_class_name", "arch_kwargs"],
     "properties": {
@@ -161,7 +161,7 @@ _OLD_ARCHITECTURE = {
         "n_conv_per_stage_encoder": _several(_integer(1, 64)),
     },
 }  # fmt: skip
-_CONFIGURATION = {
+_CONFIGURATION: dict[str, Any] = {
     "type": "object",
     "required": [
         "preprocessor_name", "patch_size", "spacing", "normalization_schemes", "use_mask_for_norm",
@@ -189,7 +189,7 @@ _INTENSITIES = {
     },
 }
 _HEIR = {"type": "object", "properties": {"inherits_from": {"anyOf": [_NAME, {"type": "null"}]}}}
-_PLANS = {
+_PLANS: dict[str, Any] = {
     "type": "object",
     "required": [
         "dataset_name", "plans_name", "image_reader_writer", "transpose_forward", "transpose_backward",
