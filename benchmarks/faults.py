@@ -31,6 +31,7 @@ import onnx
 import SimpleITK
 from onnx import TensorProto, helper
 
+from benchmarks import faults_documents
 from benchmarks.docs import put_block
 from segonnx.artifacts import layout, manifest, packing
 from segonnx.artifacts.layout import MODEL
@@ -44,7 +45,7 @@ from tests import handmade
 from tests.conftest import ROOT, message, tiny_system
 
 PAGE = ROOT / "docs" / "reliability.md"
-BLOCK_VERSION = 1
+BLOCK_VERSION = 2
 """Raised when what this program writes, or measures, changes."""
 SYSTEM = "encoder-mobilenetv3-small"
 MUTATIONS, KILLS = 1000, 100
@@ -710,14 +711,22 @@ def main() -> None:
         outcomes = campaign(artifacts, MUTATIONS)
         beyond = [damage(small, kind, seed) for kind in BEYOND for seed in range(10)]
         killed = kills(stock, KILLS, list(commands(stock, work)))
+        assert stock.predictor is not None
+        (work / "documents").mkdir()
+        trials = faults_documents.campaign(faults_documents.prepare(work / "documents", stock.predictor[0]))
     failures = [one for one in outcomes if one.found_by is None or one.wrong]
     for one in failures:
         print(f"{one.kind} (seed {one.seed}): {one.wrong or 'not found'}")
     bad = [why for its in killed.values() for why in its if why]
-    put_block(PAGE, "faults", page(outcomes, beyond, killed), "benchmarks.faults")
+    wrong = [one for one in trials if one.wrong is not None]
+    for trial in wrong:
+        print(f"{trial.command} of {trial.kind} {trial.seed}: {trial.wrong}")
+    text = f"{page(outcomes, beyond, killed)}\n{faults_documents.page(trials)}"
+    put_block(PAGE, "faults", text, "benchmarks.faults")
     print(f"{len(failures)} of {len(outcomes)} damaged artifacts weren't reported as they should be")
     print(f"{len(bad)} kills left a half result")
-    sys.exit(bool(failures or bad))
+    print(f"{len(wrong)} of {len(trials)} documents' readers ended as they shouldn't")
+    sys.exit(bool(failures or bad or wrong))
 
 
 def _exported(work: Path) -> tuple[Path, Path]:

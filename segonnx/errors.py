@@ -13,6 +13,9 @@ SegonnxError
 
 from __future__ import annotations
 
+MAX_MESSAGE = 1000
+"""Letters of a message; what is beyond is cut."""
+
 
 def first_line(error: BaseException, length: int = 300) -> str:
     """The first line of what an error says, cut at ``length`` letters; its class, where it says nothing."""
@@ -21,9 +24,18 @@ def first_line(error: BaseException, length: int = 300) -> str:
 
 
 class SegonnxError(Exception):
-    """Base of every error that is printed as one line instead of a traceback."""
+    """Base of every error that is printed instead of a traceback.
+
+    Its message may quote strangers, who have names of 5 MB: it is one line of bounded length, and moves no terminal's
+    cursor.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        text = text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."
+        return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 class InputError(SegonnxError):
@@ -53,10 +65,7 @@ class ConversionError(CheckFailed):
 
 
 class VerifyError(CheckFailed):
-    """An artifact isn't intact. Its message may quote strangers: it is one line, and moves no terminal's cursor."""
-
-    def __str__(self) -> str:
-        return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in super().__str__())
+    """An artifact isn't intact."""
 
 
 class StageError(CheckFailed):

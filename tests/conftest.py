@@ -106,14 +106,14 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], obje
 
 def export(*arguments: object) -> str:
     """Run ``segonnx export``, whose steps run in this process, and give what it printed."""
-    with _steps_here():
+    with steps_in_process():
         result = run("export", *arguments)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
 @contextlib.contextmanager
-def _steps_here() -> Iterator[None]:
+def steps_in_process() -> Iterator[None]:
     """Steps run in this process, and not each in one of its own, which would import torch anew."""
 
     def call(
@@ -144,7 +144,7 @@ def _steps_here() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def steps_here() -> Iterator[None]:
     """For tests of what steps compute: they run in the test's process. That they have their own is tested elsewhere."""
-    with _steps_here():
+    with steps_in_process():
         yield
 
 

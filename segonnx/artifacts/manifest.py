@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from segonnx.artifacts.agreement import contradiction
 from segonnx.artifacts.layout import MANIFEST
 from segonnx.core import documents
 from segonnx.errors import InputError, VerifyError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""What is written; those of version 1 are read, too."""
 MAX_BYTES = 16 * 2**20
 """A larger manifest isn't read."""
 
@@ -25,8 +27,28 @@ def seal(content: Manifest) -> bytes:
     return _dump(content)
 
 
+def sealed(content: Manifest, where: str) -> bytes:
+    """The bytes of manifest.json, if every reader takes them.
+
+    Args:
+        content: the manifest.
+        where: what it is of, for messages.
+
+    Raises:
+        InputError: some text or number in it can't be written, or doesn't fit the schema.
+    """
+    try:
+        data = seal(content)
+        parse(data, Path(MANIFEST))
+    except (ValueError, TypeError, RecursionError) as error:  # half a character, NaN, what is no JSON
+        raise InputError(f"{where} can't be written as an artifact: its manifest isn't JSON: {error}") from error
+    except VerifyError as error:
+        raise InputError(f"{where} can't be written as an artifact: its {error}") from error
+    return data
+
+
 def read(folder: Path) -> Manifest:
-    """The manifest of an artifact, checked against its schema and its own digest.
+    """The manifest of an artifact, checked against its schema, against itself and its own digest.
 
     Raises:
         VerifyError: there is none, or it isn't as it was written.
@@ -39,7 +61,7 @@ def read(folder: Path) -> Manifest:
 
 
 def parse(data: bytes, path: Path) -> Manifest:
-    """The manifest in these bytes, checked against its schema and its own digest.
+    """The manifest in these bytes, checked against its schema, against itself and its own digest.
 
     Args:
         data: the bytes of manifest.json.
@@ -61,17 +83,15 @@ def parse(data: bytes, path: Path) -> Manifest:
 
 
 def validate(content: object) -> None:
-    """Check a manifest against the schema.
+    """Check a manifest against the schema, and its entries against each other.
 
     Raises:
         VerifyError: it doesn't fit; the message names the first place.
     """
-    documents.require(content, ensemble_schema() if is_ensemble(content) else schema(), MANIFEST, error=VerifyError)
-
-
-def misfit(content: object, entry: str | None = None) -> str | None:
-    """The first place where a manifest, or an entry of one, doesn't fit the schema, and why; None if it fits."""
-    return documents.misfit(content, schema() if entry is None else schema()["properties"][entry])
+    if is_ensemble(content):
+        documents.require(content, ensemble_schema(), MANIFEST, error=VerifyError)
+    else:
+        documents.require(content, schema(), MANIFEST, contradiction, error=VerifyError)
 
 
 def is_ensemble(content: object) -> bool:

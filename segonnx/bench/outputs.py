@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def check(case: Case, rows: list[Row], output: Callable[[str], Path], progress: 
         except SegonnxError as error:
             row.status = f"its {error}"
             continue
-        row.max_abs_error = difference.max_abs_error if isinstance(difference, Difference) else None
+        largest = difference.max_abs_error if isinstance(difference, Difference) else None
+        row.max_abs_error = None if largest is None or not math.isfinite(largest) else largest  # NaN is no JSON
         row.label_agreement = difference.label_agreement
         row.compared_with = name
         dtype = "float32" if row.settings.get("dtype") == "float32" else "bfloat16"

@@ -17,8 +17,10 @@ from segonnx.sources import catalog
 
 OK = "ok"
 SCHEMA_VERSION = 3
-MAX_BYTES = 2**28
+MAX_BYTES = 2**27
 """A larger file isn't read."""
+MAX_SAMPLES, MAX_ROUNDS = 4_000_000, 500_000
+"""Of all rows together: a result with more isn't read, because its intervals would take hours."""
 
 CaseKey = tuple[str, tuple[int, ...], int]
 """What must be equal for two rows to be compared: model, input shape and threads."""
@@ -286,11 +288,13 @@ class Result:
         Raises:
             ResourceError: it can't be written.
         """
-        files.write(path, json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n")
+        # Halves of characters, which a file's name in a message may hold, must not end hours of work.
+        text = json.dumps(self.as_dict(), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        files.write(path, text.encode(errors="replace"))
 
 
 def read(path: Path) -> Result:
-    """The result in a file, checked against the schema.
+    """The result in a file, checked against the schema and against itself.
 
     Files of version 2 don't tell whose weights a row is of: nothing published is compared with such a row.
 
@@ -300,7 +304,7 @@ def read(path: Path) -> Result:
     content = documents.read(path, MAX_BYTES)
     if isinstance(content, dict) and content.get("schema_version") == 1:
         raise InputError(f"{path} was written by an older segonnx, without the rounds' times: run the bench again")
-    if (wrong := documents.misfit(content, schema())) is not None:
+    if (wrong := documents.misfit(content, schema(), contradiction)) is not None:
         raise InputError(f"{path} isn't the result of a bench: at {wrong}")
     content.pop("schema_version")
     content["rows"] = [Row.from_dict(row) for row in content["rows"]]
@@ -309,6 +313,44 @@ def read(path: Path) -> Result:
         for ratio in content["ratios"]
     ]
     return Result(**{each.name: content[_KEYS.get(each.name, each.name)] for each in fields(Result)})
+
+
+def contradiction(content: dict[str, Any]) -> str | None:
+    """The first place where a result that fits its schema contradicts itself, and why; None where it doesn't."""
+    seen = set()
+    for i, row in enumerate(content["rows"]):
+        if (wrong := _uneven(row)) is not None:
+            return f"rows/{i}/{wrong}"
+        which = (row["model"], *row["input_shape"], row["threads"], row["backend"])
+        if which in seen:
+            return f"rows/{i}: {row['model'][:100]!r} in {row['backend'][:100]!r} is there twice"
+        seen.add(which)
+    for key, most in (("samples_s", MAX_SAMPLES), ("samples_per_round", MAX_ROUNDS)):
+        if (count := sum(len(row[key]) for row in content["rows"])) > most:
+            return f"rows: {count:,} numbers of {key} are more than {most:,}"
+    for i, ratio in enumerate(content["ratios"]):
+        if ratio["baseline"] == ratio["backend"]:
+            return f"ratios/{i}: {ratio['backend'][:100]!r} is compared with itself"
+        if ratio["ci95"] is not None and ratio["ci95"][0] > ratio["ci95"][1]:
+            return f"ratios/{i}/ci95: its ends are in the wrong order"
+    return None
+
+
+def _uneven(row: dict[str, Any]) -> str | None:
+    """Which of a row's lists don't go together."""
+    rounds = len(row["samples_per_round"])
+    if sum(row["samples_per_round"]) != len(row["samples_s"]):
+        return f"samples_per_round: {sum(row['samples_per_round'])}, and {len(row['samples_s'])} samples_s"
+    processes = row.get("rounds_per_process", [])
+    if processes and sum(processes) != rounds:
+        return f"rounds_per_process: {sum(processes)}, and {rounds} rounds"
+    for key in ("started_s", "exchange_ns"):
+        if len(row.get(key, [])) not in ((0, rounds) if key == "exchange_ns" else (rounds,)) and row["status"] == OK:
+            return f"{key}: {len(row.get(key, []))}, and {rounds} rounds"
+    interval = row["speedup_ci95"]
+    if interval is not None and interval[0] > interval[1]:
+        return "speedup_ci95: its ends are in the wrong order"
+    return None
 
 
 def merge(results: Sequence[Result]) -> Result:

@@ -99,7 +99,7 @@ def ratio_of_runs(
     after = [math.log(median(_pool(one))) for one in split(new, new_processes)]
     if min(len(before), len(after)) >= MIN_PROCESSES and np.ptp(before) + np.ptp(after) > 0:
         found = stats.ttest_ind(before, after, equal_var=False).confidence_interval(LEVEL)
-        between = math.exp(found.low), math.exp(found.high)
+        between = _exp(found.low), _exp(found.high)
     return value, _hull(within, between, value)
 
 
@@ -131,6 +131,10 @@ def drift(rounds: Rounds) -> float | None:
     return median(times[-third:]) / median(times[:third]) - 1
 
 
+_LARGEST = 700.0
+"""About the logarithm of the largest float."""
+_DRAWN = 2**24
+"""Numbers that are drawn at a time."""
 _TAILS = (50 * (1 - LEVEL), 50 * (1 + LEVEL))
 
 
@@ -143,7 +147,12 @@ def _between(values: Sequence[float]) -> Interval | None:
     if np.ptp(values) == 0:
         return values[0], values[0]
     found = stats.ttest_1samp(np.log(values), 0).confidence_interval(LEVEL)
-    return math.exp(found.low), math.exp(found.high)
+    return _exp(found.low), _exp(found.high)
+
+
+def _exp(value: float) -> float:
+    """The exponential of the end of an interval, no larger or smaller than a float can be."""
+    return math.exp(min(max(value, -_LARGEST), _LARGEST))
 
 
 @overload
@@ -165,9 +174,16 @@ def _pool(rounds: Rounds) -> list[float]:
 
 def _medians(rounds: Rounds, rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """The medians of ``RESAMPLES`` benches of as many rounds, each drawn from these with replacement."""
-    drawn = rng.integers(len(rounds), size=(RESAMPLES, len(rounds)))
+    several = max(1, min(RESAMPLES, _DRAWN // max(1, sum(map(len, rounds)))))
+    parts = [_some_medians(rounds, min(several, RESAMPLES - done), rng) for done in range(0, RESAMPLES, several)]
+    return np.concatenate(parts)
+
+
+def _some_medians(rounds: Rounds, count: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """The medians of ``count`` of the benches."""
+    drawn = rng.integers(len(rounds), size=(count, len(rounds)))
     if len({len(block) for block in rounds}) == 1:
-        samples = np.asarray(rounds)[drawn].reshape(RESAMPLES, -1)
+        samples = np.asarray(rounds)[drawn].reshape(count, -1)
         result: npt.NDArray[np.float64] = np.median(samples, axis=1)
         return result
     arrays = [np.asarray(block) for block in rounds]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from segonnx.artifacts.manifest import Manifest, gives_labels, require_one_netwo
 from segonnx.artifacts.verify import verify
 from segonnx.bench.plan import Settings, Target, TorchNetwork
 from segonnx.bench.result import Published, WeightsKind
-from segonnx.core import synthetic_inputs
+from segonnx.core import hardware, synthetic_inputs
 from segonnx.core.subprocesses import Progress
-from segonnx.errors import InputError
+from segonnx.errors import InputError, ResourceError
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
 
@@ -50,6 +51,7 @@ def from_artifact(
     Raises:
         VerifyError: it isn't intact.
         InputError: it doesn't take that shape.
+        ResourceError: the machine has no memory for its input.
     """
     content = verify(folder, replay=False, progress=progress).manifest
     require_one_network(content, folder, "a bench")
@@ -57,6 +59,11 @@ def from_artifact(
     if shape is not None and shape != own:
         fixed = "x".join(map(str, own))
         raise InputError(f"{folder} was made for inputs of {fixed}: export it with another --shape and --batch")
+    if (needed := 4 * math.prod(own)) > (available := hardware.available_memory()):
+        raise ResourceError(
+            f"{folder} takes {'x'.join(map(str, own))} numbers, {needed / 1e9:.1f} GB; {available / 1e9:.1f} GB of "
+            "memory are available"
+        )
     spec = _spec(content)
     seed = content["weights"].get("seed")
     weights: WeightsKind = "seeded" if seed is not None else "file"

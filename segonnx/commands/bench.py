@@ -88,7 +88,7 @@ class Request:
     metavar="SECONDS",
     help="Time for the rounds of one model.",
 )
-@click.option("--rounds", type=click.IntRange(1), help="Exactly so many rounds, whatever the intervals are.")
+@click.option("--rounds", type=click.IntRange(1, 100_000), help="Exactly so many rounds, whatever the intervals are.")
 @click.option(
     "--processes",
     type=click.IntRange(1),

@@ -5,19 +5,20 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from segonnx._version import __version__
-from segonnx.artifacts import manifest
+from segonnx.artifacts import layout, manifest
 from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import describe
 from segonnx.core import hardware
 from segonnx.core.files import sha256
-from segonnx.core.tolerances import TOLERANCES
+from segonnx.core.synthetic_inputs import ParityInput
+from segonnx.core.tolerances import TOLERANCES, Difference
 from segonnx.errors import CheckpointError
 from segonnx.exporters.accounting import Account
 from segonnx.exporters.assemble import Converted
@@ -110,8 +111,73 @@ def arguments(
     return found
 
 
+@dataclass(frozen=True)
+class Tensors:
+    """The graph's input and output, each as in the manifest; see ``verify.describe``."""
+
+    input: dict[str, Any]
+    output: dict[str, Any]
+
+
+def tensors(artifact: Path) -> Tensors:
+    """The input and the output of the model in a folder."""
+    import onnx
+
+    graph = onnx.load(str(artifact / MODEL), load_external_data=False).graph
+    return Tensors(describe(graph.input[0]), describe(graph.output[0]))
+
+
+def require_writable(
+    spec: ModelSpec,
+    settings: Settings,
+    made_with: dict[str, Any],
+    shape: tuple[int, ...],
+    *,
+    random_weights: bool,
+    tuning: Mapping[str, Any] | None = None,
+    reasons: Collection[str] = (),
+) -> None:
+    """See to it that the manifest can be written, before the work: all that is known of it now, by the same way.
+
+    Args:
+        spec: the network.
+        settings: how it is to be exported.
+        made_with: see ``arguments``.
+        shape: the input's, (N, C, spatial...).
+        random_weights: whether the weights are made from the seed.
+        tuning: the entry ``tuning`` whose choices are taken, if any.
+        reasons: why parameters may be missing.
+
+    Raises:
+        InputError: some text or number can't be written, or doesn't fit the manifest's schema; the message names it.
+    """
+    labels = settings.output == "labels"
+    classes = [] if labels else [spec.num_classes]
+    spatial = [] if spec.family == "encoder" else [*shape[2:]]
+    output = {
+        "name": spec.output or settings.output,
+        "shape": [shape[0], *classes, *spatial],
+        "dtype": ("uint8" if spec.num_classes <= 256 else "uint16") if labels else "float32",
+    }
+    graph = Tensors({"name": spec.input, "shape": list(shape), "dtype": "float32"}, output)
+    empty = "0" * 64
+    measured = Measured(ParityInput("noise", shape), empty, Difference(0.0, 0.0, 0.0, 1.0, 0.0))
+    findings = Findings(
+        prepared=Prepared(parameters=0, macs=0, weights_sha256=empty),
+        converted=Converted(1, 1, {}, {}, (), (), {}),
+        account=Account(0, 0, 0, dict.fromkeys(reasons, 0)),
+        measured=[measured],
+        random_weights=random_weights,
+        tuning=tuning,
+    )
+    content = compose(spec, settings, made_with, findings, graph)
+    names = (MODEL, layout.CARD, layout.SBOM, layout.TOLERANCES, layout.INPUT, layout.OUTPUT)
+    content["files"] = {name: {"sha256": empty, "bytes": 0} for name in names}
+    manifest.sealed(content, spec.name)
+
+
 def compose(
-    spec: ModelSpec, settings: Settings, made_with: dict[str, Any], findings: Findings, artifact: Path
+    spec: ModelSpec, settings: Settings, made_with: dict[str, Any], findings: Findings, graph: Tensors
 ) -> Manifest:
     """The manifest of an export, but for its files.
 
@@ -120,11 +186,8 @@ def compose(
         settings: how it was exported.
         made_with: see ``arguments``.
         findings: what the steps found.
-        artifact: the folder that holds the model.
+        graph: the model's input and output.
     """
-    import onnx
-
-    graph = onnx.load(str(artifact / MODEL), load_external_data=False).graph
     described = {
         key: value for key, value in spec.described.items() if key != "inference" or settings.output == "logits"
     }
@@ -136,13 +199,13 @@ def compose(
         "source": spec.source,
         "parameters": _parameters(spec, findings),
         "macs": findings.prepared.macs,
-        "inputs": [describe(value) for value in graph.input],
-        "outputs": [{**describe(value), **_output_kind(spec, settings)} for value in graph.output],
+        "inputs": [graph.input],
+        "outputs": [{**graph.output, **_output_kind(spec, settings)}],
         "opset": findings.converted.opset,
         "ir_version": findings.converted.ir_version,
         "operators": findings.converted.operators,
         "weights": _weights(spec, settings, findings),
-        "preprocessing": PREPROCESSING.get(spec.modality, {}),
+        "preprocessing": _preprocessing(spec),
         "labels": [],
         **described,
         "parity": _parity(settings, findings.measured),
@@ -160,6 +223,14 @@ def files(artifact: Path) -> dict[str, dict[str, Any]]:
     return {
         path.relative_to(artifact).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size} for path in paths
     }
+
+
+def _preprocessing(spec: ModelSpec) -> dict[str, Any]:
+    """What is known by the modality alone; no mean and deviation of three colours for a network of other channels."""
+    known = PREPROCESSING.get(spec.modality, PREPROCESSING["other"])
+    if len(known.get("mean", ())) in (0, spec.input_shape[1]):
+        return known
+    return {"modality": spec.modality, "note": PREPROCESSING["other"]["note"]}
 
 
 def _digest(content: Any) -> str:

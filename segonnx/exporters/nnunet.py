@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from segonnx.core import subprocesses
 from segonnx.core.subprocesses import Progress
-from segonnx.errors import CheckpointError, InputError
+from segonnx.errors import CheckpointError, InputError, first_line
 from segonnx.exporters import postprocessing
 from segonnx.sources.catalog import ModelSpec, Reference
 from segonnx.sources.nnunet import archive, plans
@@ -271,6 +271,13 @@ def _parameters(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], meta: Chec
     from segonnx import models
     from segonnx.models import checkpoints
 
+    # Networks that can't be built without memory are built in full: not if the file can't hold them.
+    holds = sum(tensor.numel() for tensor in tensors.values())
+    if (least := plans.least_parameters(spec.options["arguments"])) > holds:
+        raise CheckpointError(
+            f"{meta.path} isn't of the network that the plans describe: it holds {holds:,} numbers, and that has "
+            f"{least:,} at least"
+        )
     module = models.build_meta(spec).module
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -294,11 +301,21 @@ def _parameters(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], meta: Chec
 
 
 def _counted(spec: ModelSpec, sizes: Mapping[str, int]) -> ModelSpec:
-    """The spec with the counts of its checkpoints as what its network must have."""
+    """The spec with the counts of its checkpoints as what its network must have.
+
+    Raises:
+        InputError: the network can't run on its input's shape.
+    """
     from segonnx import models
     from segonnx.models import counting
 
-    macs = counting.macs(models.build_meta(spec).finalized(), spec.input_shape, all_heads=False)
+    try:
+        macs = counting.macs(models.build_meta(spec).finalized(), spec.input_shape, all_heads=False)
+    except (RuntimeError, ValueError) as error:
+        shape = "x".join(map(str, spec.input_shape))
+        raise InputError(
+            f"the network that the plans describe doesn't run on their patch, {shape}: {first_line(error)}"
+        ) from error
     modules = counting.per_module(sizes.items())
     total = sum(sizes.values())
     return replace(spec, reference=Reference(total, total, modules, macs, macs))

@@ -77,7 +77,8 @@ def export(
             converts it; an artifact that is there already is never kept. None builds the spec's network.
 
     Raises:
-        InputError: an argument is wrong, an artifact with other arguments is there, or the machine lacks something.
+        InputError: an argument is wrong or can't stand in a manifest, an artifact with other arguments is there, or the
+            machine lacks something.
         ParityError: the network isn't the published one, or its ONNX file computes something else. Nothing is written.
     """
     started = time.perf_counter()
@@ -93,6 +94,10 @@ def export(
     if os.path.lexists(target) and not settings.overwrite:
         kept = steps.existing(target, arguments)
         return Exported(target, kept, True, {}, time.perf_counter() - started)
+    reasons = () if built is None else (*built.unused.values(),)
+    manifest_entries.require_writable(
+        spec, settings, arguments, shape, random_weights=steps.random_weights, tuning=tuning, reasons=reasons
+    )
     resources.require_memory(spec, shape, times=2 if settings.tune else 1)
     with files.staging(target) as work:
         resources.require_disk(spec, shape, work)
@@ -174,10 +179,10 @@ class _Job:
 
     def write(self, findings: Findings, arguments: dict[str, Any]) -> Manifest:
         """Write the artifact's other files, the manifest last."""
-        content = manifest_entries.compose(self.spec, self.settings, arguments, findings, self.artifact)
+        graph = manifest_entries.tensors(self.artifact)
+        content = manifest_entries.compose(self.spec, self.settings, arguments, findings, graph)
         (self.artifact / layout.CARD).write_text(card.render(content), encoding="utf-8")
         (self.artifact / layout.SBOM).write_text(sbom.render(self.spec.name), encoding="utf-8")
         content["files"] = manifest_entries.files(self.artifact)
-        manifest.validate({**content, "digest": "0" * 64})
-        (self.artifact / layout.MANIFEST).write_bytes(manifest.seal(content))
+        (self.artifact / layout.MANIFEST).write_bytes(manifest.sealed(content, self.spec.name))
         return content

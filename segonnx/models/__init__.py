@@ -55,7 +55,9 @@ def build_meta(spec: ModelSpec, **overrides: Any) -> BuiltModel:
     try:
         with torch.device("meta"):
             return build(spec, **overrides)
-    except (NotImplementedError, RuntimeError, InputError):
+    except (NotImplementedError, RuntimeError, InputError) as error:
+        if isinstance(error, InputError) and spec.builder == "nnunet":
+            raise  # a stranger's plan, which would be as wrong in full, and may ask for any memory
         # Some constructors compute with tensors (RegNet its widths, mit_b0 its drop rates). What is truly wrong fails
         # again on the CPU.
         built = build(spec, **overrides)

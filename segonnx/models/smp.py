@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -80,11 +79,13 @@ def describe(spec: ModelSpec, path: Path) -> ModelSpec:
     from segmentation_models_pytorch.encoders import get_preprocessing_params
 
     encoder = spec.options["encoder"]
-    config = json.loads((path.parent / smp.CONFIG).read_bytes())
+    config = smp.config(path.parent / smp.CONFIG)
     pretrained = config.get("encoder_weights") or "imagenet"
     try:
         found = get_preprocessing_params(encoder, pretrained)
     except Exception:  # noqa: BLE001 (not in the cache, no network, no such weights: there's nothing to tell)
+        found = {}
+    if not len(found.get("mean") or ()) == len(found.get("std") or ()) == spec.input_shape[1]:
         note = "as the network was trained; smp's folder doesn't tell"
         return replace(spec, described={**spec.described, "preprocessing": _note(spec, note)})
     note = (

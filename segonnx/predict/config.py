@@ -178,6 +178,12 @@ def read(content: Manifest, folder: Path) -> InferenceConfig:
     if shape[0] != 1 and isinstance(shape[0], int):
         raise InputError(f"{folder} takes {shape[0]} windows at a time: export it with --batch 1")
     if inference is None and "mean" in given:
+        if len(shape) != 4:
+            raise InputError(f"{folder} takes {shape}, which are no pictures (N, C, y, x)")
+        if not len(given["mean"]) == len(given["std"]) == shape[1]:
+            raise InputError(
+                f"{folder}: its manifest normalises {len(given['mean'])} channels, and it takes {shape[1]}"
+            )
         return _of_pictures(content)
     if inference is None or "channels" not in given:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -10,13 +11,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from segonnx.errors import InputError
+from segonnx.core import hardware
+from segonnx.errors import InputError, ResourceError
 from segonnx.predict import resampling
 from segonnx.predict.config import PICTURE, ChannelNormalization, InferenceConfig
 from segonnx.predict.resampling import AnyArray, Box
 
 EPSILON = 1e-8
 """The smallest standard deviation or range to divide by, as in nnU-Net."""
+MIN_SPACING, MAX_SPACING = 1e-9, 1e9
+"""The spacings of images in mm, from less than an atom to more than the moon's orbit."""
 
 
 @dataclass
@@ -73,6 +77,7 @@ def prepare(
 
     Raises:
         InputError: The image or the label map doesn't fit the config.
+        ResourceError: The image is too large for the machine's memory at the network's spacing.
     """
     with times.of("prepare"):
         _check_image(image, spacing, config)
@@ -99,6 +104,7 @@ def prepare(
             shape = resampling.resampled_shape(shape, own, wanted)
         if min(shape) < 1:
             raise InputError(f"the image covers less than a voxel of {'x'.join(f'{size:g}' for size in wanted)} mm")
+        _require_memory(image.shape[1:], shape, config)
         axis = resampling.low_resolution_axis(config.image_resampling, own, wanted)
         image = resampling.resample(image, shape, config.image_resampling, axis)
         if previous is not None:
@@ -113,14 +119,45 @@ def prepare(
     return PreparedImage(image, full_shape, box, own, wanted)
 
 
+def _require_memory(before: Sequence[int], after: Sequence[int], config: InferenceConfig) -> None:
+    """See to it that the machine has the memory that an image takes from here on.
+
+    Args:
+        before: The shape (z, y, x) of the cropped image.
+        after: Its shape at the network's spacing.
+        config: The artifact's inference config.
+
+    Raises:
+        ResourceError: It has less.
+    """
+    old, new = math.prod(before), math.prod(after)
+    channels, labels = len(config.channels), len(config.previous_labels)
+    window = (1, *config.window)[-3:]
+    padded = [max(sizes) for sizes in zip(window, after, strict=True)]
+    resampled = 4 * (channels + labels) * new
+    # Splines are computed in float64: one channel's coefficients, and its new voxels.
+    making = 0 if tuple(before) == tuple(after) else 8 * (old + new)
+    logits = 4 * len(config.label_values) * math.prod(padded[1:])
+    predicting = 4 * (channels + labels) * math.prod(padded) + (window[0] + 3) * logits
+    needed, available = resampled + max(making, predicting), hardware.available_memory()
+    if needed > available:
+        raise ResourceError(
+            f"the image of {'x'.join(map(str, before))} voxels has {'x'.join(map(str, after))} at the network's "
+            f"spacing, which take about {needed / 1e9:.1f} GB of memory; {available / 1e9:.1f} GB are available"
+        )
+
+
 def _check_image(image: AnyArray, spacing: Sequence[float], config: InferenceConfig) -> None:
     if image.ndim != 4 or len(image) != len(config.channels):
         wanted = f"({len(config.channels)}, z, y, x)"
         raise InputError(f"the image is {image.shape}; the network takes {wanted}, a channel for each of its inputs")
     if min(image.shape) < 1:
         raise InputError(f"the image {image.shape} is empty")
-    if len(spacing) != 3 or not all(0 < size < np.inf for size in spacing):
-        raise InputError(f"the spacing is {tuple(spacing)}; it must be three positive numbers (z, y, x) in mm")
+    if len(spacing) != 3 or not all(MIN_SPACING <= size <= MAX_SPACING for size in spacing):
+        raise InputError(
+            f"the spacing is {tuple(spacing)}; it must be three positive numbers (z, y, x) in mm, "
+            f"from {MIN_SPACING:g} to {MAX_SPACING:g}"
+        )
     if image.dtype.kind not in "iufb":
         raise InputError(f"the image holds {image.dtype}, which aren't finite numbers")
 

@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from segonnx.errors import CheckFailed, InputError
 from segonnx.predict.resampling import AnyArray
 
 Forward = Callable[[AnyArray], AnyArray]
 """The network's forward pass: from a window (1, C, spatial...) to its logits (1, classes, spatial...), both float32."""
+MAX_WINDOWS = 1_000_000
+"""The most windows of an image: at a tenth of a second each, they take a day."""
 WindowProgress = Callable[[int, int], None]
 """A progress callback: it gets the number of windows that are done, and the number of all windows."""
 
@@ -30,7 +33,7 @@ def starts(size: int, window: int, step: float) -> list[int]:
         window: The length of a window, in voxels.
         step: The largest step from window to window, as a fraction of a window.
     """
-    count = math.ceil((size - window) / (window * step)) + 1
+    count = math.ceil((size - window) / max(window * step, 0.5)) + 1  # no voxel begins three windows
     if count == 1:
         return [0]
     return [round((size - window) / (count - 1) * index) for index in range(count)]
@@ -82,15 +85,25 @@ def slices(
 
     Yields:
         The logits of one slice, float32 (classes, y, x).
+
+    Raises:
+        InputError: There are more than ``MAX_WINDOWS`` windows.
+        CheckFailed: Logits aren't finite.
     """
     wanted = (1, *window) if len(window) == 2 else tuple(window)
     below = [max(0, need - size) // 2 for need, size in zip(wanted, image.shape[1:], strict=True)]
     above = [max(0, need - size) - low for need, size, low in zip(wanted, image.shape[1:], below, strict=True)]
     padded = np.pad(image, [(0, 0), *zip(below, above, strict=True)])
     depth, height, width = padded.shape[1:]
-    gaussian = weights(window, sigma).reshape(wanted)
     rows = range(depth) if len(window) == 2 else starts(depth, wanted[0], step)
-    columns = list(itertools.product(starts(height, wanted[1], step), starts(width, wanted[2], step)))
+    along = starts(height, wanted[1], step), starts(width, wanted[2], step)
+    if (count := len(rows) * math.prod(map(len, along))) > MAX_WINDOWS:
+        raise InputError(
+            f"an image of {'x'.join(map(str, image.shape[1:]))} voxels for the network takes {count:,} windows, more "
+            f"than {MAX_WINDOWS:,}: take a larger step"
+        )
+    columns = list(itertools.product(*along))
+    gaussian = weights(window, sigma).reshape(wanted)
     flips = [axes for count in range(len(mirror_axes) + 1) for axes in itertools.combinations(mirror_axes, count)]
     inside = (slice(below[1], below[1] + image.shape[2]), slice(below[2], below[2] + image.shape[3]))
     total = np.zeros((wanted[0], classes, height, width), np.float32)  # of the slices from `first` on
@@ -100,7 +113,10 @@ def slices(
         # No later window reaches the slices before this one.
         for z in range(first, row):
             if below[0] <= z < below[0] + image.shape[1]:
-                yield (total[z - first] / weight[z - first])[(slice(None), *inside)]
+                logits = (total[z - first] / weight[z - first])[(slice(None), *inside)]
+                if not np.isfinite(logits).all():
+                    raise CheckFailed("the network gives logits that aren't finite numbers")
+                yield logits
         _shift(total, row - first)
         _shift(weight, row - first)
         first = row

@@ -5,6 +5,7 @@ The configuration is data of others: architectures and arguments are those of a 
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,40 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 MAX_BYTES = 2**20
 MAX_SIZE = 2**14
 """The largest number in a configuration: channels, depths."""
+
+_PLAIN = {
+    "anyOf": [
+        {"type": "number", "minimum": -MAX_SIZE, "maximum": MAX_SIZE},
+        {"type": ["boolean", "null"]},
+        {"type": "string", "maxLength": 100},
+    ]
+}
+_FEW: dict[str, Any] = {
+    "anyOf": [
+        *_PLAIN["anyOf"],
+        {"type": "array", "maxItems": 16, "items": _PLAIN},
+        {"type": "object", "maxProperties": 16, "additionalProperties": _PLAIN},
+    ]
+}
+_SCHEMA = {
+    "type": "object",
+    "maxProperties": 100,
+    "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]{0,99}$"},
+    "properties": {
+        "encoder_weights": {"anyOf": [{"type": "string", "maxLength": 100}, {"type": "null"}]},
+        "in_channels": {"type": "integer", "minimum": 1, "maximum": MAX_SIZE},
+        "classes": {"type": "integer", "minimum": 1, "maximum": MAX_SIZE},
+        "activation": {"anyOf": [{"type": "string", "maxLength": 100, "pattern": "^[ -~]*$"}, {"type": "null"}]},
+        "aux_params": {
+            "anyOf": [
+                {"type": "null"},
+                {"type": "object", "maxProperties": 16, "additionalProperties": _PLAIN},
+            ]
+        },
+    },
+    "additionalProperties": _FEW,
+}
+"""Of a configuration: texts, numbers that a layer's size can be, and a few of them."""
 
 _KNOWN = {"_model_class", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params"}
 _ARGUMENTS = {"encoder_depth", "encoder_output_stride", "upsampling", "dynamic_img_size"}
@@ -62,28 +97,23 @@ def read(folder: Path, name: str) -> tuple[ModelSpec, Path]:
     if weights is None:
         raise InputError(f"{folder} has no weights: neither {' nor '.join(WEIGHTS)}")
     path = folder / CONFIG
-    config = _config(path)
-    architecture = config.get("_model_class")
+    given = config(path)
+    architecture = given.get("_model_class")
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise InputError(f"{path}: _model_class is {architecture!r}; segonnx knows {known}")
-    encoder = config.get("encoder_name")
-    if not isinstance(encoder, str) or ":" in encoder or "/" in encoder:
+    encoder = given.get("encoder_name")
+    if not isinstance(encoder, str) or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", encoder) is None:
         raise InputError(f"{path}: encoder_name is {encoder!r}, which isn't an encoder of smp")
-    arguments = {name: value for name, value in config.items() if name not in _KNOWN and value not in (None, {})}
-    for argument, value in arguments.items():
+    arguments = {name: value for name, value in given.items() if name not in _KNOWN and value not in (None, {})}
+    for argument in arguments:
         if argument not in _ARGUMENTS and not argument.startswith(_FAMILIES):
             raise InputError(f"{path} has {argument}, which segonnx doesn't know")
-        if not _is_plain(value):
-            raise InputError(f"{path}: {argument} isn't plain data of a sensible size")
-    channels, classes = _size(path, config, "in_channels", 3), _size(path, config, "classes", 1)
+    channels, classes = given.get("in_channels", 3), given.get("classes", 1)
     options: dict[str, Any] = {"architecture": architecture.lower(), "encoder": encoder, "arguments": arguments}
-    if config.get("aux_params"):
-        aux = config["aux_params"]
-        if not isinstance(aux, dict) or not all(_is_plain(value) for value in aux.values()):
-            raise InputError(f"{path}: aux_params isn't plain data of a sensible size")
-        options["auxiliary"] = aux
-    activation = config.get("activation")
+    if given.get("aux_params"):
+        options["auxiliary"] = given["aux_params"]
+    activation = given.get("activation")
     spec = ModelSpec(
         name=name,
         family="smp",
@@ -99,25 +129,16 @@ def read(folder: Path, name: str) -> tuple[ModelSpec, Path]:
     return spec, weights
 
 
-def _config(path: Path) -> dict[str, Any]:
+def config(path: Path) -> dict[str, Any]:
+    """The content of a configuration, which fits ``_SCHEMA``.
+
+    Raises:
+        InputError: it is missing, or isn't one.
+    """
     if not path.is_file():
         raise InputError(f"{path} is missing; smp's save_pretrained writes it")
-    config = documents.read(path, MAX_BYTES)
-    if not isinstance(config, dict):
+    content = documents.read(path, MAX_BYTES)
+    if not isinstance(content, dict):
         raise InputError(f"{path} doesn't hold names and values")
-    return config
-
-
-def _size(path: Path, config: dict[str, Any], name: str, default: int) -> int:
-    value = config.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_SIZE:
-        raise InputError(f"{path}: {name} is {value!r}, not a number from 1 to {MAX_SIZE:,}")
-    return value
-
-
-def _is_plain(value: object) -> bool:
-    """Whether a value is text, a number that a layer's size can be, or a few of them."""
-    if isinstance(value, (list, dict)):
-        items = list(value.values()) if isinstance(value, dict) else value
-        return len(items) <= 16 and all(not isinstance(item, (list, dict)) and _is_plain(item) for item in items)
-    return value is None or isinstance(value, str) or (isinstance(value, (int, float)) and abs(value) <= MAX_SIZE)
+    documents.require(content, _SCHEMA, path)
+    return content

@@ -121,7 +121,7 @@ def test_a_manifest_that_was_edited_is_found(artifact: Path) -> None:
     [
         lambda m: m.pop("parity"),
         lambda m: m["parity"].update(passed=False),
-        lambda m: m.update(schema_version=2),
+        lambda m: m.update(schema_version=3),
         lambda m: m["files"].update({"model.onnx": {"sha256": "0", "bytes": 1}}),
         lambda m: m["parameters"].update(count=-1),
     ],
@@ -144,7 +144,7 @@ def test_paths_outside_the_folder_are_not_followed(artifact: Path, tmp_path: Pat
     entry = {"sha256": "0" * 64, "bytes": 1}
     for name in ("../secret", str(tmp_path / "secret")):
         _reseal(artifact, lambda m, name=name: m["files"].update({name: entry}))
-        with pytest.raises(VerifyError, match="lacks"):
+        with pytest.raises(VerifyError, match="at files: '.*secret' does not match"):
             verify(artifact)
 
 
@@ -169,7 +169,7 @@ def test_a_model_with_other_numbers_fails_the_replay_whatever_its_hashes_say(art
 
 
 def test_a_model_that_is_not_the_manifests_is_found(artifact: Path) -> None:
-    _reseal(artifact, lambda m: m["inputs"][0].update(shape=[1, 3, 256, 256]))
+    _reseal(artifact, lambda m: m["inputs"][0].update(name="other"))
     with pytest.raises(VerifyError, match="the manifest says"):
         verify(artifact)
 
@@ -205,7 +205,7 @@ def test_a_wider_tolerance_is_refused(artifact: Path) -> None:
     for key, value in (("max_rel_error", 0.1), ("rms_rel_error", 0.1), ("label_agreement", 0.5), ("dtype", "int8")):
         original = (artifact / layout.MANIFEST).read_bytes()
         _reseal(artifact, lambda m, key=key, value=value: m["parity"]["tolerance"].update({key: value}))
-        with pytest.raises(VerifyError, match="more than segonnx does"):
+        with pytest.raises(VerifyError, match="parity/tolerance/dtype: |allows its replay .* more than segonnx does"):
             verify(artifact)
         (artifact / layout.MANIFEST).write_bytes(original)
 

@@ -6,6 +6,7 @@ where their programs look for it, and can't be unpacked.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -96,7 +97,9 @@ def unpack(packed: Path, out: Path, *, overwrite: bool = False, progress: Progre
 
 
 def _require_free(out: Path, *, overwrite: bool) -> None:
-    if (out.exists() or out.is_symlink()) and not overwrite:
+    if out.name in ("", ".."):
+        raise InputError(f"{out} is a folder that is there already: give the name of what is to be made")
+    if os.path.lexists(out) and not overwrite:  # which is no error for a name that is too long
         raise InputError(f"{out} exists: --overwrite replaces it")
 
 

@@ -24,6 +24,10 @@ MAX_BYTES = 64 * 2**20
 MAX_LABEL = 65535
 STATISTICS = ("mean", "median", "std", "min", "max", "percentile_00_5", "percentile_99_5")
 """What nnU-Net's fingerprint says of the intensities of a channel."""
+MAX_ANCESTORS = 64
+"""Configurations that one may inherit from, one from another."""
+MAX_NUMBERS = 2**36
+"""The most parameters of a network, and the most numbers of its input or output: of float32 they take 256 GiB."""
 
 _TORCH = {
     "conv": ("Conv2d", "Conv3d"),
@@ -67,14 +71,27 @@ def _one_or(item: dict[str, Any], high: int = 16) -> dict[str, Any]:
 
 MAX_NUMBER = 1e30
 _NUMBER = {"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}
-_POSITIVE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6}
+_POSITIVE = {"type": "number", "minimum": 1e-6, "maximum": 1e6}
 _AXES = _several(_integer(0, 2), 3, 3)
 _WORD = {"type": "string", "pattern": r"^[A-Za-z_][A-Za-z0-9_.]{0,99}$"}
-_NAME = {"type": "string", "minLength": 1, "maxLength": 300, "pattern": r"^[^\x00-\x1f\x7f]*$"}
+_NAME = {
+    "type": "string", "minLength": 1, "maxLength": 300,
+    "pattern": r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*$",
+}  # fmt: skip
+_KEY = {"type": "string", "pattern": r"^[A-Za-z_][A-Za-z0-9_.-]{0,99}$"}
 _SCALARS = {
     "type": "object",
     "maxProperties": 32,
+    "propertyNames": _KEY,
     "additionalProperties": {"anyOf": [_NUMBER, {"type": ["boolean", "null"]}, {"type": "string", "maxLength": 100}]},
+}
+_SPLINES = {
+    **_SCALARS,
+    "properties": {
+        "order": _integer(0, 5),
+        "order_z": _integer(0, 5),
+        "force_separate_z": {"type": ["boolean", "null"]},
+    },
 }
 _OPTIONS = {"anyOf": [{"type": "null"}, _SCALARS]}
 _CLASS = {"enum": [None, *CLASSES]}
@@ -129,7 +146,7 @@ _TRANSFORMER = {
         "scale_attn_inner": {"type": "boolean"},
     },
 }
-_ARCHITECTURE = {
+_ARCHITECTURE: dict[str, Any] = {
     "type": "object",
     "required": ["network_class_name", "arch_kwargs"],
     "properties": {
@@ -150,7 +167,7 @@ _OLD_ARCHITECTURE = {
         "n_conv_per_stage_encoder": _several(_integer(1, 64)),
     },
 }  # fmt: skip
-_CONFIGURATION = {
+_CONFIGURATION: dict[str, Any] = {
     "type": "object",
     "required": [
         "preprocessor_name", "patch_size", "spacing", "normalization_schemes", "use_mask_for_norm",
@@ -163,12 +180,13 @@ _CONFIGURATION = {
         "normalization_schemes": _several(_WORD, 1, 1024),
         "use_mask_for_norm": _several({"type": ["boolean", "null"]}, 1, 1024),
         **{f"resampling_fn_{what}": _WORD for what in ("data", "seg", "probabilities")},
-        **{f"resampling_fn_{what}_kwargs": _SCALARS for what in ("data", "seg", "probabilities")},
+        **{f"resampling_fn_{what}_kwargs": _SPLINES for what in ("data", "seg", "probabilities")},
         "previous_stage": {"anyOf": [{"type": "null"}, _NAME]},
     },
 }  # fmt: skip
 _INTENSITIES = {"type": ["object", "null"], "maxProperties": 1024}
-_PLANS = {
+_HEIR = {"type": "object", "properties": {"inherits_from": {"anyOf": [_NAME, {"type": "null"}]}}}
+_PLANS: dict[str, Any] = {
     "type": "object",
     "required": [
         "dataset_name", "plans_name", "image_reader_writer", "transpose_forward", "transpose_backward",
@@ -181,7 +199,13 @@ _PLANS = {
         "transpose_forward": _AXES,
         "transpose_backward": _AXES,
         "label_manager": {"const": "LabelManager"},
-        "configurations": {"type": "object", "minProperties": 1, "additionalProperties": {"type": "object"}},
+        "configurations": {
+            "type": "object",
+            "minProperties": 1,
+            "maxProperties": 1000,
+            "propertyNames": _NAME,
+            "additionalProperties": _HEIR,
+        },
         "foreground_intensity_properties_per_channel": _INTENSITIES,
         "foreground_intensity_properties_by_modality": _INTENSITIES,
     },
@@ -205,7 +229,7 @@ _DATASET = {
             "maxProperties": MAX_LABEL + 1,
             "propertyNames": _NAME,
         },
-        "file_ending": {"type": "string", "pattern": r"^\.[A-Za-z0-9.]{1,20}$"},
+        "file_ending": {"type": "string", "maxLength": 40, "pattern": r"^([.][A-Za-z0-9]{1,10}){1,3}$"},
     },
 }
 
@@ -383,6 +407,12 @@ def plan(plans: Mapping[str, Any], dataset: Mapping[str, Any], configuration: st
     if sorted(forward) != [0, 1, 2] or any(forward[axis] != i for i, axis in enumerate(backward)):
         raise InputError(f"{where / PLANS}: transpose_forward {forward} and transpose_backward {backward} don't match")
     outputs, regions = _outputs(dataset, where)
+    channels = _channels(plans, dataset, chosen, where)
+    if math.prod(chosen["patch_size"]) * max(len(outputs), len(channels)) > MAX_NUMBERS:
+        raise InputError(
+            f"{at}/patch_size: {chosen['patch_size']} for {len(channels)} channels and {len(outputs)} outputs are more "
+            f"than {MAX_NUMBERS:,} numbers"
+        )
     return Plan(
         dataset=plans["dataset_name"],
         plans=plans["plans_name"],
@@ -390,7 +420,7 @@ def plan(plans: Mapping[str, Any], dataset: Mapping[str, Any], configuration: st
         architecture=_architecture(chosen, axes, at),
         patch_size=tuple(int(size) for size in chosen["patch_size"]),
         spacing=tuple(float(size) for size in chosen["spacing"]),
-        channels=_channels(plans, dataset, chosen, where),
+        channels=channels,
         outputs=outputs,
         regions=regions,
         ignore_label=_ignore_label(dataset["labels"], where / DATASET),
@@ -422,6 +452,11 @@ def axis_strides(architecture: Architecture, axes: int) -> list[Sequence[int]]:
     return [_per_axis(stride, axes) for stride in _per_stage(architecture, "strides")]
 
 
+def least_parameters(arguments: Mapping[str, Any]) -> int:
+    """So many parameters a transformer of these arguments has at least: its blocks' attention; 0 for other networks."""
+    return 4 * int(arguments.get("eva_depth", 1)) * int(arguments.get("embed_dim", 0)) ** 2
+
+
 def _check(content: object, schema: Mapping[str, Any], where: Path) -> None:
     if (wrong := documents.misfit(content, schema)) is not None:
         raise InputError(f"{where}/{wrong}")
@@ -439,6 +474,8 @@ def _resolve(every: Mapping[str, Any], name: str, where: Path) -> dict[str, Any]
             break
         if parent in chain or not isinstance(parent, str):
             raise InputError(f"{where / PLANS}: the configuration {name!r} inherits from itself")
+        if len(chain) > MAX_ANCESTORS:
+            raise InputError(f"{where / PLANS}: {name!r} inherits from more than {MAX_ANCESTORS} configurations")
         chain.append(parent)
     return {key: value for ancestor in reversed(chain) for key, value in every[ancestor].items()}
 
@@ -462,6 +499,14 @@ def _architecture(configuration: Mapping[str, Any], axes: int, where: Path) -> A
     at = where / "architecture" / "arch_kwargs"
     if name.startswith("Primus"):
         _check(arguments, _TRANSFORMER, at)
+        tokens = math.prod(
+            math.ceil(size / part)
+            for size, part in zip(arguments["input_shape"], arguments["patch_embed_size"], strict=True)
+        )
+        if max(tokens, math.prod(arguments["patch_embed_size"])) * arguments["embed_dim"] > MAX_NUMBERS:
+            raise InputError(
+                f"{at}: {tokens:,} tokens of {arguments['embed_dim']:,} are more than {MAX_NUMBERS:,} numbers"
+            )
         return Architecture(name, dict(arguments))
     _check(arguments, _CONVOLUTIONAL, at)
     # A class is known by its full name alone, whether or not the plan says that it must be imported.
@@ -518,6 +563,14 @@ def _check_stages(architecture: Architecture, axes: int, where: Path) -> None:
         for value in _per_stage(architecture, key):
             if isinstance(value, Sequence) and len(value) != axes:
                 raise InputError(f"{where}/{key}: {value} for a network of {axes} axes")
+
+    # Those within the stages: a network of more isn't built, not even without its numbers.
+    widths = _per_stage(architecture, "features_per_stage")
+    kernels = [math.prod(_per_axis(kernel, axes)) for kernel in _per_stage(architecture, "kernel_sizes")]
+    counts = _per_stage(architecture, blocks)
+    parameters = sum(count * width**2 * kernel for count, width, kernel in zip(counts, widths, kernels, strict=True))
+    if parameters > MAX_NUMBERS:
+        raise InputError(f"{where}: its convolutions have more than {MAX_NUMBERS:,} parameters")
 
 
 def _per_stage(architecture: Architecture, key: str) -> Sequence[Any]:

@@ -134,6 +134,17 @@ def _named(name: str) -> dict[str, Any]:
         (_configuration(inherits_from="3d_lowres"), r"no configuration '3d_lowres' \(which 3d_fullres inherits from\)"),
         (_configuration(normalization_schemes=["../../etc"]), "normalization_schemes/0"),
         (_configuration(normalization_schemes=[]), "normalization_schemes"),
+        (_configuration(normalization_schemes=["CTNormalization"] * 2), "of different data sets"),
+        (_configuration(patch_size=[8.0, 16, 24]), "patch_size/0: 8.0 is not of type 'integer'"),
+        (_configuration(patch_size=[4096] * 3, spacing=[1, 1, 1]), "more than 68,719,476,736 numbers"),
+        (_configuration(spacing=[1e-300, 1, 1]), "spacing/0"),
+        (_configuration(resampling_fn_data_kwargs={"order": "x"}), "resampling_fn_data_kwargs/order"),
+        (_configuration(resampling_fn_data_kwargs={"order": 9}), "resampling_fn_data_kwargs/order"),
+        (_configuration(resampling_fn_seg_kwargs={"force_separate_z": 3}), "force_separate_z"),
+        (_configuration(resampling_fn_seg_kwargs={"a\x1b[2J": 3}), "resampling_fn_seg_kwargs"),
+        (_configuration(preprocessor_name="Default\n"), "preprocessor_name"),
+        (_configuration(inherits_from=["3d_lowres"]), "inherits_from"),
+        (_arguments(kernel_sizes=31, features_per_stage=8192), "more than 68,719,476,736 parameters"),
         (_without("spacing"), "'spacing' is a required property"),
         (_without("configurations"), "'configurations' is a required property"),
         (_without("transpose_backward"), "'transpose_backward' is a required property"),
@@ -148,6 +159,47 @@ def test_wrong_plans_are_refused_in_one_line(planned: dict[str, Any], message: s
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
     assert str(HERE / plans.PLANS) in str(caught.value)
+
+
+def test_a_chain_of_heirs_is_followed_so_far_and_no_further() -> None:
+    planned = handmade.plans()
+    every = planned["configurations"]
+    every |= {"c0": every["3d_fullres"], **{f"c{i}": {"inherits_from": f"c{i - 1}"} for i in range(1, 900)}}
+    assert _plan(planned, handmade.dataset(), f"c{plans.MAX_ANCESTORS}").patch_size == (8, 16, 24)
+    with pytest.raises(InputError, match="'c899' inherits from more than 64 configurations"):
+        _plan(planned, handmade.dataset(), "c899")
+    every |= {f"x{i}": {} for i in range(1000)}
+    with pytest.raises(InputError, match="configurations") as caught:
+        _plan(planned, handmade.dataset())
+    assert len(str(caught.value)) < 600
+
+
+def test_the_names_of_megabytes_of_a_plan_are_no_line_of_megabytes() -> None:
+    planned = handmade.plans()
+    planned["configurations"]["x" * 5_000_000] = {}
+    with pytest.raises(InputError) as caught:
+        _plan(planned, handmade.dataset(), "other")
+    assert len(str(caught.value)) < 1100
+
+
+@pytest.mark.parametrize("background", [0.0, False, "0"])
+def test_the_background_is_the_number_zero(background: object) -> None:
+    described = handmade.dataset()
+    described["labels"]["background"] = background
+    with pytest.raises(InputError, match="labels/background"):
+        _plan(handmade.plans(), described)
+
+
+def test_a_transformer_of_more_tokens_than_a_machine_holds_is_refused() -> None:
+    planned = _named("dynamic_network_architectures.architectures.primus.Primus")
+    network = planned["configurations"]["3d_fullres"]["architecture"]
+    for size, fine in ((64, True), (4096, False)):
+        network["arch_kwargs"] = {"embed_dim": 96, "patch_embed_size": [1, 1, 1], "input_shape": [size] * 3}
+        if fine:
+            assert plans.least_parameters(_plan(planned, handmade.dataset()).architecture.arguments) == 4 * 96**2
+        else:
+            with pytest.raises(InputError, match="tokens of 96 are more than"):
+                _plan(planned, handmade.dataset())
 
 
 @pytest.mark.parametrize(

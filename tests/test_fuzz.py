@@ -1,0 +1,87 @@
+"""A small part of the campaign with documents that their schemas allow."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks import faults_documents
+from benchmarks.faults_documents import Material
+from segonnx.artifacts import manifest
+from segonnx.core import documents
+from tests import fuzz, handmade
+
+SEEDS = st.integers(0, 2**32 - 1)
+COUNTS = {"manifest": 30, "result": 25, "plans": 20, "checkpoint": 30}
+
+
+@pytest.fixture(scope="module")
+def material(hand: Path, tmp_path_factory: pytest.TempPathFactory) -> Material:
+    return faults_documents.prepare(tmp_path_factory.mktemp("fuzz"), hand)
+
+
+@pytest.mark.parametrize("kind", COUNTS)
+def test_no_document_that_its_schema_allows_ends_a_command_in_another_way(kind: str, material: Material) -> None:
+    codes: set[int | None] = set()
+
+    @settings(max_examples=COUNTS[kind], derandomize=True, deadline=None, database=None)
+    @given(SEEDS)
+    def check(seed: int) -> None:
+        found = faults_documents.trials(material, kind, seed)
+        assert not [(one.command, one.wrong) for one in found if one.wrong is not None]
+        codes.update(one.code for one in found)
+
+    check()
+    assert {0} < codes <= {0, 1, 2}  # some are read, some are refused
+
+
+def test_the_page_tells_what_was_found() -> None:
+    found = [
+        faults_documents.Trial("manifest", "verify", 0, 0, None, 1.0),
+        faults_documents.Trial("manifest", "predict", 0, 2, None, 1.0),
+        faults_documents.Trial("manifest", "verify", 1, None, "KeyError: 'x'", 1.0),
+    ]
+    assert "| manifests, hashes made anew | 2 | verify, predict | 1 | 0 | 1 | 1 |" in faults_documents.page(found)
+
+
+def test_another_end_is_told() -> None:
+    def ended(act: faults_documents.Act) -> str | None:
+        return faults_documents._trial("result", "report", 0, act).wrong
+
+    assert ended(lambda: (0, "")) is None
+    assert ended(lambda: (2, "segonnx: it isn't")) is None
+    assert ended(lambda: (1, "")) is None  # a regression
+    assert ended(lambda: (70, "segonnx: a fault")) is not None
+    assert ended(lambda: (2, "")) is not None
+    assert ended(lambda: (2, "two\nlines")) is not None
+    assert ended(lambda: (2, "x" * 3000)) is not None
+    assert ended(lambda: json.loads("{")) is not None
+
+
+SCHEMAS: dict[str, tuple[Any, documents.Schema]] = {
+    "plans": (handmade.plans(), faults_documents.plans_schema()),
+    "manifest": (
+        json.loads((Path(__file__).parent / "artifacts" / "manifest-1.json").read_bytes()), manifest.schema(),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SCHEMAS)
+def test_changed_documents_fit_their_schema_and_reach_all_of_it(kind: str) -> None:
+    document, schema = SCHEMAS[kind]
+    before = copy.deepcopy(document)
+    places: set[str] = set()
+    for seed in range(150):
+        found = fuzz.changed(document, schema, random.Random(seed))
+        assert documents.misfit(found, schema) is None
+        assert found != document
+        places |= {key for key in document if found.get(key) != document[key]}
+    assert document == before
+    assert len(places) > 0.4 * len(document)
