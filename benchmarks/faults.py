@@ -31,6 +31,7 @@ import onnx
 import SimpleITK
 from onnx import TensorProto, helper
 
+from benchmarks import writing_faults
 from benchmarks.docs import put_block
 from segonnx.artifacts import layout, manifest, packing
 from segonnx.artifacts.layout import MODEL
@@ -710,14 +711,18 @@ def main() -> None:
         outcomes = campaign(artifacts, MUTATIONS)
         beyond = [damage(small, kind, seed) for kind in BEYOND for seed in range(10)]
         killed = kills(stock, KILLS, list(commands(stock, work)))
+        written = writing_faults.campaign(small, work)
     failures = [one for one in outcomes if one.found_by is None or one.wrong]
     for one in failures:
         print(f"{one.kind} (seed {one.seed}): {one.wrong or 'not found'}")
     bad = [why for its in killed.values() for why in its if why]
-    put_block(PAGE, "faults", page(outcomes, beyond, killed), "benchmarks.faults")
+    ends = [why for row in written for why in row.wrong]
+    print("\n".join(ends))
+    put_block(PAGE, "faults", page(outcomes, beyond, killed) + writing_faults.page(written), "benchmarks.faults")
     print(f"{len(failures)} of {len(outcomes)} damaged artifacts weren't reported as they should be")
     print(f"{len(bad)} kills left a half result")
-    sys.exit(bool(failures or bad))
+    print(f"{len(ends)} of the commands that write ended wrong")
+    sys.exit(bool(failures or bad or ends))
 
 
 def _exported(work: Path) -> tuple[Path, Path]:

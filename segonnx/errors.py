@@ -13,6 +13,22 @@ SegonnxError
 
 from __future__ import annotations
 
+MAX_LINE = 2000
+"""The most letters of a line that is shown: what strangers name may be of any length."""
+
+
+def one_line(text: str, length: int = MAX_LINE) -> str:
+    """Text as one line that only shows: what would move a cursor, turn the direction of reading or hide is written out.
+
+    Args:
+        text: of anybody.
+        length: the most letters; what is longer loses its middle.
+    """
+    if len(text) > length:
+        text = f"{text[: length // 2]} ... {text[-(length // 4) :]}"
+    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    return shown if len(shown) <= length else f"{shown[: length - 4]} ..."
+
 
 def first_line(error: BaseException, length: int = 300) -> str:
     """The first line of what an error says, cut at ``length`` letters; its class, where it says nothing."""
@@ -21,9 +37,12 @@ def first_line(error: BaseException, length: int = 300) -> str:
 
 
 class SegonnxError(Exception):
-    """Base of every error that is printed as one line instead of a traceback."""
+    """Base of every error that is printed as one line instead of a traceback. Its message may quote strangers."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class InputError(SegonnxError):
@@ -53,10 +72,7 @@ class ConversionError(CheckFailed):
 
 
 class VerifyError(CheckFailed):
-    """An artifact isn't intact. Its message may quote strangers: it is one line, and moves no terminal's cursor."""
-
-    def __str__(self) -> str:
-        return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in super().__str__())
+    """An artifact isn't intact."""
 
 
 class StageError(CheckFailed):

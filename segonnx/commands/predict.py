@@ -43,7 +43,9 @@ def command(artifact: Path, source: Path, target: Path, json_path: Path | None, 
     previous, threads = how.pop("previous"), how.pop("threads")
     settings = files.FileOptions(**how)
     images.require()
-    options.require_writable(json_path)
+    options.require_writable(json_path, artifact, *(() if previous is None else (previous,)))
+    for folder in (artifact, *(() if previous is None else (previous,))):
+        options.require_outside(target, folder)
     done: list[Predicted] = []
     with options.display() as display:
         display("loading the artifact")

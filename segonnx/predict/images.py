@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import importlib
 import importlib.util
 import math
-import os
 import re
-import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from segonnx.core.files import publish, require_replaceable, staging
 from segonnx.errors import InputError, ResourceError
+from segonnx.predict import headers
 from segonnx.predict.resampling import AnyArray
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
+WITHOUT_GEOMETRY = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
+"""The endings of files that keep no spacing, or only that of a picture."""
+FLAT = (".png", ".bmp", ".jpg", ".jpeg")
+"""The endings of files that hold one slice."""
 PICTURE_DEPTH = 999
 """nnU-Net's z spacing of a picture, in multiples of its larger spacing within the plane."""
 
@@ -123,6 +126,7 @@ def read(paths: Sequence[Path], *, reorient: bool = False) -> Image:
     spacing: tuple[float, ...] = ()
     orientation: str | None = None
     for path in paths:
+        headers.require_whole(path, detached=True)
         try:
             _require_intact(path)
             image = itk.ReadImage(str(path))
@@ -193,7 +197,7 @@ def write(labels: AnyArray, like: Image, path: Path) -> None:
 
     Raises:
         InputError: Label maps aren't written to files of this ending.
-        ResourceError: The file can't be written.
+        ResourceError: The file can't be written, or reads otherwise than it was written.
     """
     itk: Any = importlib.import_module("SimpleITK")  # its functions have no types
 
@@ -207,17 +211,43 @@ def write(labels: AnyArray, like: Image, path: Path) -> None:
     ending = require_ending(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            made = Path(folder) / f"labels{ending}"
+        with staging(path) as folder:
+            made = folder / f"labels{ending}"
             try:
                 itk.WriteImage(image, str(made), useCompression=True)
             except RuntimeError as error:
                 raise ResourceError(f"can't write {path}: {str(error).strip().splitlines()[-1][:200]}") from error
-            with made.open("rb") as file, contextlib.suppress(OSError):
-                os.fsync(file.fileno())
-            made.replace(path)
+            _require_kept(read([made], reorient=like.orientation is not None), labels, like, path)
+            publish(made, path, check=require_replaceable)
     except OSError as error:
         raise ResourceError(f"can't write {path}: {error.strerror}") from error
+
+
+def _require_kept(found: Image, labels: AnyArray, like: Image, path: Path) -> None:
+    """Hold a label map that was written and read again against what was to be written.
+
+    Args:
+        found: The label map as it reads.
+        labels: The label map, (z, y, x).
+        like: The image that it belongs to.
+        path: The file, which messages name.
+
+    Raises:
+        ResourceError: They differ.
+    """
+    if found.array.shape != (1, *labels.shape):
+        raise ResourceError(
+            f"can't write {path}: such a file keeps {found.array.shape[1:]} of a label map {labels.shape}"
+        )
+    if not np.array_equal(found.array[0], labels):
+        raise ResourceError(f"can't write {path}: such a file doesn't keep the labels")
+    if path.name.lower().endswith(WITHOUT_GEOMETRY):
+        return
+    own, wanted = (
+        (*image.GetSpacing(), *image.GetOrigin(), *image.GetDirection()) for image in (found.geometry, like.geometry)
+    )
+    if not np.allclose(own, wanted, rtol=1e-4, atol=1e-3):
+        raise ResourceError(f"can't write {path}: such a file doesn't keep the image's spacing, origin and direction")
 
 
 def require_ending(path: Path) -> str:

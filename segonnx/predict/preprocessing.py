@@ -77,7 +77,11 @@ def prepare(
     with times.of("prepare"):
         _check_image(image, spacing, config)
         _check_previous(previous, image, config)
-        image = image.astype(np.float32).transpose(0, *(axis + 1 for axis in config.transpose_forward))
+        with np.errstate(over="ignore"):
+            image = image.astype(np.float32)
+        if not np.isfinite(image).all():
+            raise InputError("the image holds numbers that are too large for the network's float32")
+        image = image.transpose(0, *(axis + 1 for axis in config.transpose_forward))
         own = tuple(float(spacing[axis]) for axis in config.transpose_forward)
         wanted = (*own[: 3 - len(config.spacing)], *config.spacing)
         mask, box = resampling.nonzero(image)
@@ -88,8 +92,9 @@ def prepare(
         mask = mask[box]
         if previous is not None or any(channel.use_mask for channel in config.channels):
             mask = resampling.filled(mask)
-        for values, channel in zip(image, config.channels, strict=True):
-            _normalise(values, mask, channel)
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it isn't finite, and is refused below
+            for values, channel in zip(image, config.channels, strict=True):
+                _normalise(values, mask, channel)
     with times.of("resample"):
         shape = image.shape[1:]
         if config.image_resampling.resamples:
@@ -107,6 +112,8 @@ def prepare(
             labels = resampling.resample_labels(labels, shape, config.label_resampling, axis)
             one_hot = np.stack([(labels == value).astype(np.float32) for value in config.previous_labels])
             image = np.concatenate([image, one_hot])
+        if not np.isfinite(image).all():
+            raise InputError("the image's numbers are too large, or too far apart, to be normalised in float32")
     return PreparedImage(image, full_shape, box, own, wanted)
 
 
