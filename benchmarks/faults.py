@@ -31,7 +31,7 @@ import onnx
 import SimpleITK
 from onnx import TensorProto, helper
 
-from benchmarks import faults_documents
+from benchmarks import faults_documents, writing_faults
 from benchmarks.docs import put_block
 from segonnx.artifacts import layout, manifest, packing
 from segonnx.artifacts.layout import MODEL
@@ -714,19 +714,23 @@ def main() -> None:
         assert stock.predictor is not None
         (work / "documents").mkdir()
         trials = faults_documents.campaign(faults_documents.prepare(work / "documents", stock.predictor[0]))
+        written = writing_faults.campaign(small, work)
     failures = [one for one in outcomes if one.found_by is None or one.wrong]
     for one in failures:
         print(f"{one.kind} (seed {one.seed}): {one.wrong or 'not found'}")
     bad = [why for its in killed.values() for why in its if why]
+    ends = [why for row in written for why in row.wrong]
+    print("\n".join(ends))
     wrong = [one for one in trials if one.wrong is not None]
     for trial in wrong:
         print(f"{trial.command} of {trial.kind} {trial.seed}: {trial.wrong}")
-    text = f"{page(outcomes, beyond, killed)}\n{faults_documents.page(trials)}"
+    text = f"{page(outcomes, beyond, killed)}\n{faults_documents.page(trials)}\n{writing_faults.page(written)}"
     put_block(PAGE, "faults", text, "benchmarks.faults")
     print(f"{len(failures)} of {len(outcomes)} damaged artifacts weren't reported as they should be")
     print(f"{len(bad)} kills left a half result")
     print(f"{len(wrong)} of {len(trials)} documents' readers ended as they shouldn't")
-    sys.exit(bool(failures or bad or wrong))
+    print(f"{len(ends)} of the commands that write ended wrong")
+    sys.exit(bool(failures or bad or wrong or ends))
 
 
 def _exported(work: Path) -> tuple[Path, Path]:

@@ -33,7 +33,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 
 from segonnx.errors import InputError, ResourceError, SegonnxError
-from segonnx.predict import images
+from segonnx.predict import headers, images
 from segonnx.predict.predictor import Artifact
 
 RUNNING = int(os.environ.get("SEGONNX_RUNNING", "1"))
@@ -90,6 +90,7 @@ async def refuse(_: Request, __: RequestValidationError) -> JSONResponse:
 
 def _predict(uploads: list[UploadFile]) -> bytes:
     """Predict, and return the bytes of the label map's file. No file stays behind, whatever happens."""
+    _require_count(uploads)
     with tempfile.TemporaryDirectory(prefix="segonnx-") as name:
         folder = Path(name)
         try:
@@ -101,6 +102,13 @@ def _predict(uploads: list[UploadFile]) -> bytes:
             raise type(error)(str(error).replace(f"{folder}/", "")) from error
         images.write(labels, image, folder / f"labels{answer_ending}")
         return (folder / f"labels{answer_ending}").read_bytes()
+
+
+def _require_count(uploads: list[UploadFile]) -> None:
+    """Refuse more or fewer files than the network has channels, before any is unpacked. A picture may hold several."""
+    channels = len(artifact.config.channels)
+    if len(uploads) != channels and not (len(uploads) == 1 and artifact.config.natural):
+        raise InputError(f"{len(uploads)} files were sent; the network takes {channels}, a channel for each")
 
 
 def _save(upload: UploadFile, stem: Path) -> Path:
@@ -122,6 +130,7 @@ def _save(upload: UploadFile, stem: Path) -> Path:
                 _require(file.tell() / 8)  # no voxel takes more bytes
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{stem.name} isn't an intact gzip file: {error}") from error
+    headers.require_whole(path)
     if reader.startswith("SimpleITKIO"):
         chosen = SimpleITK.ImageFileReader.GetImageIOFromFileName(str(path))
         if chosen != SIMPLEITK[path.suffix]:

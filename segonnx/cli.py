@@ -6,15 +6,18 @@ A command is imported once somebody asks for it, and imports heavy libraries whe
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import click
 
 from segonnx._version import __version__
 from segonnx.commands import options
-from segonnx.errors import SegonnxError
+from segonnx.core import terminal
+from segonnx.errors import SegonnxError, one_line
 
 COMMANDS = ("list", "export", "verify", "sign", "predict", "pack", "unpack", "bench", "compare", "report")
 """The commands in the order of the help; ``segonnx.commands.NAME`` holds each."""
@@ -35,17 +38,32 @@ class _Group(click.Group):
         command.params += [option for option in options.EVERYWHERE if option not in command.params]
         return command
 
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        with _quoted():
+            return super().make_context(*args, **more)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _quoted():
+                return super().invoke(ctx)
         except SegonnxError as error:
             if options.debugging(ctx):
                 raise
             _fail(error)
 
 
+@contextlib.contextmanager
+def _quoted() -> Iterator[None]:
+    """What click prints of wrong use quotes names of files, such as a pattern of the shell gives: keep it one line."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = one_line(error.message)  # type: ignore[misc]  # which click prints as it stands there
+        raise
+
+
 def _fail(error: SegonnxError) -> NoReturn:
-    click.echo(f"segonnx: {error}", err=True)
+    terminal.line(f"segonnx: {error}", err=True)
     sys.exit(error.exit_code)
 
 

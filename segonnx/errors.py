@@ -13,8 +13,21 @@ SegonnxError
 
 from __future__ import annotations
 
-MAX_MESSAGE = 1000
-"""Letters of a message; what is beyond is cut."""
+MAX_LINE = 2000
+"""The most letters of a line that is shown: what strangers name may be of any length."""
+
+
+def one_line(text: str, length: int = MAX_LINE) -> str:
+    """Text as one line that only shows: what would move a cursor, turn the direction of reading or hide is written out.
+
+    Args:
+        text: of anybody.
+        length: the most letters; what is longer loses its middle.
+    """
+    if len(text) > length:
+        text = f"{text[: length // 2]} ... {text[-(length // 4) :]}"
+    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    return shown if len(shown) <= length else f"{shown[: length - 4]} ..."
 
 
 def first_line(error: BaseException, length: int = 300) -> str:
@@ -24,18 +37,12 @@ def first_line(error: BaseException, length: int = 300) -> str:
 
 
 class SegonnxError(Exception):
-    """Base of every error that is printed instead of a traceback.
-
-    Its message may quote strangers, who have names of 5 MB: it is one line of bounded length, and moves no terminal's
-    cursor.
-    """
+    """Base of every error that is printed as one line instead of a traceback. Its message may quote strangers."""
 
     exit_code = 1
 
     def __str__(self) -> str:
-        text = super().__str__()
-        text = text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."
-        return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+        return one_line(super().__str__())
 
 
 class InputError(SegonnxError):

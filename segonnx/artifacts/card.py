@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from segonnx.artifacts.manifest import Manifest, gives_labels
+from segonnx.core import markdown
+from segonnx.core.markdown import code, escape
+from segonnx.errors import one_line
 
 
 def render(content: Manifest) -> str:
-    """The model card in Markdown, from the manifest that it goes with."""
+    """The model card in Markdown, from the manifest that it goes with.
+
+    Names and notes of the manifest may be a stranger's: they are shown as text, and are no markup, YAML or Python.
+    """
     x, y = content["inputs"][0], content["outputs"][0]
     weights, parameters, parity = content["weights"], content["parameters"], content["parity"]
     tolerance = parity["tolerance"]
-    published = " and ".join(f"{f['text']} ({f['source']})" for f in parameters["published_figures"]) or "nothing"
+    published = (
+        " and ".join(escape(f"{f['text']} ({f['source']})") for f in parameters["published_figures"]) or "nothing"
+    )
     example = [size if isinstance(size, int) else parity["inputs"][0]["shape"][i] for i, size in enumerate(x["shape"])]
     notice = ""
     if weights["seed"] is not None:
@@ -35,7 +43,7 @@ def render(content: Manifest) -> str:
             f"{', '.join(edited)}.\n"
         )
     rows = "\n".join(
-        f"| {p['kind']} | {_shape(p['shape'])} | {p['max_rel_error']:.1e} | {p['rms_rel_error']:.1e} "
+        f"| {escape(p['kind'])} | {_shape(p['shape'])} | {p['max_rel_error']:.1e} | {p['rms_rel_error']:.1e} "
         f"| {100 * p['label_agreement']:.4f} % |"
         for p in parity["inputs"]
     )
@@ -49,24 +57,23 @@ def render(content: Manifest) -> str:
         holds, decide = "a logit per region", " > 0  # one label map per region"
     if gives_labels(content):
         holds, decide = f"the class of each voxel, from 0 to {y['classes'] - 1}", ""
-    names = ", ".join(f"{label['value']} {label['name']}" for label in content["labels"])
+    names = ", ".join(f"{label['value']} {escape(label['name'])}" for label in content["labels"])
     labels = f"\n- **Labels:** {names}" if names else ""
+    note = escape(content["preprocessing"]["note"])
     what = " of the logits, which the graph then decides by" if gives_labels(content) else ""
-    unused = "".join(f"\n- {count:,} unused: {why}" for why, count in parameters["unused_reasons"].items())
+    unused = "".join(f"\n- {count:,} unused: {escape(why)}" for why, count in parameters["unused_reasons"].items())
     return f"""---
-library_name: onnx
-license: {weights["licence"]}
-tags: [image-segmentation, onnx, segonnx]
+{_front_matter(weights["licence"])}
 ---
 
-# {content["name"]}
+# {escape(content["name"])}
 
-{content["source"]}, as ONNX (opset {content["opset"]}, standard operators only).
+{markdown.line(content["source"])}, as ONNX (opset {content["opset"]}, standard operators only).
 {notice}
-- **Weights:** {weights["source"]}
-- **Licence of the weights:** {weights["licence"]}
-- **Input:** `{x["name"]}`, {x["dtype"]}, {_shape(x["shape"])} as (N, C, spatial...); {content["preprocessing"]["note"]}
-- **Output:** `{y["name"]}`, {y["dtype"]}, {_shape(y["shape"])}: {holds}{labels}
+- **Weights:** {escape(weights["source"])}
+- **Licence of the weights:** {escape(weights["licence"])}
+- **Input:** {code(x["name"])}, {escape(x["dtype"])}, {_shape(x["shape"])} as (N, C, spatial...); {note}
+- **Output:** {code(y["name"])}, {escape(y["dtype"])}, {_shape(y["shape"])}: {holds}{labels}
 - **Multiply-adds of a pass:** {content["macs"]:,}
 
 ## Run it
@@ -77,7 +84,7 @@ import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
 x = np.zeros({tuple(example)}, np.float32)
-labels = session.run(["{y["name"]}"], {{"{x["name"]}": x}})[0]{decide}
+labels = session.run([{_python(y["name"])}], {{{_python(x["name"])}: x}})[0]{decide}
 ```
 
 `segonnx verify .` checks every byte of this folder and replays `test_data_set_0`.
@@ -89,7 +96,7 @@ Parameters: {parameters["count"]:,}; published: {published}. Each is accounted f
 - {parameters["used"]:,} used as they are
 - {parameters["folded"]:,} folded into others{unused}
 
-Numbers{what}: {parity["runtime"]} against {parity["reference"]}.
+Numbers{what}: {escape(parity["runtime"])} against {escape(parity["reference"])}.
 Errors are relative to the standard deviation of the logits.
 
 | input | shape | largest error | RMS error | same label |
@@ -144,4 +151,20 @@ The label of a voxel is decided by the mean of the members' probabilities.{" The
 
 
 def _shape(shape: list[int | str]) -> str:
-    return " x ".join(map(str, shape))
+    return escape(" x ".join(map(str, shape)))
+
+
+def _front_matter(licence: str) -> str:
+    """What programs read of a card, as YAML."""
+    import yaml
+
+    known = {"library_name": "onnx", "license": one_line(licence), "tags": ["image-segmentation", "onnx", "segonnx"]}
+    text: str = yaml.safe_dump(known, sort_keys=False, allow_unicode=True, default_flow_style=None, width=10**6)
+    return text.rstrip("\n")
+
+
+def _python(text: str) -> str:
+    """Text as a literal of Python, in double quotes where that needs no more than the quotes."""
+    literal = repr(text)
+    plain = literal[1:-1] == text and '"' not in text and literal[0] == "'"
+    return f'"{text}"' if plain else literal

@@ -9,7 +9,7 @@ from typing import Any
 
 from segonnx.artifacts.agreement import contradiction
 from segonnx.artifacts.layout import MANIFEST
-from segonnx.core import documents
+from segonnx.core import documents, files
 from segonnx.errors import InputError, VerifyError
 
 SCHEMA_VERSION = 2
@@ -52,12 +52,14 @@ def read(folder: Path) -> Manifest:
 
     Raises:
         VerifyError: there is none, or it isn't as it was written.
+        OSError: it can't be read.
     """
     path = folder / MANIFEST
     if path.is_symlink() or not path.is_file():
         raise VerifyError(f"{folder} is no artifact: it has no {MANIFEST}")
-    with path.open("rb") as file:
-        return parse(file.read(MAX_BYTES + 1), path)
+    with files.opened(path, follow=False) as file:
+        data = file.read(MAX_BYTES + 1)
+    return parse(data, path)
 
 
 def parse(data: bytes, path: Path) -> Manifest:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
 import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from segonnx.artifacts import ensembles, layout, manifest, signature, testdata
+from segonnx.artifacts import ensembles, graphs, layout, manifest, signature, testdata
 from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest
-from segonnx.core import hardware, subprocesses
+from segonnx.core import files, hardware, subprocesses
 from segonnx.core.files import sha256
 from segonnx.core.ort_session import SessionSettings, open_session
 from segonnx.core.subprocesses import Progress
@@ -30,6 +31,7 @@ class Verified:
         manifest: the content of its manifest.
         files: how many files were hashed.
         bytes: the size of all files.
+        weights: the files beside ``model.onnx`` that hold weights of its graph; an ensemble's have none here.
         difference: how far the replay is from the recorded logits or labels, of an ensemble the member's that is
             farthest; None where it wasn't asked for.
     """
@@ -37,6 +39,7 @@ class Verified:
     manifest: Manifest
     files: int
     bytes: int
+    weights: tuple[str, ...]
     difference: Difference | Agreement | None
 
 
@@ -76,10 +79,12 @@ def verify(
         signature.check(folder, key)
     networks = ensembles.members(folder, content) if manifest.is_ensemble(content) else {folder: content}
     differences = []
+    weights: tuple[str, ...] = ()
     for path, described in networks.items():
         tolerance = _tolerance(path, described)
         # The checker and the runtime are C++ that reads a file which may be hostile: not in this process.
-        subprocesses.call(_check_graph, path, described, progress=progress, timeout=timeout)
+        found = subprocesses.call(_check_graph, path, described, progress=progress, timeout=timeout).value
+        weights = found if path == folder else ()
         if replay:
             labels = manifest.gives_labels(described)
             difference = subprocesses.call(_replay, path, labels, threads, progress=progress, timeout=timeout).value
@@ -89,21 +94,25 @@ def verify(
                     f"allowed: {tolerance}"
                 )
             differences.append(difference)
-    files = content["files"]
+    entries = content["files"].values()
     farthest = min(differences, key=lambda one: one.label_agreement, default=None)
-    return Verified(content, len(files), sum(entry["bytes"] for entry in files.values()), farthest)
+    return Verified(content, len(entries), sum(entry["bytes"] for entry in entries), weights, farthest)
 
 
 def inside(folder: Path) -> list[Path]:
     """The artifacts in a folder that only holds artifacts, as the one of the graphs without rewrites; or itself.
 
+    Where one of its folders is an artifact, all are taken for artifacts: one that lacks its manifest is damaged.
+
     Raises:
         VerifyError: it can't be read.
     """
     try:
-        if (folder / layout.MANIFEST).exists():
+        if os.path.lexists(folder / layout.MANIFEST) or os.path.lexists(folder / layout.MODEL):
             return [folder]
-        return sorted(child for child in folder.iterdir() if (child / layout.MANIFEST).is_file()) or [folder]
+        children = sorted(child for child in folder.iterdir() if child.is_dir() or not child.exists())
+        held = [child for child in children if not files.is_scratch(child)]
+        return held if any(os.path.lexists(child / layout.MANIFEST) for child in held) else [folder]
     except OSError as error:
         raise VerifyError(f"{folder} can't be read: {error.strerror}") from error
 
@@ -126,8 +135,10 @@ def _tolerance(folder: Path, content: Manifest) -> Tolerance:
 def _check_files(folder: Path, content: Manifest, progress: Progress) -> None:
     wanted = content["files"]
     own = {layout.MANIFEST, layout.SIGNATURE}
-    found = set(_walk(folder, own | wanted.keys())) - own
-    for name in sorted(wanted.keys() - found):
+    found = set(_walk(folder, own | wanted.keys()))
+    if layout.SIGNATURE in found and (folder / layout.SIGNATURE).stat().st_size > manifest.MAX_BYTES:
+        raise VerifyError(f"{folder / layout.SIGNATURE} is larger than {manifest.MAX_BYTES:,} bytes")
+    for name in sorted(wanted.keys() - (found - own)):
         raise VerifyError(f"{folder} lacks {name}")
     for name, entry in wanted.items():
         path = folder / name
@@ -144,7 +155,7 @@ def _check_files(folder: Path, content: Manifest, progress: Progress) -> None:
 
 def _walk(folder: Path, known: set[str]) -> Iterator[str]:
     """The relative paths of all files below ``folder``; what isn't known, links and special files are refused."""
-    folders = {str(parent) for name in known for parent in PurePosixPath(name).parents}
+    ordered = sorted(known)
     left = [""]
     while left:
         prefix = left.pop()
@@ -154,7 +165,8 @@ def _walk(folder: Path, known: set[str]) -> Iterator[str]:
             info = os.lstat(entry.path)  # what the entry itself knows has no count of links on Windows
             name = prefix + entry.name
             if stat.S_ISDIR(info.st_mode):
-                if name not in folders:
+                after = bisect.bisect(ordered, f"{name}/")
+                if not (after < len(ordered) and ordered[after].startswith(f"{name}/")):
                     raise VerifyError(f"{folder} holds the folder {name}, which the manifest doesn't know")
                 left.append(f"{name}/")
             elif not stat.S_ISREG(info.st_mode):
@@ -167,7 +179,8 @@ def _walk(folder: Path, known: set[str]) -> Iterator[str]:
                 yield name
 
 
-def _check_graph(folder: Path, content: Manifest, progress: Progress) -> None:
+def _check_graph(folder: Path, content: Manifest, progress: Progress) -> tuple[str, ...]:
+    """Check the graph against the manifest. The result is the names of the files of its weights."""
     import onnx
 
     progress("checking the graph")
@@ -179,6 +192,7 @@ def _check_graph(folder: Path, content: Manifest, progress: Progress) -> None:
         model = onnx.load(str(path), load_external_data=False)
         found["inputs"] = [describe(value) for value in model.graph.input]
         found["outputs"] = [describe(value) for value in model.graph.output]
+        foreign, weights = graphs.foreign_operators(model), graphs.external_files(model)
     except Exception as error:
         raise VerifyError(f"{path} isn't a valid ONNX model: {first_line(error, 500)}") from error
     for what, values in found.items():
@@ -188,6 +202,11 @@ def _check_graph(folder: Path, content: Manifest, progress: Progress) -> None:
     dtype = str(found["outputs"][0]["dtype"])
     if manifest.gives_labels(content) != dtype.startswith("uint"):
         raise VerifyError(f"{path} gives {dtype}, the manifest says {'labels' if dtype == 'float32' else 'logits'}")
+    if foreign:
+        raise VerifyError(f"{path} has operators that aren't ONNX's own: {', '.join(foreign[:3])}")
+    if unknown := sorted(set(weights) - content["files"].keys()):
+        raise VerifyError(f"{path} has weights in {unknown[0]!r}, which the manifest doesn't know")
+    return tuple(weights)
 
 
 def describe(value: onnx.ValueInfoProto) -> dict[str, object]:  # type: ignore[name-defined]  # noqa: F821

@@ -12,7 +12,8 @@ import click
 from segonnx import runtimes
 from segonnx.commands import options
 from segonnx.commands.export import exported_line
-from segonnx.errors import InputError, SegonnxError
+from segonnx.core import terminal
+from segonnx.errors import InputError, SegonnxError, one_line
 from segonnx.sources import catalog
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ def command(json_path: Path | None, pyperf_path: Path | None, **asked: Any) -> N
 
     request = Request(**asked)
     specs, settings = _named(request), _settings(request)
-    options.require_writable(json_path)
+    used = (*request.artifacts, *([request.input_path] if request.input_path is not None else []))
+    options.require_writable(json_path, *used)
     if pyperf_path is not None:
         pyperf_suites.require(pyperf_path)
     with options.display() as display:
@@ -230,12 +232,12 @@ def _print_rows(rows: list[Row], display: Display) -> None:
 def _print(result: Result) -> None:
     from segonnx.report import tables
 
-    click.echo(f"\n{result.autocast}")
+    terminal.lines(f"\n{one_line(result.autocast)}")
     for key in result.families():
-        click.echo("\n" + tables.family(result, key))
+        terminal.lines("\n" + tables.family(result, key))
     if found := tables.conclusions(result):
-        click.echo("\n" + tables.conclusions_table(found))
-    click.echo("\n" + tables.notes(result))
+        terminal.lines("\n" + tables.conclusions_table(found))
+    terminal.lines("\n" + tables.notes(result))
 
 
 def _end(result: Result) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from segonnx.commands import options
+from segonnx.core import terminal
 
 
 @click.command("compare")
@@ -41,9 +42,9 @@ def command(
     found = comparison.compare(result.read(old), result.read(new), fail_above, force=force)
     text = md.comparison(found) if markdown else tables.comparison(found)
     for path in (out, json_path):
-        options.require_writable(path)
+        options.require_writable(path, old, new)
     if out is None:
-        click.echo(text)
+        terminal.lines(text)
     else:
         files.write(out, text + "\n")
     options.write_json(json_path, found.as_dict())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from segonnx.commands import options
+from segonnx.core import terminal
 from segonnx.errors import InputError, SegonnxError
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def command(json_path: Path | None, **asked: Any) -> None:
     request = Request(**asked)
     specs = _named(request)
     options.require_torch("export")
-    options.require_writable(json_path)
+    options.require_writable(json_path, *(path for path in (request.weights, request.nnunet) if path is not None))
     with options.display() as display, contextlib.ExitStack() as stack:
         failed: dict[str, SegonnxError] = {}
         if request.ensemble:
@@ -385,7 +386,7 @@ def _fail(done: Sequence[Exported], failed: dict[str, SegonnxError]) -> None:
     message = f"{len(failed)} of {len(done) + len(failed)} failed: {', '.join(failed)}"
     if not done and all(isinstance(error, InputError) for error in failed.values()):
         raise InputError(message)
-    click.echo(f"segonnx: {message}", err=True)
+    terminal.line(f"segonnx: {message}", err=True)
     sys.exit(1)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from segonnx.commands import options
+from segonnx.core import terminal
 
 
 @click.command("list")
@@ -25,9 +26,9 @@ def command(as_json: bool, check: bool) -> None:
 
     systems = catalog.systems()
     if as_json:
-        click.echo(json.dumps([_as_json(spec) for spec in systems], indent=2))
+        terminal.lines(json.dumps([_as_json(spec) for spec in systems], indent=2))
     elif not check:
-        click.echo(_table(systems))
+        terminal.lines(_table(systems))
     if check:
         _check_catalogue()
 
@@ -91,9 +92,9 @@ def _check_catalogue() -> None:
                 if check.passed:
                     display.echo(f"ok   {line}")
                 else:
-                    click.echo(f"FAIL {line}")
+                    terminal.line(f"FAIL {line}")
             if not all(check.passed for check in checks):
                 failed.append(spec.name)
-                click.echo(parameters.mismatch_table(spec.reference.modules, counted.modules))
+                terminal.lines(parameters.mismatch_table(spec.reference.modules, counted.modules))
     if failed:
         raise ParityError(f"{len(failed)} of {len(catalog.systems())} systems differ: {', '.join(failed)}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
+from segonnx.core import terminal
 from segonnx.errors import InputError
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class _ToStandardError(logging.Handler):
     """Prints each record as a line."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(self.format(record), err=True)
+        terminal.line(self.format(record), err=True)
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -194,12 +195,21 @@ def display() -> Display:
     return Display(quiet=_given("quiet", ctx), moving=not _given("verbose", ctx))
 
 
-def require_writable(path: Path | None) -> None:
-    """See to it that a file that was asked for can be written, before the work."""
+def require_writable(path: Path | None, *used: Path) -> None:
+    """See to it that a file that was asked for can be written, before the work, and takes nothing of what is used."""
     from segonnx.core import files
 
     if path is not None:
+        for one in used:
+            files.require_outside(path, one)
         files.require_writable(path)
+
+
+def require_outside(made: Path, folder: Path) -> None:
+    """See to it that what is made doesn't lie in an artifact's folder, and isn't that."""
+    from segonnx.core import files
+
+    files.require_outside(made, folder)
 
 
 def write_json(path: Path | None, content: Any) -> None:

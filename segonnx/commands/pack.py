@@ -31,7 +31,7 @@ def command(artifact: Path, form: str, out: Path, overwrite: bool, json_path: Pa
     from segonnx.artifacts import packing
 
     options.require_folder(artifact)
-    options.require_writable(json_path)
+    options.require_writable(json_path, artifact)
     with options.display() as display:
         packing.pack(artifact, form, out, overwrite=overwrite, progress=display)
         display.echo(f"{artifact}: packed as {form} -> {out}")

@@ -55,7 +55,9 @@ def command(artifact: Path, source: Path, target: Path, json_path: Path | None, 
 
     previous, threads, postprocess = how.pop("previous"), how.pop("threads"), how.pop("postprocess")
     settings = files.FileOptions(postprocess=postprocess is not False, **how)
-    options.require_writable(json_path)
+    options.require_writable(json_path, artifact, *(() if previous is None else (previous,)))
+    for folder in (artifact, *(() if previous is None else (previous,))):
+        options.require_outside(target, folder)
     done: list[Predicted] = []
     with options.display() as display:
         display("loading the artifact")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from segonnx.commands import options
+from segonnx.core import terminal
 from segonnx.errors import InputError
 
 
@@ -42,17 +43,22 @@ def command(
     if page_path is None and svg is None and json_path is None and not markdown:
         raise InputError("give --html FILE, --svg FILE, --markdown or --json FILE")
     content = result.merge([result.read(path) for path in paths])
-    for path in (page_path, svg, json_path):
-        options.require_writable(path)
+    for path in (page_path, svg, None if svg is None else _dark(svg), json_path):
+        options.require_writable(path, *paths)
     with options.display() as display:
         if page_path is not None:
             files.write(page_path, html.render(content))
             display.echo(str(page_path))
         if svg is not None:
-            for path, dark in ((svg, False), (svg.with_stem(f"{svg.stem}-dark"), True)):
+            for path, dark in ((svg, False), (_dark(svg), True)):
                 files.write(path, picture.speedups_svg(content, dark=dark))
                 display.echo(str(path))
     if markdown:
-        click.echo(md.result(content))
+        terminal.lines(md.result(content))
     if json_path is not None:
         content.write(json_path)
+
+
+def _dark(svg: Path) -> Path:
+    """The file of the picture for a dark ground."""
+    return svg.with_stem(f"{svg.stem}-dark")

@@ -28,7 +28,7 @@ def command(artifact: Path, key: Path, json_path: Path | None) -> None:
     from segonnx.artifacts.verify import verify
 
     options.require_folder(artifact)
-    options.require_writable(json_path)
+    options.require_writable(json_path, artifact, key)
     with options.display() as display:
         content = verify(artifact, replay=False, progress=display).manifest
         made = signature.sign(artifact, key)

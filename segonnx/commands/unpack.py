@@ -25,7 +25,7 @@ def command(packed: Path, out: Path, overwrite: bool, json_path: Path | None) ->
     """
     from segonnx.artifacts import manifest, packing
 
-    options.require_writable(json_path)
+    options.require_writable(json_path, packed)
     with options.display() as display:
         packing.unpack(packed, out, overwrite=overwrite, progress=display)
         display.echo(f"{packed}: intact -> {out}")

@@ -37,7 +37,7 @@ def command(
     for artifact in artifacts:
         options.require_folder(artifact)
     folders = [folder for artifact in artifacts for folder in inside(artifact)]
-    options.require_writable(json_path)
+    options.require_writable(json_path, *folders, *(() if key is None else (key,)))
     found: dict[Path, Verified | SegonnxError] = {}
     with options.display() as display:
         for folder in folders:

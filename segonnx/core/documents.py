@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from segonnx.core import files
 from segonnx.errors import InputError, SegonnxError
 
 Schema = Mapping[str, Any]
@@ -47,7 +48,7 @@ def read(
         SegonnxError: as ``error`` says: the file can't be read, is too large, or isn't JSON.
     """
     try:
-        with path.open("rb") as file:
+        with files.opened(path) as file:
             data = file.read(max_bytes + 1)
     except OSError as failure:
         raise error(f"{path} can't be read: {failure.strerror}") from failure

@@ -7,9 +7,9 @@ import threading
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-import click
-
+from segonnx.core import terminal
 from segonnx.core.subprocesses import Progress
+from segonnx.errors import one_line
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -44,12 +44,12 @@ class Display:
             from rich.spinner import Spinner
             from rich.text import Text
 
-            self._live.update(Spinner("dots", Text(step)))
+            self._live.update(Spinner("dots", Text(one_line(step))))
             return
         self._cancel()
         if self._quiet:
             return
-        self._timer = threading.Timer(PATIENCE_S, click.echo, (f"  {step} ...",), {"err": True})
+        self._timer = threading.Timer(PATIENCE_S, terminal.line, (f"  {step} ...",), {"err": True})
         self._timer.daemon = True
         self._timer.start()
 
@@ -64,7 +64,7 @@ class Display:
             return
         if self._live is not None:
             self._live.stop()
-        click.echo(line, err=err)
+        terminal.line(line, err=err)
         if self._live is not None:
             self._live.start()
 

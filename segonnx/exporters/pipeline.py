@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from segonnx.artifacts import card, layout, manifest, sbom
 from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest
+from segonnx.artifacts.replacing import require_artifact
 from segonnx.core import files, subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.core.synthetic_inputs import ParityInput
+from segonnx.errors import ResourceError
 from segonnx.exporters import labels, manifest_entries, parity_inputs, resources
 from segonnx.exporters.assemble import Converted, assemble
 from segonnx.exporters.convert import Conversion
@@ -77,8 +79,8 @@ def export(
             converts it; an artifact that is there already is never kept. None builds the spec's network.
 
     Raises:
-        InputError: an argument is wrong or can't stand in a manifest, an artifact with other arguments is there, or the
-            machine lacks something.
+        InputError: an argument is wrong or can't stand in a manifest, an artifact with other arguments or something
+            else is there, or the machine lacks something.
         ParityError: the network isn't the published one, or its ONNX file computes something else. Nothing is written.
     """
     started = time.perf_counter()
@@ -91,9 +93,12 @@ def export(
     shape = input_shape(spec, settings.shape, settings.batch)
     arguments = manifest_entries.arguments(spec, settings, shape, tuning, random_weights=steps.random_weights)
     target = settings.out / (settings.folder or folder_name(spec))
-    if os.path.lexists(target) and not settings.overwrite:
-        kept = steps.existing(target, arguments)
-        return Exported(target, kept, True, {}, time.perf_counter() - started)
+    if os.path.lexists(target):
+        if not settings.overwrite:
+            kept = steps.existing(target, arguments)
+            return Exported(target, kept, True, {}, time.perf_counter() - started)
+        require_artifact(target)
+    files.require_apart(target, *settings.checkpoints)
     reasons = () if built is None else (*built.unused.values(),)
     manifest_entries.require_writable(
         spec, settings, arguments, shape, random_weights=steps.random_weights, tuning=tuning, reasons=reasons
@@ -106,7 +111,10 @@ def export(
         progress("hashing the artifact")
         content = job.write(findings, arguments)
         progress("writing the artifact")
-        files.publish(job.artifact, target)
+        try:
+            files.publish(job.artifact, target, replace=settings.overwrite, check=require_artifact)
+        except OSError as error:
+            raise ResourceError(f"can't write {target}: {error.strerror}") from error
     return Exported(target, content, False, steps.stages, time.perf_counter() - started)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import tempfile
+import os
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -158,6 +159,7 @@ def _jobs(config: InferenceConfig, source: Path, target: Path, options: FileOpti
     """List the cases to predict, once nothing stands in the way of writing their files."""
     cases = images.cases(source, len(config.channels), config.file_ending, natural=config.natural)
     if source.is_dir():
+        _require_one_each(source, config.file_ending, [file for own in cases.values() for file in own])
         if target.exists() and not target.is_dir():
             raise InputError(f"{target} is a file; the label maps of a folder go into a folder")
         jobs = [_Job(case, files, target / f"{case}{config.file_ending}") for case, files in cases.items()]
@@ -165,13 +167,19 @@ def _jobs(config: InferenceConfig, source: Path, target: Path, options: FileOpti
         if target.is_dir():
             raise InputError(f"{target} is a folder; the label map of one image goes into a file")
         jobs = [_Job(case, files, target) for case, files in cases.items()]
+    inputs = {_identity(file): file for job in jobs for file in job.channels}
     for job in jobs:
+        if source.is_dir() and job.path.parent != target:
+            raise InputError(f"the case {job.case!r} with the ending {config.file_ending!r} is no name of a file")
         made = images.outputs(job.path, config.reader, config.file_ending, highest=max(config.label_values))
         made = [*made, *([job.probabilities, job.properties] if options.probabilities else [])]
         made += [job.path.with_name(SUMMARY)] if options.evaluate is not None else []
         for path in made:
-            if path.exists() and not options.overwrite:
+            if os.path.lexists(path) and not options.overwrite:
                 raise InputError(f"{path} exists: --overwrite replaces it")
+            files.require_replaceable(path)
+            if os.path.lexists(path) and (read := inputs.get(_identity(path))) is not None:
+                raise InputError(f"{path} is {read}, which is read: choose another place")
     if options.evaluate is None:
         return jobs
     return [replace(job, reference=_reference(job, options.evaluate, source)) for job in jobs]
@@ -193,6 +201,38 @@ def _reference(job: _Job, where: Path, source: Path) -> Path:
     return found
 
 
+def _identity(path: Path) -> tuple[int, int]:
+    """What two paths of one file have in common."""
+    try:
+        info = path.stat()
+    except OSError:  # a link to nothing
+        info = path.lstat()
+    return info.st_dev, info.st_ino
+
+
+def _require_one_each(folder: Path, ending: str, taken: list[Path]) -> None:
+    """See to it that no image of a folder is passed over: none is there twice, and none has another format.
+
+    Args:
+        folder: The folder.
+        ending: The ending of the network's images.
+        taken: The files that are predicted.
+
+    Raises:
+        InputError: An image would be passed over without a word.
+    """
+    names = {file.name for file in taken}
+    stems = {images.stem(name): name for name in sorted(names)}
+    for name in sorted(file.name for file in folder.iterdir() if file.is_file()):
+        stem = images.stem(name)
+        if name in names or name.startswith(".") or not name.lower().endswith(images.ENDINGS):
+            continue
+        if (other := stems.get(stem)) is not None:
+            raise InputError(f"{folder} holds both {other} and {name}: an image must be there once")
+        if re.fullmatch(r".+_[0-9]{4}", stem):
+            raise InputError(f"{folder} holds {name} beside images of another kind ({ending}): take it away first")
+
+
 def _predict_case(
     artifact: Artifact, job: _Job, options: FileOptions, previous: Artifact | None, progress: Progress
 ) -> Predicted:
@@ -206,6 +246,8 @@ def _predict_case(
     with times.of("read"):
         image = images.read(job.channels, artifact.config.reader, nan_as_zero=options.nan_as_zero)
         reference = None if job.reference is None else _read_reference(job.reference, image, artifact.config)
+    if image.array.shape[1] > 1 and job.path.name.lower().endswith(images.FLAT):
+        raise InputError(f"{job.path} would hold one slice of the {image.array.shape[1]} of {job.channels[0].name}")
     first_labels = None
     if previous is not None:
         first_labels = previous.predict(
@@ -262,8 +304,8 @@ def _probabilities_on_disk(path: Path, shape: tuple[int, ...], *, keep: bool) ->
         path.parent.mkdir(parents=True, exist_ok=True)
         needed = (2 if keep else 1) * 4 * math.prod(shape)
         require_space(needed, path.parent, f"the array of probabilities {path.name}", "free some space")
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            raw, packed = Path(folder) / "probabilities.npy", Path(folder) / "probabilities.npz"
+        with files.staging(path) as folder:
+            raw, packed = folder / "probabilities.npy", folder / "probabilities.npz"
             array = np.lib.format.open_memmap(raw, mode="w+", dtype=np.float32, shape=shape)
             yield array
             if not keep:
@@ -271,6 +313,9 @@ def _probabilities_on_disk(path: Path, shape: tuple[int, ...], *, keep: bool) ->
             array.flush()
             with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
                 archive.write(raw, raw.name)
-            packed.replace(path)
+            with zipfile.ZipFile(packed) as archive:
+                if archive.testzip() is not None:
+                    raise ResourceError(f"can't write {path}: it reads otherwise than it was written")
+            files.publish(packed, path, check=files.require_replaceable)
     except OSError as error:
         raise ResourceError(f"can't write {path}: {error.strerror or error}") from error

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
-import os
 import re
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from segonnx.core.files import publish, require_replaceable, staging
 from segonnx.errors import InputError, ResourceError
+from segonnx.predict import headers
 from segonnx.predict.readers import READERS
 from segonnx.predict.readers.base import Reader
 from segonnx.predict.resampling import AnyArray
@@ -24,6 +24,8 @@ _PICTURES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")
 _NIFTI = (".nii.gz", ".nii")
 ENDINGS = (*_NIFTI, ".nrrd", ".mha", ".mhd", ".gipl", ".gipl.gz", *_PICTURES)
 """The endings that are known without a manifest that names one."""
+FLAT = (".png", ".bmp", ".jpg", ".jpeg")
+"""The endings of files that hold one slice."""
 _PROBE = "labels"
 _REASON = 200
 
@@ -165,6 +167,7 @@ def read(
     geometries: list[Any] = []
     spacing: tuple[float, ...] = ()
     for path in paths:
+        headers.require_whole(path, detached=True)
         try:
             content = chosen.read(path)
         except InputError:
@@ -215,25 +218,45 @@ def write(labels: AnyArray, like: Image, path: Path) -> None:
         path: The file to write. Formats of several files get theirs beside it.
 
     Raises:
-        ResourceError: The file can't be written.
+        InputError: Label maps aren't written to files of this ending.
+        ResourceError: The file can't be written, or reads otherwise than it was written.
     """
     reader = READERS[like.reader]
     labels = labels.astype(np.uint8 if labels.max() <= reader.widest_byte else np.uint16, copy=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            made = Path(folder) / path.name
+        with staging(path) as scratch:
+            folder = scratch / "label map"
+            folder.mkdir()
+            made = folder / path.name
             try:
                 reader.write(labels, like.geometry, made)
+                found = reader.read(made).array
             except Exception as error:
                 raise ResourceError(f"can't write {path}: {_last_line(error)}") from error
+            _require_kept(found, labels, path)
             # The file that names the others comes last.
-            for file in sorted(Path(folder).iterdir(), key=lambda file: file == made):
-                with file.open("rb") as handle, contextlib.suppress(OSError):
-                    os.fsync(handle.fileno())
-                file.replace(path.with_name(file.name))
+            for file in sorted(folder.iterdir(), key=lambda file: file == made):
+                publish(file, path.with_name(file.name), check=require_replaceable)
     except OSError as error:
         raise ResourceError(f"can't write {path}: {error.strerror}") from error
+
+
+def _require_kept(found: AnyArray, labels: AnyArray, path: Path) -> None:
+    """Hold a label map that was written and read again against what was to be written.
+
+    Args:
+        found: The label map as it reads, (1, z, y, x).
+        labels: The label map, (z, y, x).
+        path: The file, which messages name.
+
+    Raises:
+        ResourceError: They differ.
+    """
+    if found.shape != (1, *labels.shape):
+        raise ResourceError(f"can't write {path}: such a file keeps {found.shape[1:]} of a label map {labels.shape}")
+    if not np.array_equal(found[0], labels):
+        raise ResourceError(f"can't write {path}: such a file doesn't keep the labels")
 
 
 def outputs(path: Path, reader: str, ending: str, *, highest: int) -> list[Path]:

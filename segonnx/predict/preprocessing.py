@@ -83,9 +83,10 @@ def prepare(
         _check_image(image, spacing, config)
         _check_previous(previous, image, config)
         with np.errstate(over="ignore"):
-            image = image.astype(np.float32).transpose(0, *(axis + 1 for axis in config.transpose_forward))
+            image = image.astype(np.float32)
         if not np.isfinite(image).all():
-            raise InputError("the image holds values that aren't finite numbers")
+            raise InputError("the image holds values that aren't finite numbers in float32")
+        image = image.transpose(0, *(axis + 1 for axis in config.transpose_forward))
         own = tuple(float(spacing[axis]) for axis in config.transpose_forward)
         wanted = (*own[: 3 - len(config.spacing)], *config.spacing)
         mask, box = resampling.nonzero(image)
@@ -96,8 +97,9 @@ def prepare(
         mask = mask[box]
         if previous is not None or any(channel.use_mask for channel in config.channels):
             mask = resampling.filled(mask)
-        for values, channel in zip(image, config.channels, strict=True):
-            _normalise(values, mask, channel)
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it isn't finite, and is refused below
+            for values, channel in zip(image, config.channels, strict=True):
+                _normalise(values, mask, channel)
     with times.of("resample"):
         shape = image.shape[1:]
         if config.image_resampling.resamples:
@@ -116,6 +118,8 @@ def prepare(
             labels = resampling.resample_labels(labels, shape, config.label_resampling, axis)
             one_hot = np.stack([(labels == value).astype(np.float32) for value in config.previous_labels])
             image = np.concatenate([image, one_hot])
+        if not np.isfinite(image).all():
+            raise InputError("the image's numbers are too large, or too far apart, to be normalised in float32")
     return PreparedImage(image, full_shape, box, own, wanted)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from segonnx.bench.comparison import Comparison
 from segonnx.bench.result import Result, Row
+from segonnx.core import markdown
+from segonnx.core.markdown import escape
 from segonnx.report import rows, tables
 
 _CASE = ("model", "parameters", "input", "threads", "runtime")
@@ -17,11 +19,11 @@ def result(content: Result) -> str:
     parts = []
     for key, title in content.families().items():
         lines = [_cells(row, content) for row in content.rows if row.family == key]
-        parts.append(f"### {rows.title(title)}\n\n{_table([*_CASE, *_FIGURES], lines)}")
+        parts.append(f"### {escape(rows.title(title))}\n\n{_table([*_CASE, *_FIGURES], lines)}")
     versions = ", ".join(f"{name} {version}" for name, version in content.machine["versions"].items())
     parts.append(
-        f"{_escape(content.machine['cpu'])}; {_escape(content.autocast)}; {_escape(versions)}. Time: median with the "
-        "half-width of its 95 % interval; vs eager: median of the rounds' ratios with its 95 % interval."
+        f"{markdown.line(content.machine['cpu'])}; {escape(content.autocast)}; {escape(versions)}. Time: median with "
+        "the half-width of its 95 % interval; vs eager: median of the rounds' ratios with its 95 % interval."
     )
     return "\n\n".join(parts)
 
@@ -29,7 +31,8 @@ def result(content: Result) -> str:
 def comparison(content: Comparison) -> str:
     """The rows of a comparison, and what it means."""
     header, lines = tables.comparison_rows(content)
-    return f"{_table(header, lines)}\n\n{tables.comparison_summary(content)}"
+    summary = "\n".join(map(markdown.line, tables.comparison_summary(content)))
+    return f"{_table(header, lines)}\n\n{summary}"
 
 
 def _cells(row: Row, content: Result) -> list[str]:
@@ -40,13 +43,5 @@ def _cells(row: Row, content: Result) -> list[str]:
 
 
 def _table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    every = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(map(_escape, line)) + " |" for line in every)
-
-
-def _escape(text: str) -> str:
-    """Text that stays in its cell and is no markup."""
-    text = " ".join(str(text).split())
-    for sign in "\\`*_[]<>|":
-        text = text.replace(sign, f"\\{sign}" if sign not in "<>" else {"<": "&lt;", ">": "&gt;"}[sign])
-    return text
+    first, *others = [[escape(cell) for cell in line] for line in (header, *lines)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (first, ["---"] * len(first), *others))

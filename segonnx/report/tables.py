@@ -12,6 +12,7 @@ from rich.table import Table
 
 from segonnx.bench.comparison import Comparison
 from segonnx.bench.result import Result, Row
+from segonnx.errors import one_line
 from segonnx.report import rows
 
 Ratio = Callable[[dict[str, tuple[float, float]]], float]
@@ -31,11 +32,12 @@ def table(columns: Sequence[str], lines: Iterable[Sequence[str]], title: str | N
         lines: the cells.
         title: what stands above.
     """
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="")
+    shown = None if title is None else one_line(title)
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), title=shown, title_justify="left", title_style="")
     for column in columns:
         made.add_column(column.removeprefix("<"), justify="left" if column.startswith("<") else "right", no_wrap=True)
     for line in lines:
-        made.add_row(*line)
+        made.add_row(*map(one_line, line))
     console = Console(width=WIDTH, file=io.StringIO(), color_system=None, markup=False)
     with console.capture() as capture:
         console.print(made)
@@ -80,7 +82,8 @@ def notes(result: Result) -> str:
             f"{spent['timed_s']:,.0f} of {spent['wall_s']:,.0f} s were timed passes; the bench's own process took "
             f"{spent['parent_cpu_s']:,.1f} s of a processor and {spent['parent_peak_rss_bytes'] / 1e9:.2f} GB"
         )
-    return "\n".join([*lines, *(f"warning: {warning}" for warning in result.warnings)])
+    lines += [f"warning: {warning}" for warning in result.warnings]
+    return "\n".join(map(one_line, lines))
 
 
 def _swept(its: Sequence[Row]) -> list[str]:
@@ -195,7 +198,7 @@ def comparison(content: Comparison) -> str:
     """What became of each row, and what it means."""
     header, lines = comparison_rows(content)
     columns = [f"<{name}" if name in {"model", "runtime", "verdict"} else name for name in header]
-    return f"{table(columns, lines)}\n{comparison_summary(content)}"
+    return "\n".join([table(columns, lines), *comparison_summary(content)])
 
 
 def comparison_rows(content: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -218,7 +221,7 @@ def comparison_rows(content: Comparison) -> tuple[list[str], list[list[str]]]:
     return ["model", "input", "threads", "runtime", "old", "new", "speed-up", "verdict"], lines
 
 
-def comparison_summary(content: Comparison) -> str:
+def comparison_summary(content: Comparison) -> list[str]:
     """The last lines of a comparison: what differs, and how many rows are regressions."""
     lines = [f"only in the old result: {name}" for name in content.only_old]
     lines += [f"only in the new result: {name}" for name in content.only_new]
@@ -230,4 +233,4 @@ def comparison_summary(content: Comparison) -> str:
         f"{len(found)} of {len(content.changes)} rows slower by more than {100 * content.fail_above:g} %, or failed"
         + (f": {names}" if found else "")
     )
-    return "\n".join(lines)
+    return list(map(one_line, lines))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -15,14 +17,16 @@ from typing import Any
 
 import onnx
 import pytest
+from google.protobuf import text_format
 
 from segonnx.artifacts import manifest, packing
 from segonnx.artifacts.layout import MANIFEST
-from segonnx.artifacts.packing import oci, triton
+from segonnx.artifacts.packing import contents, oci, triton
 from segonnx.artifacts.packing import zipped as zipped_form
 from segonnx.artifacts.verify import verify
 from segonnx.commands.pack import PACKINGS
-from segonnx.errors import InputError, SegonnxError, VerifyError
+from segonnx.errors import InputError, ResourceError, SegonnxError, VerifyError
+from tests.artifacts.resealed import reseal
 from tests.conftest import ROOT, SMALL, message, run
 
 
@@ -110,13 +114,215 @@ def test_triton_finds_the_model_and_its_shapes(exports: Path, tmp_path: Path) ->
     assert (out / SMALL / "1" / "model.onnx").read_bytes() == (exports / SMALL / "model.onnx").read_bytes()
     config = (out / SMALL / "config.pbtxt").read_text()
     for line in (
-        f'name: "{SMALL}"', 'backend: "onnxruntime"', 'name: "input"', "dims: [ 1, 3, 512, 512 ]", 'name: "logits"',
-        "data_type: TYPE_FP32", "dims: [ 1, 1000 ]",
+        f'name: "{SMALL}"', 'backend: "onnxruntime"', 'name: "input"', "dims: [1, 3, 512, 512]", 'name: "logits"',
+        "data_type: TYPE_FP32", "dims: [1, 1000]",
     ):  # fmt: skip
         assert line in config
     content = json.loads((exports / SMALL / MANIFEST).read_bytes())
     content["inputs"][0]["shape"] = ["batch", 3, "32*height", 512]
-    assert "dims: [ -1, 3, -1, 512 ]" in triton.config(content)
+    assert "dims: [-1, 3, -1, 512]" in triton.config(content)
+    judged = text_format.Parse(config, _tritons_own().ModelConfig())
+    assert (judged.name, judged.backend, judged.max_batch_size) == (SMALL, "onnxruntime", 0)
+    for judge, entry in ((judged.input, content["inputs"]), (judged.output, content["outputs"])):
+        assert [(one.name, one.data_type) for one in judge] == [(entry[0]["name"], _tritons_own().TYPE_FP32)]
+    assert [*judged.output[0].dims] == [1, 1000]
+
+
+def _tritons_own() -> Any:
+    """The messages as NVIDIA's client has them; it imports gRPC beside them, which isn't needed here."""
+    found = importlib.util.find_spec("tritonclient")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("tritonclient isn't installed")
+    name = "tritons_model_config_pb2"
+    if name not in sys.modules:
+        path = Path(found.submodule_search_locations[0]) / "grpc" / "model_config_pb2.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def test_every_type_has_triton_s_number() -> None:
+    assert {name: _tritons_own().DataType.Value(name) for name, _ in triton.TYPES.values()} == dict(
+        triton.TYPES.values()
+    )
+
+
+INJECTED = (
+    'input"\n    data_type: TYPE_FP32\n    dims: [ 1 ]\n  }\n]\n'
+    'model_operations { op_library_filename: "1/model.onnx/model.onnx.so" }\ninput [\n  {\n    name: "y'
+)
+
+
+@pytest.mark.parametrize("name", [INJECTED, 'a"', "a\\", "a\nb", "\x00\x1b", "é\u202e", "a } # {"])
+def test_a_tensor_s_name_is_text_in_triton_s_file(name: str, artifact: Path, tmp_path: Path) -> None:
+    content = json.loads((artifact / MANIFEST).read_bytes())
+    content["inputs"][0]["name"] = name
+    judged = text_format.Parse(triton.config(content), _tritons_own().ModelConfig())
+    assert [one.name for one in judged.input] == [name]
+    assert {field.name for field, _ in judged.ListFields()} == {"name", "input", "output", "backend"}
+
+
+def test_nothing_but_the_model_s_own_files_goes_along(artifact: Path, tmp_path: Path) -> None:
+    """A library beside the model would be loaded by whoever makes the server do so."""
+    for name in ("model.onnx.so", "model.onnx_evil", "model.onnx.data", "extra.txt"):
+        (artifact / name).write_bytes(b"\x7fELF")
+    reseal(artifact, rehash=True)
+    verify(artifact, replay=False)
+    for form in ("triton", "bundle"):
+        made = files(packing.pack(artifact, form, tmp_path / form))
+        assert not [name for name in made if "so" in Path(name).suffix or "evil" in name or "extra" in name]
+        assert [name for name in made if ".onnx" in name] in ([f"{SMALL}/1/model.onnx"], ["models/model.onnx"])
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../../x", "a/b", "...", "x" * 5000, "\u00e4" * 300, "a\nb", "\x1b"])
+def test_triton_s_folder_is_one_folder_below_out(name: str, exports: Path, tmp_path: Path) -> None:
+    source = contents.Source.of(exports / SMALL, verify(exports / SMALL, replay=False))
+    source.content["name"] = name
+    out = tmp_path / "deep" / "out"
+    triton.write(source, out, lambda _: None)
+    triton.require_written(source, out)
+    triton.require_own(out)
+    (model,) = out.iterdir()
+    assert sorted(path.name for path in model.iterdir()) == ["1", "README.md", "config.pbtxt", "manifest.json"]
+    assert (model / "1" / "model.onnx").is_file()
+    assert os.listdir(tmp_path) == ["deep"] and os.listdir(tmp_path / "deep") == ["out"]
+
+
+def test_weights_under_another_name_go_along(artifact: Path, tmp_path: Path) -> None:
+    model = onnx.load(artifact / "model.onnx")
+    (artifact / "model.onnx").unlink()
+    onnx.save(model, artifact / "model.onnx", save_as_external_data=True, location="weights.bin")
+    reseal(artifact, rehash=True)
+    assert verify(artifact, replay=False).weights == ("weights.bin",)
+    out = packing.pack(artifact, "triton", tmp_path / "t") / SMALL / "1" / "model.onnx"
+    assert sorted(os.listdir(out)) == ["model.onnx", "weights.bin"]
+    assert (packing.pack(artifact, "bundle", tmp_path / "b") / "models" / "weights.bin").is_file()
+
+
+@pytest.mark.parametrize(
+    "name", ["with space", "a/../b", "CON", "con.txt", "end.", "a/b/c/d/e/f/g/h/i/j", "é", "data.json/x", "x" * 300]
+)
+def test_what_unpack_would_refuse_is_not_packed(name: str, artifact: Path, tmp_path: Path) -> None:
+    content = json.loads((artifact / MANIFEST).read_bytes())
+    content["files"][name] = {"sha256": "0" * 64, "bytes": 1}
+    with pytest.raises(VerifyError, match="name"):
+        contents.require_safe(contents.names(content, signed=True))
+    if name == "with space":
+        (artifact / name).write_text("x")
+        reseal(artifact, rehash=True)
+        for form in packing.FORMATS:
+            done = run("pack", artifact, "--format", form, "--out", tmp_path / "packed")
+            assert done.returncode in (1, 2) and "\n" not in message(done)
+        assert os.listdir(tmp_path) == [SMALL]
+
+
+@pytest.mark.parametrize("form", packing.FORMATS)
+def test_what_was_written_is_read_again(
+    form: str, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that gives other bytes than were written."""
+    module = packing.FORMATS[form]
+    real = module.write
+
+    def write(source: Any, out: Path, progress: Any) -> None:
+        real(source, out, progress)
+        path = max(([out] if out.is_file() else out.rglob("*")), key=lambda path: path.stat().st_size)
+        with path.open("r+b") as file:
+            file.seek(path.stat().st_size // 2)
+            byte = file.read(1)
+            file.seek(-1, 1)
+            file.write(bytes([byte[0] ^ 1]))
+
+    monkeypatch.setattr(module, "write", write)
+    with pytest.raises(ResourceError, match="reads otherwise than it was written"):
+        packing.pack(artifact, form, tmp_path / "packed")
+    assert os.listdir(tmp_path) == [SMALL]
+
+
+def test_a_file_that_changes_while_it_is_packed_is_found(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = packing.verify
+
+    def then_change(*arguments: Any, **more: Any) -> Any:
+        found = real(*arguments, **more)
+        (artifact / "data.json").unlink()
+        (artifact / "data.json").symlink_to("/etc/passwd")
+        return found
+
+    monkeypatch.setattr(packing, "verify", then_change)
+    for form in ("zip", "oci"):
+        with pytest.raises(SegonnxError):
+            packing.pack(artifact, form, tmp_path / "packed")
+    assert os.listdir(tmp_path) == [SMALL]
+
+
+def test_out_and_the_artifact_stay_apart(artifact: Path, zipped: Path, layout: Path, tmp_path: Path) -> None:
+    before = files(artifact)
+    for form in packing.FORMATS:
+        for out in (artifact, artifact / "packed", tmp_path, artifact / "test_data_set_0" / "x"):
+            done = run("pack", artifact, "--format", form, "--out", out, "--overwrite")
+            assert done.returncode == 2 and "\n" not in message(done), (form, out)
+    done = run("pack", artifact, "--format", "zip", "--out", tmp_path / "x.zip", "--json", artifact / MANIFEST)
+    assert done.returncode == 2 and "which is read" in done.stderr
+    assert files(artifact) == before and os.listdir(tmp_path) == [SMALL]
+    copied = shutil.copytree(layout, tmp_path / "layout")
+    packed = shutil.copy(zipped, tmp_path / "a.zip")
+    inside = files(copied)
+    for source, out in ((copied, copied), (copied, copied / "x"), (copied, tmp_path), (packed, packed)):
+        done = run("unpack", source, "--out", out, "--overwrite")
+        assert done.returncode == 2 and "\n" not in message(done), (source, out)
+    assert files(copied) == inside and packed.read_bytes() == zipped.read_bytes()
+
+
+def test_overwrite_replaces_its_own_kind_alone(artifact: Path, exports: Path, zipped: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").write_text("mine")
+    (tmp_path / "notes").write_text("mine")
+    with_notes = shutil.copytree(artifact, tmp_path / "noted")
+    (with_notes / "notes").write_text("mine")
+    models = packing.pack(artifact, "triton", tmp_path / "models")
+    (models / "another model").mkdir()
+    made = {form: packing.pack(artifact, form, tmp_path / form) for form in packing.FORMATS}
+    before = files(tmp_path)
+    for out in (tmp_path / "thesis", tmp_path / "notes", with_notes, models, made["zip"], made["oci"], made["bundle"]):
+        done = run("unpack", zipped, "--out", out, "--overwrite")
+        assert done.returncode == 2 and "--overwrite leaves it alone" in message(done), out
+    for form in packing.FORMATS:
+        others = [tmp_path / "thesis", artifact, with_notes, models, *(made[other] for other in made if other != form)]
+        for out in others if form != "zip" else others[:-1]:
+            done = run("pack", exports / SMALL, "--format", form, "--out", out, "--overwrite")
+            assert done.returncode == 2 and "\n" not in message(done), (form, out, done.stderr)
+    assert files(tmp_path) == before
+    for form in packing.FORMATS:
+        done = run("pack", exports / SMALL, "--format", form, "--out", made[form], "--overwrite")
+        assert done.returncode == 0, done.stderr
+    (artifact / "README.md").write_text("damaged")
+    assert run("unpack", zipped, "--out", artifact, "--overwrite").returncode == 0
+    verify(artifact, replay=False)
+
+
+def test_of_several_at_once_one_wins_and_the_others_say_so(zipped: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "segonnx", "unpack", zipped, "--out", tmp_path / "out"]
+    running = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate()[1] for process in running]
+    assert sorted(process.returncode for process in running) == [0, 2, 2]
+    assert sum("--overwrite replaces it" in text for text in said) == 2
+    assert os.listdir(tmp_path) == ["out"]
+    verify(tmp_path / "out", replay=False)
+
+
+def test_a_target_that_can_not_be_written_is_not_the_archive_s_fault(
+    zipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error", "x")
+
+    monkeypatch.setattr(packing.files, "publish", fail)
+    with pytest.raises(ResourceError, match=r"can't write .*out: Input/output error"):
+        packing.unpack(zipped, tmp_path / "out")
 
 
 def test_external_data_lies_in_triton_s_model_folder(external: Path, tmp_path: Path) -> None:
@@ -202,7 +408,7 @@ HOSTILE = {
     "an empty part": (_and("a//b"), "isn't a plain relative one"),
     "a hidden file": (_and(".bashrc"), "isn't a plain relative one"),
     "a link": (_and("evil", b"/etc/passwd", stat.S_IFLNK | 0o777), "isn't a plain file"),
-    "a device": (_and("evil", b"", stat.S_IFCHR | 0o666), "isn't a plain file"),
+    "a device file": (_and("evil", b"", stat.S_IFCHR | 0o666), "isn't a plain file"),
     "a folder": (_and("evil/"), "isn't a plain relative one"),
     "a foreign file": (_and("evil.txt"), "which the manifest doesn't know"),
     "another case": (_and("MODEL.onnx"), "would be one file"),
@@ -214,6 +420,12 @@ HOSTILE = {
     "a byte less": (_with("model.onnx", lambda data: data[:-1]), "model.onnx has"),
     "a bomb": (_with("data.json", lambda _: bytes(2**28), zipfile.ZIP_DEFLATED), "more than the"),
     "a bomb for a manifest": (_with("manifest.json", lambda _: bytes(2**28), zipfile.ZIP_DEFLATED), "larger than"),
+    "a manifest whose deflation is damaged": (
+        _with("manifest.json", lambda data: data, zipfile.ZIP_DEFLATED), "damaged one"
+    ),
+    "a device": (_and("NUL.txt"), "is a device's"),
+    "a file that is a folder, too": (_and("data.json/x"), "is a file, and a folder of"),
+    "a signature that is too large": (_and("model.sig", bytes(manifest.MAX_BYTES + 1)), "model.sig is larger than"),
     "a strange compression": (_with("data.json", lambda data: data, zipfile.ZIP_BZIP2), "strange way"),
 }  # fmt: skip
 
@@ -222,10 +434,50 @@ HOSTILE = {
 def test_a_hostile_zip_file_writes_nothing(what: str, zipped: Path, tmp_path: Path) -> None:
     change, message = HOSTILE[what]
     hostile = rewritten(zipped, tmp_path / "hostile.zip", change)
+    if what == "a manifest whose deflation is damaged":
+        _spoil(hostile, "manifest.json")
     with pytest.raises(SegonnxError, match=message):
         packing.unpack(hostile, tmp_path / "out" / "artifact")
     assert not list((tmp_path / "out").rglob("*"))
     assert not Path("/tmp/evil").exists() and not (tmp_path / "evil").exists()
+
+
+def _spoil(path: Path, name: str) -> None:
+    """Damage the first bytes of an entry."""
+    with zipfile.ZipFile(path) as archive:
+        begin = archive.getinfo(name).header_offset + 30 + len(name)
+    data = bytearray(path.read_bytes())
+    data[begin : begin + 2] = b"\xff\xff"
+    path.write_bytes(data)
+
+
+def test_a_zip_file_of_very_many_entries_is_not_read(zipped: Path, tmp_path: Path) -> None:
+    """The list of entries says how many there are, and may itself be larger than memory."""
+    with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
+        for index in range(contents.MAX_FILES + 1):
+            archive.writestr(f"f{index}", b"")
+    with pytest.raises(VerifyError, match="more than 10,000 files"):
+        packing.unpack(tmp_path / "many.zip", tmp_path / "out")
+    data = bytearray(zipped.read_bytes())
+    end = data.rindex(b"PK\x05\x06")
+    listed = int.from_bytes(data[end + 16 : end + 20], "little")
+    longer = data[:listed] + data[listed:end] * (zipped_form.MAX_READ // (end - listed) + 1)
+    tail = bytearray(data[end:])
+    tail[12:16] = (len(longer) - listed).to_bytes(4, "little")
+    (tmp_path / "long.zip").write_bytes(longer + tail)
+    with pytest.raises(InputError, match="list of entries is too long"):
+        packing.unpack(tmp_path / "long.zip", tmp_path / "out")
+
+
+@pytest.mark.parametrize("size", [manifest.MAX_BYTES - 1, manifest.MAX_BYTES])
+def test_a_large_signature_comes_back_whole(size: int, artifact: Path, tmp_path: Path) -> None:
+    (artifact / "model.sig").write_bytes(b"x" * size)
+    for form in ("zip", "oci"):
+        out = packing.unpack(packing.pack(artifact, form, tmp_path / form), tmp_path / f"{form}-out")
+        assert (out / "model.sig").stat().st_size == size
+    (artifact / "model.sig").write_bytes(b"x" * (manifest.MAX_BYTES + 1))
+    with pytest.raises(VerifyError, match="is larger than"):
+        packing.pack(artifact, "zip", tmp_path / "large")
 
 
 def test_a_bomb_that_the_manifest_names_is_refused(
@@ -255,11 +507,15 @@ def test_a_file_of_another_kind_is_refused(zipped: Path, tmp_path: Path) -> None
     (tmp_path / "text").write_text("PK, but no zip file")
     (tmp_path / "half.zip").write_bytes(zipped.read_bytes()[: zipped.stat().st_size // 2])
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
     for name, text in (
         ("text", "no zip file"),
         ("half.zip", "no zip file"),
         ("empty", "no OCI image layout"),
         ("none", "doesn't exist"),
+        ("pipe", "isn't a plain file"),
+        ("zeros", "isn't a plain file"),
     ):
         done = run("unpack", tmp_path / name, "--out", tmp_path / "out")
         assert done.returncode == 2
@@ -296,6 +552,24 @@ def _link(path: Path) -> None:
     path.symlink_to("aside")
 
 
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _elsewhere(path: Path, target: str) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.symlink_to(target)
+
+
+def _many(layout: Path) -> None:
+    """The same description of an image of 1 MiB, many times."""
+    data = json.dumps({"x": "x" * 2**20}).encode()
+    digest = hashlib.sha256(data).hexdigest()
+    (layout / "blobs" / "sha256" / digest).write_bytes(data)
+    (layout / "index.json").write_text(json.dumps({"manifests": [{"digest": f"sha256:{digest}"}] * 50}))
+
+
 def _title(name: str) -> Callable[[dict[str, Any]], None]:
     return lambda image: image["layers"][1]["annotations"].update({"org.opencontainers.image.title": name})
 
@@ -313,6 +587,16 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link": (lambda layout: _link(_blob_of(layout, "data.json")), "lacks the blob"),
     "no layers": (lambda layout: _image(layout, lambda image: image.pop("layers")), "no OCI image layout"),
     "no index": (lambda layout: (layout / "index.json").unlink(), "can't be read"),
+    "an index that is a pipe": (lambda layout: _pipe(layout / "index.json"), "isn't a plain file"),
+    "an index that is a link": (lambda layout: _elsewhere(layout / "index.json", "/dev/zero"), "it is a link"),
+    "blobs that are a link": (lambda layout: _elsewhere(layout / "blobs", "/"), "is a link, or lies in one"),
+    "a blob that is a pipe": (lambda layout: _pipe(_blob_of(layout, "data.json")), "lacks the blob"),
+    "images that are many and large": (_many, "described in more than"),
+    "a digest of another kind": (
+        lambda layout: _image(layout, lambda image: image["layers"][0].update(digest="sha512:" + "0" * 128)),
+        "lacks the blob",
+    ),
+    "NaN": (lambda layout: (layout / "index.json").write_text('{"manifests": NaN}'), "isn't JSON"),
     "an index of something else": (lambda layout: (layout / "index.json").write_text("[1]"), "no OCI image layout"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,12 @@ import pytest
 from segonnx.artifacts import layout, manifest, packing
 from segonnx.artifacts.verify import verify
 from segonnx.core.files import sha256
-from segonnx.errors import InputError, VerifyError
-from tests.conftest import run
+from segonnx.errors import InputError, ResourceError, VerifyError
+from tests.conftest import message, run
 
 pytest.importorskip("model_signing", reason="model-signing isn't installed: pip install 'segonnx[sign]'")
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa, x25519
 
 from segonnx.artifacts import signature
 
@@ -115,3 +116,73 @@ def test_a_key_that_is_none_is_bad_input(artifact: Path, keys: tuple[Path, Path]
 def test_a_signature_travels_along(form: str, signed: Path, keys: tuple[Path, Path], tmp_path: Path) -> None:
     packed = packing.pack(signed, form, tmp_path / "packed")
     verify(packing.unpack(packed, tmp_path / "out"), key=keys[1], replay=False)
+
+
+def _pem(key: object, *, password: bytes | None = None) -> tuple[bytes, bytes]:
+    """A private key in PEM, and its public one."""
+    protected = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    made = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protected)  # type: ignore[attr-defined]
+    public = key.public_key().public_bytes(  # type: ignore[attr-defined]
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return made, public
+
+
+@pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()], ids=lambda curve: curve.name)
+def test_the_keys_of_model_signing_are_taken(curve: ec.EllipticCurve, artifact: Path, tmp_path: Path) -> None:
+    private, public = _pem(ec.generate_private_key(curve))
+    (tmp_path / "key").write_bytes(private)
+    (tmp_path / "pub").write_bytes(public)
+    assert run("sign", artifact, "--key", tmp_path / "key").returncode == 0
+    verify(artifact, key=tmp_path / "pub", replay=False)
+
+
+OTHERS = {
+    "RSA": lambda: rsa.generate_private_key(65537, 2048),
+    "DSA": lambda: dsa.generate_private_key(2048),
+    "Ed25519": ed25519.Ed25519PrivateKey.generate,
+    "Ed448": ed448.Ed448PrivateKey.generate,
+    "X25519": x25519.X25519PrivateKey.generate,
+    "secp256k1": lambda: ec.generate_private_key(ec.SECP256K1()),
+    "brainpool": lambda: ec.generate_private_key(ec.BrainpoolP256R1()),
+    "secp224r1": lambda: ec.generate_private_key(ec.SECP224R1()),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_keys_of_other_kinds_are_refused_in_one_line(kind: str, signed: Path, tmp_path: Path) -> None:
+    private, public = _pem(OTHERS[kind]())
+    (tmp_path / "key").write_bytes(private)
+    (tmp_path / "pub").write_bytes(public)
+    before = (signed / layout.SIGNATURE).read_bytes()
+    for done in (run("sign", signed, "--key", tmp_path / "key"), run("verify", signed, "--key", tmp_path / "pub")):
+        assert (done.returncode, message(done).count("\n")) == (2, 0), done.stderr
+        assert "of another kind" in done.stderr and "P-256, P-384, P-521" in done.stderr
+    assert (signed / layout.SIGNATURE).read_bytes() == before
+
+
+def test_files_that_hold_no_key_are_refused_in_one_line(artifact: Path, tmp_path: Path) -> None:
+    private, public = _pem(ec.generate_private_key(ec.SECP256R1()), password=b"secret")
+    kinds = {"protected": private, "public": public, "binary": bytes(range(256)), "large": b"x" * 100_000, "empty": b""}
+    for name, data in kinds.items():
+        (tmp_path / name).write_bytes(data)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    for name in (*kinds, "pipe", "zeros", "."):
+        done = run("sign", artifact, "--key", tmp_path / name)
+        assert (done.returncode, message(done).count("\n")) == (2, 0), done.stderr
+    assert not (artifact / layout.SIGNATURE).exists()
+
+
+def test_a_signature_that_does_not_hold_is_not_put_in_place(
+    signed: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (signed / layout.SIGNATURE).read_bytes()
+
+    def fail(*_: object) -> None:
+        raise ValueError("it doesn't hold")
+
+    monkeypatch.setattr(signature, "_check", fail)
+    with pytest.raises(ResourceError, match="can't be signed: it doesn't hold"):
+        signature.sign(signed, keys[0])
+    assert (signed / layout.SIGNATURE).read_bytes() == before

@@ -15,9 +15,11 @@ import pytest
 from onnx.backend.test.loader import load_model_tests
 from onnx.backend.test.runner import Runner
 
-from segonnx.artifacts import layout, manifest, testdata
-from segonnx.artifacts.verify import verify
+from segonnx.artifacts import graphs, layout, manifest, testdata
+from segonnx.artifacts.verify import inside, verify
+from segonnx.core import files
 from segonnx.errors import VerifyError
+from tests.artifacts.resealed import reseal
 from tests.conftest import SMALL, message, run
 
 FILES = (
@@ -297,6 +299,139 @@ def test_a_folder_of_artifacts_stands_for_all_of_them(artifact: Path, tmp_path: 
     done = run("verify", both)
     assert done.returncode == 1
     assert "1 of 2 artifacts failed" in done.stderr
+
+
+def _gone(artifact: Path) -> None:
+    (artifact / "manifest.json").unlink()
+
+
+def _dangling(artifact: Path) -> None:
+    (artifact / "manifest.json").unlink()
+    (artifact / "manifest.json").symlink_to("nowhere")
+
+
+def _folder_dangling(artifact: Path) -> None:
+    shutil.rmtree(artifact)
+    artifact.symlink_to("nowhere")
+
+
+def _linked(artifact: Path) -> None:
+    artifact.rename(artifact.parent.parent / "aside")
+    artifact.symlink_to(artifact.parent.parent / "aside")
+
+
+def _emptied(artifact: Path) -> None:
+    shutil.rmtree(artifact)
+    artifact.mkdir()
+
+
+def _folder_for_manifest(artifact: Path) -> None:
+    (artifact / "manifest.json").unlink()
+    (artifact / "manifest.json").mkdir()
+
+
+@pytest.mark.parametrize(
+    "harm", [_gone, _dangling, _folder_dangling, _linked, _emptied, _folder_for_manifest], ids=lambda one: one.__name__
+)
+def test_every_folder_of_a_folder_is_told_of(harm, artifact: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    both = tmp_path / "both"
+    for name in "ab":
+        shutil.copytree(artifact, both / name)
+    (both / "notes.txt").write_text("no folder")
+    harm(both / "b")
+    done = run("verify", both)
+    assert done.returncode == 1
+    assert "1 of 2 artifacts failed" in done.stderr and f"{both / 'b'}: FAILED" in done.stderr
+    assert done.stdout.startswith(f"{both / 'a'}: OK")
+
+
+def test_a_scratch_folder_is_no_artifact(artifact: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    shutil.copytree(artifact, both / "a")
+    with files.staging(both / "b"):
+        assert inside(both) == [both / "a"]
+    (both / ".hidden").mkdir()
+    assert inside(both) == [both / ".hidden", both / "a"]
+
+
+def test_a_very_deep_or_long_name_is_one_short_line(artifact: Path) -> None:
+    for name in ("/".join(["a"] * 200_000), "a" * 5_000_000):
+        _reseal(artifact, lambda m, name=name: m["files"].update({name: {"sha256": "0" * 64, "bytes": 1}}))
+        done = run("verify", artifact)
+        assert done.returncode == 1 and len(done.stderr) < 2100 and "\n" not in message(done)
+        _reseal(artifact, lambda m, name=name: m["files"].pop(name))
+
+
+def test_a_signature_of_any_size_is_not_taken(artifact: Path) -> None:
+    with (artifact / "model.sig").open("wb") as file:
+        file.truncate(6 * 2**30)  # it takes no place
+    with pytest.raises(VerifyError, match="is larger than 16,777,216 bytes"):
+        verify(artifact, replay=False)
+
+
+def _foreign(model: onnx.ModelProto) -> None:
+    model.opset_import.add(domain="com.microsoft", version=1)
+    model.graph.node[0].domain = "com.microsoft"
+
+
+def _foreign_within(model: onnx.ModelProto) -> None:
+    """In the branch of an If that is never taken."""
+    model.opset_import.add(domain="com.example", version=1)
+    inner = onnx.helper.make_node("Own", [], ["inner"], domain="com.example")
+    plain = onnx.helper.make_node("Constant", [], ["plain"], value_float=1.0)
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, []) for name in ("inner", "plain")]
+    branches = [
+        onnx.helper.make_graph([node], "b", [], [value]) for node, value in zip((inner, plain), values, strict=True)
+    ]
+    model.graph.initializer.append(onnx.helper.make_tensor("never", onnx.TensorProto.BOOL, [], [False]))
+    model.graph.node.append(
+        onnx.helper.make_node("If", ["never"], ["unused"], then_branch=branches[0], else_branch=branches[1])
+    )
+
+
+def _foreign_in_function(model: onnx.ModelProto) -> None:
+    model.opset_import.add(domain="local", version=1)
+    node = onnx.helper.make_node("Own", ["x"], ["y"], domain="com.example")
+    opsets = [onnx.helper.make_opsetid("com.example", 1)]
+    model.functions.append(onnx.helper.make_function("local", "F", ["x"], ["y"], [node], opsets))
+
+
+@pytest.mark.parametrize("change", [_foreign, _foreign_within, _foreign_in_function], ids=lambda one: one.__name__)
+def test_operators_that_are_not_onnx_s_own_are_refused(change, artifact: Path) -> None:  # type: ignore[no-untyped-def]
+    model = onnx.load(artifact / "model.onnx")
+    change(model)
+    (artifact / "model.onnx").write_bytes(model.SerializeToString())
+    reseal(artifact, rehash=True)
+    with pytest.raises(VerifyError, match="aren't ONNX's own|isn't a valid ONNX model"):
+        verify(artifact, replay=False)
+    assert graphs.foreign_operators(model)
+
+
+def test_a_function_that_is_written_out_is_no_foreign_operator(artifact: Path) -> None:
+    model = onnx.load(artifact / "model.onnx")
+    model.opset_import.add(domain="local", version=1)
+    version = next(one.version for one in model.opset_import if not one.domain)
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    model.functions.append(
+        onnx.helper.make_function("local", "F", ["x"], ["y"], [node], [onnx.helper.make_opsetid("", version)])
+    )
+    model.graph.node.append(onnx.helper.make_node("F", [model.graph.input[0].name], ["unused"], domain="local"))
+    assert graphs.foreign_operators(model) == []
+
+
+def test_weights_in_a_file_that_the_manifest_does_not_know_are_refused(artifact: Path) -> None:
+    model = onnx.load(artifact / "model.onnx")
+    tensor = max(model.graph.initializer, key=lambda one: len(one.raw_data))
+    size = len(tensor.raw_data)
+    (artifact / "weights").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", "./weights"), ("offset", "0"), ("length", str(size))):
+        tensor.external_data.add(key=key, value=value)
+    (artifact / "model.onnx").write_bytes(model.SerializeToString())
+    reseal(artifact, rehash=True)
+    with pytest.raises(VerifyError, match="which the manifest doesn't know|isn't a valid ONNX model"):
+        verify(artifact, replay=False)
 
 
 def test_an_artifact_without_its_manifest_stays_one(artifact: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import faults
+from benchmarks import faults, writing_faults
 from segonnx.artifacts import packing
 from segonnx.artifacts.verify import verify
 from tests.conftest import SMALL
@@ -42,3 +42,41 @@ def test_kills_leave_nothing_or_all(artifacts: list[Path], tmp_path: Path) -> No
     killed = faults.kills(stock, 6, ("pack", "unpack", "predict"))
     assert sum(map(len, killed.values())) == 6
     assert not [why for its in killed.values() for why in its if why]
+
+
+def test_damaged_archives_end_in_one_line(artifacts: list[Path], tmp_path: Path) -> None:
+    packed = (
+        packing.pack(artifacts[0], "zip", tmp_path / "whole.zip"),
+        packing.pack(artifacts[0], "oci", tmp_path / "whole.oci"),
+    )
+    row = writing_faults.archives(packed, 4 * len(writing_faults.DAMAGE))
+    assert (row.tried, row.wrong) == (36, [])
+
+
+def test_processes_that_write_at_once_lose_nothing() -> None:
+    row = writing_faults.races(200)
+    assert (row.tried, row.wrong) == (200, [])
+
+
+@pytest.mark.slow
+def test_kills_while_replacing_lose_nothing(artifacts: list[Path], tmp_path: Path) -> None:
+    packed = packing.pack(artifacts[0], "zip", tmp_path / "whole.zip")
+    row = writing_faults.replacements(artifacts[0], packed, 6)
+    assert (row.tried, row.wrong) == (6, [])
+
+
+def test_the_page_counts_wrong_ends() -> None:
+    page = writing_faults.page([writing_faults.Row("races", 1200, ["one", "two"])])
+    assert "| races | 1,200 | 2 |" in page
+
+
+def test_an_archive_that_ends_wrong_is_told(
+    artifacts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = packing.pack(artifacts[0], "zip", tmp_path / "whole.zip")
+
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(packing, "unpack", fail)
+    assert "ZeroDivisionError" in str(writing_faults.unpack_damaged([packed], 0))

@@ -22,10 +22,12 @@ import SimpleITK
 from segonnx.predict.predictor import Artifact
 from tests.conftest import ROOT, SMALL
 from tests.predict.conftest import SHAPE, SPACING, save, volume
+from tests.predict.test_headers import ascii_nifti
 
 RUNNING = 2
 MAX_BYTES = 200_000
 MAX_VOXELS = 100_000
+COUNTS = {"two channels": 2, "many files": 30}
 FORM = "send a form whose field image is a file"
 
 
@@ -125,15 +127,28 @@ def bad(kind: str, folder: Path) -> list[Path]:
         assert (folder / "a.nii.gz").stat().st_size < MAX_BYTES
     elif kind == "large file":
         (folder / "a.nii.gz").write_bytes(bytes(MAX_BYTES))
-    elif kind == "names another file":
+    elif "another file" in kind:
+        _naming_another(kind, folder, gzip.decompress(whole))
+    elif kind in COUNTS:
+        return [folder / "good.nii.gz"] * COUNTS[kind]
+    return [*folder.glob("a.*")]
+
+
+def _naming_another(kind: str, folder: Path, whole: bytes) -> None:
+    """A file whose voxels are in another one, anywhere on the machine."""
+    (folder / "secret.nia").write_bytes(bytes(3072))
+    if kind == "another file as NIfTI":
+        (folder / "a.nii").write_bytes(ascii_nifti(folder / "secret.nia"))
+    elif kind == "another file as packed NIfTI":
+        (folder / "a.nii.gz").write_bytes(gzip.compress(ascii_nifti(folder / "secret.nia")))
+    elif kind == "another file of a pair":
+        (folder / "a.nii").write_bytes(whole[:344] + b"ni1\0" + whole[348:])
+    else:
         header = (
             "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = /etc/passwd\n"
         )
         (folder / "a.mha").write_text(header)
         assert SimpleITK.ReadImage(str(folder / "a.mha")).GetSize() == (2, 2, 2)
-    elif kind == "two channels":
-        return [folder / "good.nii.gz", folder / "good.nii.gz"]
-    return [*folder.glob("a.*")]
 
 
 @pytest.mark.parametrize(
@@ -141,13 +156,19 @@ def bad(kind: str, folder: Path) -> list[Path]:
     [
         ("text", 422, "channel_0 can't be read as a .nii.gz file"),
         ("text as NIfTI", 422, "channel_0 can't be read as a .nii file"),
+        ("text", 422, "channel_0 isn't an intact gzip file"),
+        ("text as NIfTI", 422, "channel_0.nii can't be read as an image"),
         ("cut gzip", 422, "channel_0 isn't an intact gzip file"),
         ("cut by one byte", 422, "channel_0 isn't an intact gzip file"),
         ("damaged gzip", 422, "channel_0 isn't an intact gzip file"),
         ("cut NIfTI", 422, "channel_0.nii isn't intact"),
         ("NaN", 422, "aren't finite"),
         ("four axes", 422, "channel_0.nii has 4 dimensions"),
-        ("two channels", 422, "a channel for each"),
+        ("another file as NIfTI", 422, "can't be read as an image"),
+        ("another file as packed NIfTI", 422, "can't be read as an image"),
+        ("another file of a pair", 422, "its voxels are in another file"),
+        ("two channels", 422, "2 files were sent; the network takes 1, a channel for each"),
+        ("many files", 422, "30 files were sent"),
         ("many voxels", 413, "the image is too large"),
         ("large voxels", 413, "the image is too large"),
         ("bomb", 413, "the image is too large"),

@@ -7,21 +7,24 @@ where their programs look for it, and can't be unpacked.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 from segonnx.artifacts import manifest
 from segonnx.artifacts.manifest import Manifest
-from segonnx.artifacts.packing import bundle, oci, triton, zipped
+from segonnx.artifacts.packing import bundle, contents, oci, triton, zipped
+from segonnx.artifacts.packing.contents import Source
+from segonnx.artifacts.replacing import require_artifact
 from segonnx.artifacts.verify import verify
 from segonnx.core import files, subprocesses
 from segonnx.core.subprocesses import Progress
-from segonnx.errors import InputError, ResourceError
+from segonnx.errors import InputError, ResourceError, SegonnxError
 
 FORMATS: dict[str, ModuleType] = {"zip": zipped, "triton": triton, "oci": oci, "bundle": bundle}
 """The module that writes each format."""
-UNPACKED = ("zip", "oci")
-"""The formats that hold the artifact as it is. The others hold one network."""
+_UNPACKED = (zipped, oci)
+"""The formats that ``unpack`` reads. They hold the artifact as it is; the others hold one network."""
 
 
 def pack(
@@ -32,30 +35,37 @@ def pack(
     Args:
         artifact: The artifact's folder. Every hash and the graph are checked first.
         packing: The format, a key of ``FORMATS``.
-        out: The file (zip) or the folder (the others) to make.
-        overwrite: Replace what is at ``out``.
+        out: The file (zip) or the folder (the others) to make. What was written is read again.
+        overwrite: Replace what is at ``out``, if that is a file (zip) or a folder of the same format (the others).
         progress: A progress callback.
 
     Returns:
         ``out``.
 
     Raises:
-        VerifyError: The artifact isn't intact.
-        InputError: Something is at ``out`` already, or the format has no place for an ensemble.
+        VerifyError: The artifact isn't intact, or holds a name that can't be packed.
+        InputError: Something is at ``out`` that stays, ``out`` and the artifact lie in each other, or the format has no
+            place for an ensemble.
         ResourceError: ``out`` can't be written.
     """
-    _require_free(out, overwrite=overwrite)
-    content = verify(artifact, replay=False, progress=progress).manifest
-    if packing not in UNPACKED:
-        manifest.require_one_network(content, artifact, f"--format {packing}")
+    form = FORMATS[packing]
+    may_go = form.require_own if form is not zipped else files.require_replaceable
+    _require_free(out, may_go, overwrite=overwrite)
+    files.require_apart(out, artifact)
+    verified = verify(artifact, replay=False, progress=progress)
+    if form not in _UNPACKED:
+        manifest.require_one_network(verified.manifest, artifact, f"--format {packing}")
     with files.staging(out) as work:
-        _require_space(content, work)
+        _require_space(verified.manifest, work)
         made = work / "packed"
         try:
-            FORMATS[packing].write(artifact, content, made, progress)
+            source = Source.of(artifact, verified)
+            form.write(source, made, progress)
+            progress("reading what was written")
+            _require_written(form, source, made)
+            files.publish(made, out, replace=overwrite, check=may_go)
         except OSError as error:
             raise ResourceError(f"can't write {out}: {error.strerror}") from error
-        files.publish(made, out)
     return out
 
 
@@ -65,20 +75,22 @@ def unpack(packed: Path, out: Path, *, overwrite: bool = False, progress: Progre
     Args:
         packed: The file or folder that ``pack`` wrote. It isn't trusted.
         out: The artifact's folder to make.
-        overwrite: Replace what is at ``out``.
+        overwrite: Replace what is at ``out``, if that is an artifact.
         progress: A progress callback.
 
     Returns:
         ``out``.
 
     Raises:
-        InputError: ``packed`` is neither a zip file nor an image layout, or something is at ``out`` already.
+        InputError: ``packed`` is neither a zip file nor an image layout, something is at ``out`` that stays, or ``out``
+            and ``packed`` lie in each other.
         VerifyError: ``packed`` holds no artifact, or one that isn't intact.
         ResourceError: ``out`` can't be written.
     """
-    _require_free(out, overwrite=overwrite)
-    if not packed.exists():
+    _require_free(out, require_artifact, overwrite=overwrite)
+    if not os.path.lexists(packed):
         raise InputError(f"{packed} doesn't exist")
+    files.require_apart(out, packed)
     module = oci if packed.is_dir() else zipped
     with module.opened(packed) as source:
         progress("reading the manifest")
@@ -88,19 +100,51 @@ def unpack(packed: Path, out: Path, *, overwrite: bool = False, progress: Progre
             artifact = work / "artifact"
             artifact.mkdir()
             try:
-                source.extract(content, artifact, progress)
+                for name, blocks in source.files(content):
+                    progress(f"unpacking {name}")
+                    contents.write(blocks, artifact / name)
+                verify(artifact, replay=False, progress=progress)
+                files.publish(artifact, out, replace=overwrite, check=require_artifact)
             except OSError as error:
-                raise ResourceError(f"can't unpack {packed}: {error.strerror}") from error
-            verify(artifact, replay=False, progress=progress)
-            files.publish(artifact, out)
+                raise ResourceError(f"can't write {out}: {error.strerror}") from error
     return out
 
 
-def _require_free(out: Path, *, overwrite: bool) -> None:
-    if out.name in ("", ".."):
-        raise InputError(f"{out} is a folder that is there already: give the name of what is to be made")
-    if os.path.lexists(out) and not overwrite:  # which is no error for a name that is too long
-        raise InputError(f"{out} exists: --overwrite replaces it")
+def _require_written(form: ModuleType, source: Source, made: Path) -> None:
+    """Read what was written, and check that it is the artifact.
+
+    Raises:
+        ResourceError: It isn't.
+    """
+    if form not in _UNPACKED:
+        form.require_written(source, made)
+        return
+    try:
+        with form.opened(made) as written:
+            if written.manifest() != source.content:
+                raise InputError("the manifest")
+            names = []
+            for name, blocks in written.files(source.content):
+                for _ in blocks:
+                    pass
+                names.append(name)
+            if sorted(names) != sorted(source.every):
+                raise InputError("the list of its files")
+    except SegonnxError as error:
+        raise contents.unlike(made, error) from error
+
+
+def _require_free(out: Path, may_go: Callable[[Path], None], *, overwrite: bool) -> None:
+    """See to it that ``out`` may be written, before the work.
+
+    Raises:
+        InputError: Something is there that stays.
+        ResourceError: It can't be replaced by a file.
+    """
+    if os.path.lexists(out):
+        if not overwrite:
+            raise InputError(f"{out} exists: --overwrite replaces it")
+        may_go(out)
 
 
 def _require_space(content: Manifest, work: Path) -> None:

@@ -7,31 +7,65 @@ and ``models/model.onnx`` find them in their places.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from segonnx.artifacts import layout
 from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest, gives_labels
+from segonnx.artifacts.packing import contents
+from segonnx.artifacts.packing.contents import Source
 from segonnx.core.subprocesses import Progress
+from segonnx.errors import one_line
+
+_LICENCE, _METADATA = "LICENSE", "configs/metadata.json"
 
 
-def write(artifact: Path, content: Manifest, out: Path, progress: Progress) -> None:
+def write(source: Source, out: Path, progress: Progress) -> None:
     """Write a verified artifact as the bundle ``out``."""
-    for name in ("configs", "models", "docs"):
-        (out / name).mkdir(parents=True)
-    for name in sorted(content["files"]):
-        if name.startswith(MODEL):
-            progress(f"packing {name}")
-            shutil.copyfile(artifact / name, out / "models" / name)
-    shutil.copyfile(artifact / layout.CARD, out / "docs" / "README.md")
-    shutil.copyfile(artifact / layout.MANIFEST, out / "docs" / layout.MANIFEST)
-    (out / "LICENSE").write_text(
-        f"The weights of this model: {content['weights']['licence']} ({content['weights']['source']}).\n", "utf-8"
-    )
-    text = json.dumps(metadata(content), indent=2, ensure_ascii=False) + "\n"
-    (out / "configs" / "metadata.json").write_text(text, encoding="utf-8")
+    for name, place in _places(source).items():
+        progress(f"packing {name}")
+        source.copy(name, out / place)
+    (out / "configs").mkdir()
+    for place, data in _made(source).items():
+        (out / place).write_bytes(data)
+
+
+def require_own(out: Path) -> None:
+    """See to it that a folder holds a bundle and nothing else, before it is replaced.
+
+    Raises:
+        InputError: It doesn't.
+    """
+    known = {
+        "configs", "docs", "models", _LICENCE, _METADATA, f"docs/{layout.CARD}", f"docs/{layout.MANIFEST}",
+        f"models/{MODEL}", f"models/{MODEL}.data",
+    }  # fmt: skip
+    contents.require_layout(out, known, lambda _: False, needed=_METADATA)
+
+
+def require_written(source: Source, out: Path) -> None:
+    """Read the bundle that was written, and check that it is whole.
+
+    Raises:
+        ResourceError: It isn't.
+    """
+    wanted = {place: source.entry(name) for name, place in _places(source).items()}
+    wanted |= {place: contents.entry(data) for place, data in _made(source).items()}
+    contents.require_written(out, wanted)
+
+
+def _places(source: Source) -> dict[str, str]:
+    """Where each file of the artifact stands in the bundle."""
+    return {name: f"models/{name}" for name in source.model} | {name: f"docs/{name}" for name in source.documents}
+
+
+def _made(source: Source) -> dict[str, bytes]:
+    """The files that stand in the bundle alone."""
+    weights = source.content["weights"]
+    licence = f"The weights of this model: {one_line(weights['licence'])} ({one_line(weights['source'])}).\n"
+    text = json.dumps(metadata(source.content), indent=2, ensure_ascii=False) + "\n"
+    return {_LICENCE: licence.encode(), _METADATA: text.encode()}
 
 
 def metadata(content: Manifest) -> dict[str, Any]:

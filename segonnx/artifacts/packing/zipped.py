@@ -7,17 +7,21 @@ disk.
 from __future__ import annotations
 
 import contextlib
-import shutil
+import io
+import os
 import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from segonnx.artifacts import layout, manifest
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.packing import contents
+from segonnx.artifacts.packing.contents import Source
+from segonnx.core import files
 from segonnx.core.subprocesses import Progress
-from segonnx.errors import InputError, VerifyError
+from segonnx.errors import InputError, SegonnxError, VerifyError, first_line
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip file can hold. Every entry gets it, so that the bytes are the same each time."""
@@ -25,22 +29,22 @@ MODE = (stat.S_IFREG | 0o644) << 16
 """The attributes of every entry: a plain file that everybody may read."""
 MAX_GROWTH = 100
 """How many times its size a zip file may grow. Weights stay below; zeros and overlapping entries don't."""
+MAX_READ = 8 * 2**20
+"""The most bytes that are read at once: a list of entries that is longer isn't read."""
 
 
-def write(artifact: Path, content: Manifest, out: Path, progress: Progress) -> None:
+def write(source: Source, out: Path, progress: Progress) -> None:
     """Write the files of a verified artifact to the zip file ``out``."""
     with zipfile.ZipFile(out, "x", zipfile.ZIP_STORED) as archive:
-        for name in contents.names(content, signed=(artifact / layout.SIGNATURE).exists()):
+        for name in source.every:
             progress(f"packing {name}")
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.create_system = 3  # Unix, on every system
             entry.external_attr = MODE
-            size = (artifact / name).stat().st_size
-            with (
-                (artifact / name).open("rb") as source,
-                archive.open(entry, "w", force_zip64=size > zipfile.ZIP64_LIMIT // 2) as target,
-            ):
-                shutil.copyfileobj(source, target, contents.BLOCK)
+            large = source.entry(name)["bytes"] > zipfile.ZIP64_LIMIT // 2
+            with archive.open(entry, "w", force_zip64=large) as target:
+                for block in source.blocks(name):
+                    target.write(block)
 
 
 @contextlib.contextmanager
@@ -50,25 +54,63 @@ def opened(path: Path) -> Iterator[Zipped]:
     Raises:
         InputError: The file is no zip file, or is damaged.
     """
+    with contextlib.ExitStack() as stack:
+        with _reading(path):
+            file = stack.enter_context(files.opened(path))
+            archive = stack.enter_context(zipfile.ZipFile(_Bounded(file)))
+        yield Zipped(archive, path, os.fstat(file.fileno()).st_size)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Say in one line what is wrong with a zip file. The file is a stranger's, and there are many classes of errors."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            yield Zipped(archive, path)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no zip file, or a damaged one: {error}") from error
+        yield
+    except SegonnxError:
+        raise
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror or error}") from error
+    except Exception as error:
+        raise InputError(f"{path} is no zip file, or a damaged one: {first_line(error)}") from error
+
+
+class _Bounded(io.RawIOBase):
+    """A file of which no more is read at once than makes sense, whatever it says itself."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
+        self._file = file
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = self._file.read(min(size, MAX_READ + 1) if size is not None and size >= 0 else MAX_READ + 1)
+        if len(data) > MAX_READ:
+            raise zipfile.BadZipFile("its list of entries is too long")
+        return data
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
 
 
 class Zipped:
     """A zip file that isn't trusted."""
 
-    def __init__(self, archive: zipfile.ZipFile, path: Path) -> None:
-        self._archive, self._path = archive, path
+    def __init__(self, archive: zipfile.ZipFile, path: Path, size: int) -> None:
+        self._archive, self._path, self._size = archive, path, size
 
     def manifest(self) -> Manifest:
         """Read the manifest, and check that the zip file holds the files that it names, and no other.
 
         Raises:
+            InputError: The file is damaged.
             VerifyError: A file is missing, isn't the artifact's, or is packed in an unusual way.
         """
         entries = self._archive.infolist()
@@ -82,23 +124,34 @@ class Zipped:
                 raise VerifyError(f"{self._path}: {entry.filename} is compressed or locked in a strange way")
         if layout.MANIFEST not in found:
             raise VerifyError(f"{self._path} holds no artifact: it has no {layout.MANIFEST}")
-        with self._archive.open(layout.MANIFEST) as file:
-            content = contents.parse(file.read(manifest.MAX_BYTES + 1), self._path)
-        if sum(entry["bytes"] for entry in content["files"].values()) > MAX_GROWTH * self._path.stat().st_size:
+        self._manifest = self._read(layout.MANIFEST)
+        content = contents.parse(self._manifest, self._path)
+        if sum(entry["bytes"] for entry in content["files"].values()) > MAX_GROWTH * self._size:
             raise VerifyError(f"{self._path} would grow more than {MAX_GROWTH}-fold: a bomb")
         contents.require_known(found, content, self._path)
         return content
 
-    def extract(self, content: Manifest, target: Path, progress: Progress) -> None:
-        """Write the files below ``target``, and check their bytes on the way.
+    def files(self, content: Manifest) -> Iterator[tuple[str, Iterator[bytes]]]:
+        """The artifact's files: the name of each, and its bytes, which are checked on the way.
 
         Raises:
+            InputError: The zip file is damaged.
             VerifyError: A file has other bytes.
         """
-        for name in {layout.MANIFEST, layout.SIGNATURE} & set(self._archive.namelist()):
-            with self._archive.open(name) as file:
-                (target / name).write_bytes(file.read(manifest.MAX_BYTES))
+        yield layout.MANIFEST, iter([self._manifest])
+        if layout.SIGNATURE in self._archive.namelist():
+            yield layout.SIGNATURE, iter([self._read(layout.SIGNATURE)])
         for name, entry in content["files"].items():
-            progress(f"unpacking {name}")
-            with self._archive.open(name) as source:
-                contents.copy(source, target / name, entry["bytes"], entry["sha256"], name)
+            yield name, contents.checked(self._blocks(name), entry["bytes"], entry["sha256"], name)
+
+    def _blocks(self, name: str) -> Iterator[bytes]:
+        with _reading(self._path), self._archive.open(name) as file:
+            yield from contents.blocks(file)
+
+    def _read(self, name: str) -> bytes:
+        """The bytes of a file that the manifest can't name."""
+        with _reading(self._path), self._archive.open(name) as file:
+            data = file.read(manifest.MAX_BYTES + 1)
+        if len(data) > manifest.MAX_BYTES:
+            raise VerifyError(f"{self._path}: {name} is larger than {manifest.MAX_BYTES:,} bytes")
+        return data
