@@ -75,7 +75,7 @@ async def predict(image: list[UploadFile]) -> Response:
     """Answer with the label map of an image, in the image's geometry."""
     try:
         labels = await anyio.to_thread.run_sync(_predict, image, limiter=slots)
-    except ResourceError as error:  # the disk is full, say
+    except (ResourceError, MemoryError) as error:  # the disk is full, say
         raise HTTPException(503, "the service lacks room") from error
     except InputError as error:
         raise HTTPException(422, str(error)) from error

@@ -150,8 +150,9 @@ class Zipped:
 
     def _read(self, name: str) -> bytes:
         """The bytes of a file that the manifest can't name."""
-        with _reading(self._path), self._archive.open(name) as file:
-            data = file.read(manifest.MAX_BYTES + 1)
-        if len(data) > manifest.MAX_BYTES:
-            raise VerifyError(f"{self._path}: {name} is larger than {manifest.MAX_BYTES:,} bytes")
-        return data
+        data = bytearray()
+        for block in self._blocks(name):
+            data += block
+            if len(data) > manifest.MAX_BYTES:
+                raise VerifyError(f"{self._path}: {name} is larger than {manifest.MAX_BYTES:,} bytes")
+        return bytes(data)
