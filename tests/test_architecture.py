@@ -16,7 +16,7 @@ PACKAGE = Path(segonnx.__file__).parent
 ROOMS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": {"exporters", "predict", "artifacts", "core"},
-    "cli": {"commands"},
+    "cli": {"commands", "core"},
     "commands": {
         "report", "bench", "exporters", "runtimes", "predict", "optimize", "models", "artifacts", "sources", "core",
     },

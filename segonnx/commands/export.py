@@ -15,6 +15,7 @@ from segonnx.errors import InputError, SegonnxError
 
 if TYPE_CHECKING:
     from segonnx.core.progress import Display
+    from segonnx.core.subprocesses import Bounds
     from segonnx.exporters.pipeline import Exported, Settings
     from segonnx.sources.catalog import ModelSpec
 
@@ -50,6 +51,15 @@ class Request:
     output: Literal["logits", "labels"]
     overwrite: bool
     threads: int | None
+    timeout: float | None
+    max_memory: int | None
+
+    @property
+    def reading(self) -> Bounds:
+        """What reading a checkpoint may take."""
+        from segonnx.core.subprocesses import Bounds
+
+        return Bounds(self.timeout, self.max_memory)
 
 
 @click.command("export")
@@ -123,6 +133,8 @@ class Request:
 )
 @options.overwrite("Replace artifacts that are there already.")
 @options.threads("Threads for the checks.")
+@options.timeout("reading a checkpoint", "by its size")
+@options.max_memory("reading a checkpoint", "by its size")
 @options.json_file("Write what was done, with times and memory.")
 def command(json_path: Path | None, **asked: Any) -> None:
     """Convert networks to ONNX artifacts, checked before and after.
@@ -192,7 +204,9 @@ def _jobs(request: Request, specs: Sequence[ModelSpec], display: Display) -> lis
     settings = _settings(request)
     if request.nnunet is not None:
         checkpoint = request.checkpoint or "final"
-        selection = nnunet.Selection(request.fold, checkpoint, request.configuration, request.trust_checkpoint)
+        selection = nnunet.Selection(
+            request.fold, checkpoint, request.configuration, request.trust_checkpoint, request.reading
+        )
         found = nnunet.trained(request.nnunet, selection, display)
         jobs = [(trained.spec, replace(settings, checkpoints=trained.checkpoints)) for trained in found]
     elif request.smp is not None:
@@ -228,6 +242,7 @@ def _settings(request: Request) -> Settings:
         output=request.output,
         overwrite=request.overwrite,
         threads=request.threads or hardware.usable_cores(),
+        reading=request.reading,
     )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segonnx.core import subprocesses
-from segonnx.core.subprocesses import Progress
+from segonnx.core.subprocesses import Bounds, Progress
 from segonnx.errors import CheckpointError, InputError
 from segonnx.sources.catalog import ModelSpec, Reference
 from segonnx.sources.nnunet import plans
@@ -45,12 +45,14 @@ class Selection:
         which: which of the checkpoints.
         configuration: the configuration that they must be of; None takes any.
         trust: read checkpoints that need code to run.
+        reading: what reading a checkpoint may take.
     """
 
     fold: str | None = None
     which: Which = "final"
     configuration: str | None = None
     trust: bool = False
+    reading: Bounds = field(default_factory=Bounds)
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def read(model: Path, checkpoints: Mapping[str, Path], selection: Selection, pro
     folds: list[_Fold] = []
     for name, path in checkpoints.items():
         progress(f"reading {path.parent.name}/{path.name}")
-        meta, tensors = _read_checkpoint(path, selection.trust)
+        meta, tensors = _read_checkpoint(path, selection)
         if selection.configuration is not None and meta.configuration != selection.configuration:
             raise InputError(f"{path} was trained as {meta.configuration}, not {selection.configuration}")
         plan = plans.plan(planned, data, meta.configuration, model)
@@ -136,10 +138,10 @@ def read(model: Path, checkpoints: Mapping[str, Path], selection: Selection, pro
     ]
 
 
-def _read_checkpoint(path: Path, trust: bool) -> tuple[CheckpointMeta, dict[str, torch.Tensor]]:
+def _read_checkpoint(path: Path, selection: Selection) -> tuple[CheckpointMeta, dict[str, torch.Tensor]]:
     from segonnx.models import checkpoints
 
-    content = checkpoints.content(path, trust)
+    content = checkpoints.content(path, selection.trust, selection.reading)
     if not isinstance(content, Mapping) or not isinstance(content.get("network_weights"), Mapping):
         raise CheckpointError(f"{path} isn't nnU-Net's: it holds no network_weights")
     tensors = checkpoints.tensors(content["network_weights"], path)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from segonnx.artifacts.layout import MODEL
+from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import verify
-from segonnx.core import hardware
-from segonnx.core.ort_session import SessionSettings, open_session
-from segonnx.errors import InputError, VerifyError, first_line
+from segonnx.core import hardware, subprocesses
+from segonnx.core.ort_session import SessionSettings, load_seconds, open_session, run_seconds
+from segonnx.errors import InputError, ResourceError, VerifyError, first_line
 from segonnx.predict import config, pipeline
 from segonnx.predict.pipeline import PredictOptions
 from segonnx.predict.preprocessing import Times
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 
 class Artifact:
     """A verified artifact whose network is loaded. Make it once, and use it from any number of threads.
+
+    The network runs in this process, without bounds on its memory and time: a graph is a program, so load artifacts
+    of people whom you trust. ``segonnx predict`` runs it in a process of its own that has both.
 
     Args:
         path: The artifact's folder.
@@ -48,14 +54,45 @@ class Artifact:
             raise InputError(f"{folder} is not a folder")
         if concurrent < 1:
             raise InputError(f"concurrent= takes a number above 0; found {concurrent}")
-        self.manifest = verify(folder, replay=False).manifest
-        self.config = config.read(self.manifest, folder)
-        try:
-            self._session = open_session(folder / MODEL, SessionSettings(threads=threads or hardware.usable_cores()))
-        except Exception as error:
-            raise VerifyError(f"{folder} doesn't load: {first_line(error)}") from error
-        self._input, self._output = self.manifest["inputs"][0]["name"], self.manifest["outputs"][0]["name"]
+        self._open(folder, verify(folder, replay=False).manifest, threads, concurrent, None)
+
+    @classmethod
+    def verified(
+        cls, folder: Path, content: Manifest, threads: int | None = None, timeout: float | None = None
+    ) -> Artifact:
+        """Load an artifact that somebody else has verified.
+
+        Args:
+            folder: The artifact's folder.
+            content: The content of its manifest.
+            threads: The number of ONNX Runtime's threads. None takes all cores.
+            timeout: The most seconds that loading or a window may take, in a process that ``subprocesses`` started.
+                None lets their size decide.
+
+        Raises:
+            VerifyError: The artifact doesn't load.
+            ResourceError: It doesn't for want of memory.
+            InputError: The manifest doesn't say how to predict.
+        """
+        artifact = cls.__new__(cls)
+        artifact._open(folder, content, threads, 1, timeout)
+        return artifact
+
+    def _open(
+        self, folder: Path, content: Manifest, threads: int | None, concurrent: int, timeout: float | None
+    ) -> None:
+        self.manifest, self._folder = content, folder
+        self.config = config.read(content, folder)
+        self._input, self._output = content["inputs"][0]["name"], content["outputs"][0]["name"]
         self._slots = threading.Semaphore(concurrent)
+        self._gives = (1, len(self.config.label_values), *self.config.window)
+        self._window_s = run_seconds(folder / MODEL, math.prod(self.config.window), timeout)
+        settings = SessionSettings(threads=threads or hardware.usable_cores())
+        with (
+            self._errors("doesn't load"),
+            subprocesses.limited(load_seconds(folder / MODEL, timeout), "loading the model"),
+        ):
+            self._session = open_session(folder / MODEL, settings)
 
     def predict(
         self,
@@ -90,6 +127,8 @@ class Artifact:
 
         Raises:
             InputError: The image doesn't fit the network.
+            VerifyError: The network fails, or gives something else than the manifest says.
+            ResourceError: The memory ran out.
         """
         image = np.asarray(image)
         if step is not None and not 0 < step <= 1:
@@ -105,6 +144,22 @@ class Artifact:
         )
 
     def _forward(self, x: AnyArray) -> AnyArray:
-        with self._slots:
+        with self._slots, self._errors("doesn't run"), subprocesses.limited(self._window_s, "a window"):
             logits: AnyArray = self._session.run([self._output], {self._input: x})[0]
+        if logits.shape != self._gives or logits.dtype != np.float32:
+            raise VerifyError(
+                f"{self._folder} gives {logits.dtype} {logits.shape} for a window, where float32 {self._gives} fits"
+            )
+        if not np.isfinite(logits).all():
+            raise VerifyError(f"{self._folder} gives logits that aren't finite numbers")
         return logits
+
+    @contextlib.contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        """Raise ONNX Runtime's errors as ours."""
+        try:
+            yield
+        except Exception as error:
+            if subprocesses.ran_out_of_memory(error):
+                raise ResourceError(f"{self._folder} {what}: the memory ran out") from error
+            raise VerifyError(f"{self._folder} {what}: {first_line(error)}") from error

@@ -13,7 +13,7 @@ from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.packing import bundle, oci, triton, zipped
 from segonnx.artifacts.verify import verify
 from segonnx.core import files, subprocesses
-from segonnx.core.subprocesses import Progress
+from segonnx.core.subprocesses import Bounds, Progress
 from segonnx.errors import InputError, ResourceError
 
 FORMATS: dict[str, ModuleType] = {"zip": zipped, "triton": triton, "oci": oci, "bundle": bundle}
@@ -21,7 +21,13 @@ FORMATS: dict[str, ModuleType] = {"zip": zipped, "triton": triton, "oci": oci, "
 
 
 def pack(
-    artifact: Path, packing: str, out: Path, *, overwrite: bool = False, progress: Progress = subprocesses.silent
+    artifact: Path,
+    packing: str,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    bounds: Bounds | None = None,
+    progress: Progress = subprocesses.silent,
 ) -> Path:
     """Write an artifact in another format. A failure leaves nothing at ``out``.
 
@@ -30,6 +36,7 @@ def pack(
         packing: The format, a key of ``FORMATS``.
         out: The file (zip) or the folder (the others) to make.
         overwrite: Replace what is at ``out``.
+        bounds: What the check of the graph may take; see ``verify``.
         progress: A progress callback.
 
     Returns:
@@ -41,7 +48,7 @@ def pack(
         ResourceError: ``out`` can't be written.
     """
     _require_free(out, overwrite=overwrite)
-    content = verify(artifact, replay=False, progress=progress).manifest
+    content = verify(artifact, replay=False, bounds=bounds, progress=progress).manifest
     with files.staging(out) as work:
         _require_space(content, work)
         made = work / "packed"
@@ -53,13 +60,21 @@ def pack(
     return out
 
 
-def unpack(packed: Path, out: Path, *, overwrite: bool = False, progress: Progress = subprocesses.silent) -> Path:
+def unpack(
+    packed: Path,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    bounds: Bounds | None = None,
+    progress: Progress = subprocesses.silent,
+) -> Path:
     """Unpack the artifact in a zip file or an OCI image layout. A failure leaves nothing at ``out``.
 
     Args:
         packed: The file or folder that ``pack`` wrote. It isn't trusted.
         out: The artifact's folder to make.
         overwrite: Replace what is at ``out``.
+        bounds: What the check of the graph may take; see ``verify``.
         progress: A progress callback.
 
     Returns:
@@ -85,7 +100,7 @@ def unpack(packed: Path, out: Path, *, overwrite: bool = False, progress: Progre
                 source.extract(content, artifact, progress)
             except OSError as error:
                 raise ResourceError(f"can't unpack {packed}: {error.strerror}") from error
-            verify(artifact, replay=False, progress=progress)
+            verify(artifact, replay=False, bounds=bounds, progress=progress)
             files.publish(artifact, out)
     return out
 
