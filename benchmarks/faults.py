@@ -38,6 +38,7 @@ from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.verify import verify
 from segonnx.core import hardware, subprocesses
 from segonnx.core.files import sha256
+from segonnx.core.subprocesses import Bounds
 from segonnx.errors import SegonnxError, StageError
 from segonnx.predict import images
 from segonnx.sources import catalog
@@ -481,7 +482,7 @@ def damage(artifact: Path, kind: str, seed: int) -> Outcome:
         began = time.monotonic()
         found, wrong = None, None
         try:
-            verify(copy, timeout=LIMIT_SECONDS, progress=lambda step: steps.append(step.split()[0]))
+            verify(copy, bounds=Bounds(timeout=LIMIT_SECONDS), progress=lambda step: steps.append(step.split()[0]))
         except SegonnxError as error:
             found = steps[-1] if steps else "looking"
             wrong = _unfit(error.exit_code, str(error))
@@ -548,9 +549,10 @@ def _serve(channel: Connection) -> None:
 
 
 def _in_process(
-    function: Callable[..., Any], *args: Any, progress: subprocesses.Progress, timeout: float
+    function: Callable[..., Any], *args: Any, progress: subprocesses.Progress, bounds: Bounds
 ) -> subprocesses.Outcome[Any]:
     try:
+        bounds.hold()
         return subprocesses.Outcome(function(*args, progress), 0, 0)
     except Exception as error:
         raise subprocesses.translate(error) from error

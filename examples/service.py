@@ -1,7 +1,7 @@
 """An HTTP service around an artifact: images in, label maps out.
 
     pip install 'segonnx[predict]' 'fastapi>=0.165' uvicorn python-multipart
-    SEGONNX_ARTIFACT=artifacts/NAME uvicorn --app-dir examples service:app --limit-concurrency 64
+    SEGONNX_ARTIFACT=artifacts/NAME uvicorn --app-dir examples service:app
     curl --fail-with-body -F image=@ct.nii.gz -o labels.nii.gz http://127.0.0.1:8000/predict
 
 A network of several channels takes ``-F image=@...`` for each, in order. An image that doesn't fit is answered with 4xx
@@ -14,31 +14,47 @@ Environment variables:
     SEGONNX_RUNNING     how many predictions may run at the same time; the others wait (default 1)
     SEGONNX_MAX_BYTES   the largest request, in bytes (default 256 MiB)
     SEGONNX_MAX_VOXELS  the largest image, in voxels, as sent and at the network's spacing (default 2^28)
+    SEGONNX_MAX_MEMORY  the most memory that one prediction may take, in bytes (default: its share of what is free)
+    SEGONNX_MAX_WAITING how many requests may be under way or wait; more are answered with 503 (default 64)
+    SEGONNX_MAX_SILENCE how many seconds a client may take for its next bytes (default 10)
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import gzip
+import logging
 import math
 import os
+import re
 import sys
 import tempfile
+import threading
+import traceback
 import zlib
 from pathlib import Path
+from typing import Any
 
 import anyio
 import SimpleITK
 from fastapi import FastAPI, HTTPException, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from segonnx.core import hardware
 from segonnx.errors import InputError, ResourceError, SegonnxError
-from segonnx.predict import headers, images
+from segonnx.predict import headers, images, memory
 from segonnx.predict.predictor import Artifact
 
 RUNNING = int(os.environ.get("SEGONNX_RUNNING", "1"))
 MAX_BYTES = int(os.environ.get("SEGONNX_MAX_BYTES", "268435456"))
 MAX_VOXELS = int(os.environ.get("SEGONNX_MAX_VOXELS", "268435456"))
+MAX_MEMORY = int(os.environ.get("SEGONNX_MAX_MEMORY", str(int(0.8 * hardware.available_memory() / RUNNING))))
+MAX_WAITING = int(os.environ.get("SEGONNX_MAX_WAITING", "64"))
+MAX_SILENCE = float(os.environ.get("SEGONNX_MAX_SILENCE", "10"))
 # The formats whose files need no other file. The header of a MetaImage or NRRD file may name any file of this machine.
 NIFTI, TIFF = (".nii.gz", ".nii"), (".tif", ".tiff")
 ENDINGS = {
@@ -60,7 +76,98 @@ except SegonnxError as error:
 
 reader = artifact.config.reader
 answer_ending, answer_type = ANSWERS.get(reader, (".nii.gz", "application/gzip"))
+log = logging.getLogger("uvicorn.error")
+
+
+class Gone(Exception):
+    """The client has left: nobody waits for the answer."""
+
+
+class Crowded:
+    """Answers at once where too many requests wait, and gives up on clients that stop in the middle of a request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.waiting = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        if self.waiting >= MAX_WAITING:
+            answer = JSONResponse({"detail": "too many requests wait: try again later"}, 503)
+            await answer(scope, receive, send)
+            return
+        whole = False
+
+        async def receive_soon() -> Message:
+            nonlocal whole
+            if whole:
+                return await receive()
+            message: Message = {"type": "http.disconnect"}
+            with anyio.move_on_after(MAX_SILENCE):
+                message = await receive()
+            whole = not message.get("more_body", False)
+            return message
+
+        self.waiting += 1
+        try:
+            await self.app(scope, receive_soon, send)
+        finally:
+            self.waiting -= 1
+
+
+def close_silent_connections() -> None:
+    """Have uvicorn close connections on which no whole request comes. Left alone, it waits for ever."""
+    protocols: list[Any] = [H11Protocol]
+    with contextlib.suppress(ImportError):  # httptools isn't installed
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+        protocols.append(HttpToolsProtocol)
+    for protocol in protocols:
+        made = protocol.connection_made
+
+        def connection_made(self: Any, transport: asyncio.Transport, made: Any = made) -> None:
+            made(self, transport)
+            asyncio.get_running_loop().call_later(MAX_SILENCE, _look, self, None)
+
+        protocol.connection_made = connection_made
+
+
+def _look(connection: Any, last: object) -> None:
+    """Close a connection that has been without a request since the last look."""
+    if connection.transport.is_closing():
+        return
+    cycle = connection.cycle
+    if cycle is last and (cycle is None or cycle.response_complete):
+        connection.transport.close()
+        return
+    asyncio.get_running_loop().call_later(MAX_SILENCE, _look, connection, cycle)
+
+
+class NoAddresses(logging.Filter):
+    """Takes addresses of memory out of what is logged: they help whoever attacks."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change the record."""
+        record.msg, record.args = without_addresses(record.getMessage()), ()
+        if record.exc_info and record.exc_info[1] is not None:
+            record.exc_text = without_addresses("".join(traceback.format_exception(record.exc_info[1])))
+        return True
+
+
+def without_addresses(text: str) -> str:
+    """The text without addresses of memory, as Python and SimpleITK print them."""
+    return re.sub(r" ?\(0x[0-9a-fA-F]+\)|0x[0-9a-fA-F]+|\b[0-9a-f]{11,16}\b", "", text)
+
+
+close_silent_connections()
+for name in ("uvicorn.error", "asyncio"):
+    logging.getLogger(name).addFilter(NoAddresses())
+SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
 app = FastAPI(title="segonnx", max_body_size=MAX_BYTES)
+app.add_middleware(Crowded)
 slots = anyio.CapacityLimiter(RUNNING)
 
 
@@ -71,14 +178,40 @@ async def health() -> dict[str, object]:
 
 
 @app.post("/predict")
-async def predict(image: list[UploadFile]) -> Response:
-    """Answer with the label map of an image, in the image's geometry."""
+async def predict(request: Request, image: list[UploadFile]) -> Response:
+    """Answer with the label map of an image, in the image's geometry. A client that leaves gives up its place."""
+    gone = threading.Event()
+    answer = Response(status_code=499)  # which nobody reads
+
+    async def work() -> None:
+        nonlocal answer
+        answer = await _answer(image, gone)
+        group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(work)
+        while (await request.receive())["type"] != "http.disconnect":
+            pass  # the form is read: nothing else comes
+        gone.set()  # which ends the prediction after its next window, if it has begun
+        group.cancel_scope.cancel()
+    return answer
+
+
+async def _answer(uploads: list[UploadFile], gone: threading.Event) -> Response:
+    """Predict once there is a place, and answer with the label map or with what is wrong."""
     try:
-        labels = await anyio.to_thread.run_sync(_predict, image, limiter=slots)
-    except (ResourceError, MemoryError) as error:  # the disk is full, say
-        raise HTTPException(503, "the service lacks room") from error
+        labels = await anyio.to_thread.run_sync(_predict, uploads, gone, limiter=slots)
+    except Gone:
+        return Response(status_code=499)
+    except HTTPException as error:
+        return JSONResponse({"detail": error.detail}, error.status_code)
+    except (ResourceError, MemoryError):  # the disk is full, say
+        return JSONResponse({"detail": "the service lacks room"}, 503)
     except InputError as error:
-        raise HTTPException(422, str(error)) from error
+        return JSONResponse({"detail": without_addresses(str(error))}, 422)
+    except Exception:
+        log.exception("a prediction failed")
+        return JSONResponse({"detail": "the service failed"}, 500)
     return Response(labels, media_type=answer_type)
 
 
@@ -88,7 +221,7 @@ async def refuse(_: Request, __: RequestValidationError) -> JSONResponse:
     return JSONResponse({"detail": "send a form whose field image is a file, once for each channel"}, 422)
 
 
-def _predict(uploads: list[UploadFile]) -> bytes:
+def _predict(uploads: list[UploadFile], gone: threading.Event) -> bytes:
     """Predict, and return the bytes of the label map's file. No file stays behind, whatever happens."""
     _require_count(uploads)
     with tempfile.TemporaryDirectory(prefix="segonnx-") as name:
@@ -97,7 +230,13 @@ def _predict(uploads: list[UploadFile]) -> bytes:
             paths = [_save(upload, folder / f"channel_{i}") for i, upload in enumerate(uploads)]
             image = images.read(paths, reader)
             _require_size(image)
-            labels = artifact.predict(image.array, image.spacing)
+
+            def go_on(*_: int) -> None:
+                if gone.is_set():
+                    raise Gone
+
+            go_on()
+            labels = artifact.predict(image.array, image.spacing, progress=go_on)
         except InputError as error:
             raise type(error)(str(error).replace(f"{folder}/", "")) from error
         images.write(labels, image, folder / f"labels{answer_ending}")
@@ -140,10 +279,15 @@ def _save(upload: UploadFile, stem: Path) -> Path:
 
 
 def _require_size(image: images.Image) -> None:
-    """Refuse an image that is too large at the network's spacing, as a small image of large voxels may be."""
+    """Refuse an image that is too large at the network's spacing, as a small image of large voxels may be.
+
+    A flat image is too large, too, where the windows that cover it are deep.
+    """
     wanted = artifact.config.spacing
     own = [image.spacing[axis] for axis in artifact.config.transpose_forward][-len(wanted) :]
     _require(image.array.size * math.prod(own) / math.prod(wanted))
+    if memory.needed(image.array.shape, image.spacing, artifact.config) > MAX_MEMORY:
+        raise HTTPException(413, "the image is too large: its windows take more memory than the service gives one")
 
 
 def _require(voxels: float) -> None:

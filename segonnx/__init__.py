@@ -139,7 +139,8 @@ def verify(
     *,
     replay: bool = True,
     threads: int | None = None,
-    timeout: float = 1800.0,
+    timeout: float | None = None,
+    max_memory: int | None = None,
     key: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Verified:
@@ -149,7 +150,8 @@ def verify(
         folder: the artifact's folder. It isn't trusted.
         replay: run the model in ONNX Runtime, and compare its output with the recorded one.
         threads: of the replay; the runtime's choice, if None.
-        timeout: the most seconds that one step may take.
+        timeout: the most seconds that one step may take; its size decides, if None, up to 1800.
+        max_memory: the most bytes that a process may take which runs the graph; what is free, if None.
         key: the public key of who must have signed the artifact, a PEM file; a signature isn't looked for, if None.
         progress: called with a few words whenever a step begins.
 
@@ -164,12 +166,13 @@ def verify(
 
     from segonnx.artifacts import verify as verifier
     from segonnx.core import subprocesses
+    from segonnx.core.subprocesses import Bounds
 
     return verifier.verify(
         Path(folder),
         replay=replay,
         threads=threads or 0,
-        timeout=timeout,
+        bounds=Bounds(timeout, max_memory),
         key=None if key is None else Path(key),
         progress=progress or subprocesses.silent,
     )

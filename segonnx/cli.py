@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -16,15 +17,30 @@ import click
 
 from segonnx._version import __version__
 from segonnx.commands import options
-from segonnx.core import terminal
-from segonnx.errors import SegonnxError, one_line
+from segonnx.core import standard_streams, terminal
+from segonnx.errors import ResourceError, SegonnxError, first_line, one_line
 
 COMMANDS = ("list", "export", "verify", "sign", "predict", "pack", "unpack", "bench", "compare", "report")
 """The commands in the order of the help; ``segonnx.commands.NAME`` holds each."""
 
 
+INTERNAL = 70
+"""The exit code of an error that nobody expected, as in BSD's sysexits."""
+BROKEN_PIPE = 141
+"""The exit code that shells give a program whose output nobody reads any more."""
+
+
+LEAST_MEMORY = 2**28
+FEW_THREADS = 2**32
+"""Address space in bytes: what every command needs, and below what NumPy's threads are kept from taking theirs."""
+
+
 class _Group(click.Group):
-    """Imports commands when they are asked for, prints an expected error as one line, and exits with its code."""
+    """Imports commands when they are asked for, prints every error as one line, and exits with its code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        standard_streams.prepare()
+        return super().main(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -38,33 +54,78 @@ class _Group(click.Group):
         command.params += [option for option in options.EVERYWHERE if option not in command.params]
         return command
 
-    def make_context(self, *args: Any, **more: Any) -> click.Context:
-        with _quoted():
-            return super().make_context(*args, **more)
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        options.expect_debug(ctx, args)
+        with _one_line(ctx):
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            with _quoted():
-                return super().invoke(ctx)
-        except SegonnxError as error:
-            if options.debugging(ctx):
-                raise
-            _fail(error)
+        with _one_line(ctx):
+            _require_memory()
+            return super().invoke(ctx)
 
 
 @contextlib.contextmanager
-def _quoted() -> Iterator[None]:
-    """What click prints of wrong use quotes names of files, such as a pattern of the shell gives: keep it one line."""
+def _one_line(ctx: click.Context) -> Iterator[None]:
+    """End the program with one line, and the exit code, of whatever goes wrong in the block."""
     try:
         yield
-    except click.ClickException as error:
-        error.message = one_line(error.message)  # type: ignore[misc]  # which click prints as it stands there
+    except click.ClickException as error:  # click prints it, and quotes names of files in it
+        error.message = one_line(error.message)  # type: ignore[misc]
         raise
+    except (click.Abort, click.exceptions.Exit):
+        raise
+    except KeyboardInterrupt:
+        _fail("interrupted", options.INTERRUPTED)
+    except standard_streams.OutputError as error:
+        if error.unread:
+            sys.exit(BROKEN_PIPE)
+        _fail(str(error), 2)
+    except Exception as error:
+        if options.debugging(ctx):
+            raise
+        _fail(*_told(error))
 
 
-def _fail(error: SegonnxError) -> NoReturn:
-    terminal.line(f"segonnx: {error}", err=True)
-    sys.exit(error.exit_code)
+def _require_memory() -> None:
+    """See to it that libraries find the memory to begin with: some end the program, or print lines of their own.
+
+    Raises:
+        ResourceError: the user's limit leaves too little.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if 0 <= limit < LEAST_MEMORY:
+        raise ResourceError(
+            f"ulimit -v leaves {limit / 1e6:.0f} MB of memory: at least {LEAST_MEMORY / 1e6:.0f} MB are needed"
+        )
+    if 0 <= limit < FEW_THREADS:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each takes some 40 MB when NumPy is imported
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """What a user reads of an error, and the exit code."""
+    if isinstance(error, SegonnxError):
+        return str(error), error.exit_code
+    try:
+        from segonnx.core import subprocesses
+    except (ImportError, MemoryError):  # there's not enough for that
+        return "the memory ran out", ResourceError.exit_code
+    ours = subprocesses.translate(error)
+    if isinstance(ours, ResourceError):
+        return str(ours), ours.exit_code
+    said = first_line(error)
+    what = type(error).__name__ + (f": {said}" if said != type(error).__name__ else "")
+    return f"something went wrong that shouldn't: {what} (--debug shows where)", INTERNAL
+
+
+def _fail(line: str, exit_code: int) -> NoReturn:
+    with contextlib.suppress(OSError):  # nobody hears of it
+        terminal.line(f"segonnx: {line}", err=True)
+    sys.exit(exit_code)
 
 
 @click.group(cls=_Group, params=list(options.EVERYWHERE), context_settings={"help_option_names": ["-h", "--help"]})
@@ -78,5 +139,5 @@ def main() -> None:
     segonnx verify artifacts/stunet-s     is it intact, and does it compute what it should?
     segonnx bench stunet-s                its time in every runtime, side by side
 
-    Exit codes: 0 done; 1 a check failed; 2 wrong use or bad input; 130 interrupted.
+    Exit codes: 0 done; 1 a check failed; 2 wrong use or bad input; 70 a fault of segonnx; 130 interrupted.
     """

@@ -23,7 +23,7 @@ from click.testing import CliRunner
 
 from segonnx.cli import main
 from segonnx.core import subprocesses
-from segonnx.core.subprocesses import Outcome, Progress
+from segonnx.core.subprocesses import Bounds, Outcome, Progress
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
 from tests import handmade
@@ -121,10 +121,10 @@ def steps_in_process() -> Iterator[None]:
         /,
         *args: Any,
         progress: Progress,
-        timeout: float | None = None,
+        bounds: Bounds | None = None,
         preload: Sequence[str] = (),
     ) -> Outcome[T]:
-        del timeout, preload
+        del bounds, preload
         started = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # as in a process of its own
@@ -134,9 +134,18 @@ def steps_in_process() -> Iterator[None]:
                 raise subprocesses.translate(error) from error
         return Outcome(value, subprocesses.peak_rss_bytes(), time.perf_counter() - started)
 
+    def stream(
+        function: Callable[..., Iterator[T]], /, *args: Any, progress: Progress, bounds: Bounds | None = None
+    ) -> Iterator[T]:
+        del bounds
+        try:
+            yield from function(*args, progress)
+        except Exception as error:
+            raise subprocesses.translate(error) from error
+
     with (
         mock.patch.object(subprocesses, "call", functools.partial(call, progress=subprocesses.silent)),
-        mock.patch.object(subprocesses, "cap_memory"),
+        mock.patch.object(subprocesses, "stream", stream),
     ):
         yield
 
@@ -170,8 +179,8 @@ def run(
     It has a process of its own where it gets an environment or other options of ``subprocess.run``, and where the test
     asks for it: because it reads what only a process has, such as a traceback on standard error.
 
-    Raises:
-        Exception: what the command raised and didn't expect, where it runs in this process.
+    What the command raised and didn't expect is a line of standard error here too, and exit code 70; with ``--debug``
+    it is raised.
     """
     if process or env is not None or options:
         command = [sys.executable, "-m", "segonnx", *map(str, arguments)]

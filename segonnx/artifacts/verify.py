@@ -6,21 +6,18 @@ import bisect
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segonnx.artifacts import ensembles, graphs, layout, manifest, signature, testdata
 from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest
-from segonnx.core import files, hardware, subprocesses
+from segonnx.core import files, subprocesses
 from segonnx.core.files import sha256
-from segonnx.core.ort_session import SessionSettings, open_session
-from segonnx.core.subprocesses import Progress
+from segonnx.core.ort_session import SessionSettings, load_seconds, model_bytes, open_session, run_seconds
+from segonnx.core.subprocesses import Bounds, Progress
 from segonnx.core.tolerances import TOLERANCES, Agreement, Difference, Tolerance, compare, compare_labels
 from segonnx.errors import VerifyError, first_line
-
-TIMEOUT_S = 1800.0
-"""A step that takes longer hangs: a graph may hold a loop without end."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ def verify(
     *,
     replay: bool = True,
     threads: int = 0,
-    timeout: float = TIMEOUT_S,
+    bounds: Bounds | None = None,
     key: Path | None = None,
     progress: Progress = subprocesses.silent,
 ) -> Verified:
@@ -59,7 +56,7 @@ def verify(
         replay: run the model too.
         threads: threads of the replay; 0 leaves the number to the runtime.
         key: the public key of who must have signed it, in PEM.
-        timeout: the most seconds that a step of the checks of the graph and of the replay may take.
+        bounds: what the check of the graph and the replay may take; None lets their size and the machine decide.
         progress: callback that gets the name of each step.
 
     Raises:
@@ -83,11 +80,13 @@ def verify(
     for path, described in networks.items():
         tolerance = _tolerance(path, described)
         # The checker and the runtime are C++ that reads a file which may be hostile: not in this process.
-        found = subprocesses.call(_check_graph, path, described, progress=progress, timeout=timeout).value
+        own = replace(bounds or Bounds(), mapped=model_bytes(path / MODEL))
+        found = subprocesses.call(_check_graph, path, described, progress=progress, bounds=own).value
         weights = found if path == folder else ()
         if replay:
             labels = manifest.gives_labels(described)
-            difference = subprocesses.call(_replay, path, labels, threads, progress=progress, timeout=timeout).value
+            replayed = subprocesses.call(_replay, path, labels, threads, own.timeout, progress=progress, bounds=own)
+            difference = replayed.value
             if not difference.within(tolerance):
                 raise VerifyError(
                     f"{path}: the replay differs from the recorded {'labels' if labels else 'logits'}: {difference}; "
@@ -184,7 +183,6 @@ def _check_graph(folder: Path, content: Manifest, progress: Progress) -> tuple[s
     import onnx
 
     progress("checking the graph")
-    subprocesses.cap_memory(hardware.available_memory())
     path = folder / MODEL
     found: dict[str, list[dict[str, object]]] = {}
     try:
@@ -219,14 +217,21 @@ def describe(value: onnx.ValueInfoProto) -> dict[str, object]:  # type: ignore[n
     return {"name": value.name, "shape": shape, "dtype": dtype}
 
 
-def _replay(folder: Path, labels: bool, threads: int, progress: Progress) -> Difference | Agreement:
+def _replay(
+    folder: Path, labels: bool, threads: int, timeout: float | None, progress: Progress
+) -> Difference | Agreement:
+    import onnxruntime  # noqa: F401 (its import isn't the graph's time)
+
     progress("loading the model in ONNX Runtime")
-    subprocesses.cap_memory(hardware.available_memory())
     x, expected = testdata.read(folder / layout.INPUT), testdata.read(folder / layout.OUTPUT)
+    model = folder / MODEL
     try:
-        session = open_session(folder / MODEL, SessionSettings(threads=threads))
+        with subprocesses.limited(load_seconds(model, timeout), "loading the model"):
+            session = open_session(model, SessionSettings(threads=threads))
         progress("replaying the test data")
-        found = session.run(None, {session.get_inputs()[0].name: x})[0]
+        positions = x.size // x.shape[1] if x.ndim > 1 and x.size else 0
+        with subprocesses.limited(run_seconds(model, positions, timeout), "the replay"):
+            found = session.run(None, {session.get_inputs()[0].name: x})[0]
     except Exception as error:
         raise VerifyError(f"{folder} doesn't run: {first_line(error, 500)}") from error
     progress("comparing")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from segonnx.bench.result import Published, WeightsKind
 from segonnx.bench.rounds import Rule
 from segonnx.core import hardware
-from segonnx.core.subprocesses import Progress
+from segonnx.core.subprocesses import STEP_S, Progress
 from segonnx.errors import InputError
 from segonnx.runtimes.base import Options, Runtime
 
@@ -38,6 +38,7 @@ class Settings:
         rule: when the rounds of a case end.
         processes: how many processes of every runtime run one after another; they share the rounds.
         timeout_s: the longest that loading, or one block, may take.
+        max_memory: the most bytes that each process may take which runs an artifact; None takes what is free.
         autocast: ``bf16``, ``off``, or ``auto``: bf16 where the processor multiplies it.
         seed: of the input.
         options: what is set alike for every runtime that knows it; its threads and bf16 are replaced.
@@ -50,7 +51,8 @@ class Settings:
     threads: tuple[int, ...]
     rule: Rule = field(default_factory=Rule)
     processes: int = 1
-    timeout_s: float = 1800
+    timeout_s: float = STEP_S
+    max_memory: int | None = None
     autocast: Autocast = "off"
     seed: int = 0
     options: Options = field(default_factory=lambda: Options(threads=1))

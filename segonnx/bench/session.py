@@ -19,7 +19,8 @@ from segonnx.bench.recorder import Recorder, WorkerSlot
 from segonnx.bench.result import OK, Row
 from segonnx.bench.worker import Job, Loaded, Passes, serve
 from segonnx.core import subprocesses
-from segonnx.core.subprocesses import Progress, Worker
+from segonnx.core.ort_session import model_bytes
+from segonnx.core.subprocesses import Bounds, Progress, Worker
 from segonnx.errors import SegonnxError
 from segonnx.runtimes.base import Runnable
 
@@ -185,11 +186,14 @@ class Session(contextlib.AbstractContextManager["Session"]):
             case.settings.options, threads=case.threads, bf16=case.bf16 and runtime.autocasts, profile=profile
         )
         runnable = self._runnable
+        bounds = None
+        if (model := {"artifact": runnable.model, "baseline": runnable.baseline}.get(runtime.needs)) is not None:
+            bounds = Bounds(memory=case.settings.max_memory, mapped=model_bytes(model))
         if runtime.needs != "network":  # what makes the network would be imported with it
             runnable = replace(runnable, build=None, weights=None)
         return Job(
             runtime, runnable, options, case.cpus, self.folder / "input.npy", self.output(backend),
-            self.folder / f"{backend}-cache",
+            self.folder / f"{backend}-cache", bounds,
         )  # fmt: skip
 
     def _ask(self, worker: Worker, row: Row, *command: Any) -> Any:

@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from segonnx.core import subprocesses
+from segonnx.core.subprocesses import Bounds
 from segonnx.core.synthetic_inputs import Array
 from segonnx.runtimes.base import Operator, Options, Runnable, Runtime
 
@@ -25,6 +26,7 @@ class Job:
         x: file of the input, as ``numpy.save`` wrote it.
         logits: file that the logits, or labels, are saved to.
         cache: an empty folder for what torch.compile compiles: a warm cache would hide the compile time.
+        bounds: of its memory, where it runs a graph, which may be a stranger's.
     """
 
     runtime: type[Runtime]
@@ -34,6 +36,7 @@ class Job:
     x: Path
     logits: Path
     cache: Path
+    bounds: Bounds | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ def serve(channel: Connection, job: Job) -> None:
     threads = str(job.options.threads)
     os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TORCHINDUCTOR_CACHE_DIR=str(job.cache))
     subprocesses.bind(job.cpus)
+    if job.bounds is not None:
+        job.bounds.hold()
     try:
         _serve(channel, job)
     except EOFError:

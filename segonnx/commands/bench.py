@@ -42,7 +42,8 @@ class Request:
     max_time: float
     rounds: int | None
     processes: int
-    timeout: float
+    timeout: float | None
+    max_memory: int | None
     seed: int
     input_path: Path | None
     autocast: Literal["auto", "bf16", "off"]
@@ -97,7 +98,8 @@ class Request:
     show_default=True,
     help="Processes of every runtime, one after another, that share time and rounds.",
 )
-@options.timeout("The longest that loading, or one block of passes, may take.")
+@options.timeout("loading, or one block of passes,", "1800")
+@options.max_memory("each process that runs an artifact")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the order in the rounds.")
 @click.option("--input", "input_path", type=options.PATH, help="Input as a .npy file of float32, instead of noise.")
 @click.option(
@@ -181,6 +183,7 @@ def _settings(request: Request) -> Settings:
     from segonnx.bench import plan
     from segonnx.bench.rounds import Rule
     from segonnx.core import hardware
+    from segonnx.core.subprocesses import STEP_S
     from segonnx.runtimes import ort
     from segonnx.runtimes.base import Options
 
@@ -194,7 +197,8 @@ def _settings(request: Request) -> Settings:
         threads=request.threads or (hardware.usable_cores(),),
         rule=Rule(request.precision, request.max_time, request.rounds, request.seed),
         processes=request.processes,
-        timeout_s=request.timeout,
+        timeout_s=request.timeout or STEP_S,
+        max_memory=request.max_memory,
         autocast=request.autocast,
         options=Options(threads=1, **ort.parse_options(request.ort_options)),
         profile=request.profile,

@@ -17,6 +17,7 @@ from segonnx.errors import InputError, SegonnxError
 
 if TYPE_CHECKING:
     from segonnx.core.progress import Display
+    from segonnx.core.subprocesses import Bounds
     from segonnx.exporters.nnunet import Selection
     from segonnx.exporters.pipeline import Exported, Settings
     from segonnx.sources.catalog import ModelSpec
@@ -58,6 +59,15 @@ class Request:
     output: Literal["logits", "labels"]
     overwrite: bool
     threads: int | None
+    timeout: float | None
+    max_memory: int | None
+
+    @property
+    def reading(self) -> Bounds:
+        """What reading a checkpoint may take."""
+        from segonnx.core.subprocesses import Bounds
+
+        return Bounds(self.timeout, self.max_memory)
 
 
 @click.command("export")
@@ -155,6 +165,8 @@ class Request:
 )
 @options.overwrite("Replace artifacts that are there already.")
 @options.threads("Threads for the checks.")
+@options.timeout("reading a checkpoint", "by its size")
+@options.max_memory("reading a checkpoint", "by its size")
 @options.json_file("Write what was done, with times and memory.")
 def command(json_path: Path | None, **asked: Any) -> None:
     """Convert networks to ONNX artifacts, checked before and after.
@@ -311,6 +323,7 @@ def _selection(request: Request) -> Selection:
         trust=request.trust_checkpoint,
         plans_from=request.plans_from or "folder",
         postprocessing=request.postprocessing,
+        reading=request.reading,
     )
 
 
@@ -352,6 +365,7 @@ def _settings(request: Request) -> Settings:
         output=request.output,
         overwrite=request.overwrite,
         threads=request.threads or hardware.usable_cores(),
+        reading=request.reading,
     )
 
 

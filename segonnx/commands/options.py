@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -103,6 +104,27 @@ class Percentage(_Type):
         return number
 
 
+class Size(_Type):
+    """Bytes, as 8GB, 500MB or 2GiB."""
+
+    name = "size"
+    metavar = "SIZE"
+    takes = "a size above 0, for example 8GB or 500MB"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        del ctx
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?) ?(?:([KMGT])(I?))?B?", value.strip().upper())
+        size = 0
+        if found is not None:
+            base = 1024 if found[3] else 1000
+            size = int(float(found[1]) * base ** (" KMGT".index(found[2] or " ")))
+        if not 0 < size < 2**62:
+            self.refuse(value, param)
+        return size
+
+
 def json_file(what: str) -> Callable[[F], F]:
     """``--json FILE``: what a command did, for programs."""
     return click.option("--json", "json_path", type=PATH, metavar="FILE", help=what)
@@ -123,16 +145,30 @@ def out(what: str, **more: Any) -> Callable[[F], F]:
     return click.option("-o", "--out", type=PATH, help=what, **more)
 
 
-def timeout(what: str) -> Callable[[F], F]:
-    """``--timeout SECONDS``."""
+def timeout(what: str, default: str) -> Callable[[F], F]:
+    """``--timeout SECONDS``, whose default isn't a number."""
     return click.option(
         "--timeout",
         type=click.FloatRange(0, min_open=True),
-        default=1800,
-        show_default=True,
         metavar="SECONDS",
-        help=what,
+        help=f"The longest that {what} may take. [default: {default}]",
     )
+
+
+def max_memory(what: str, default: str = "what is free") -> Callable[[F], F]:
+    """``--max-memory SIZE``, whose default isn't a number."""
+    return click.option(
+        "--max-memory", type=Size(), help=f"The most memory that {what} may take, as 8GB. [default: {default}]"
+    )
+
+
+def bounds(what: str, default: str = "by its size, at most 1800") -> Callable[[F], F]:
+    """``--timeout`` and ``--max-memory`` of the processes that run strangers' graphs."""
+
+    def decorate(function: F) -> F:
+        return timeout(what, default)(max_memory("a process that runs a graph")(function))
+
+    return decorate
 
 
 class _ToStandardError(logging.Handler):
@@ -180,6 +216,12 @@ EVERYWHERE = (
     _everywhere("-v", "--verbose", callback=_log, what="Tell what passes, stages and workers do."),
 )
 """Options that stand before a command's name or after it."""
+
+
+def expect_debug(ctx: click.Context, words: Sequence[str]) -> None:
+    """Take note of ``--debug`` anywhere on the command line: the command that it belongs to may not even be there."""
+    if "--debug" in words:
+        ctx.meta["segonnx.debug"] = True
 
 
 def debugging(ctx: click.Context) -> bool:

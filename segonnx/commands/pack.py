@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,8 +17,9 @@ PACKINGS = ("zip", "triton", "oci", "bundle")
 @click.option("--format", "form", type=click.Choice(PACKINGS), required=True, help="What to make of it.")
 @options.out("The file (zip) or folder to make.", required=True)
 @options.overwrite()
+@options.bounds("the check of the graph", "1800")
 @options.json_file("Write what was made of what.")
-def command(artifact: Path, form: str, out: Path, overwrite: bool, json_path: Path | None) -> None:
+def command(artifact: Path, form: str, out: Path, overwrite: bool, json_path: Path | None, **how: Any) -> None:
     """Write an artifact as one zip file, or in the layout that another program takes. Needs no torch.
 
     The artifact is checked first. A zip file has the same bytes each time.
@@ -29,11 +31,13 @@ def command(artifact: Path, form: str, out: Path, overwrite: bool, json_path: Pa
     segonnx pack artifacts/stunet-s --format bundle -o stunet-s-bundle
     """
     from segonnx.artifacts import packing
+    from segonnx.core.subprocesses import Bounds
 
+    bounds = Bounds(how["timeout"], how["max_memory"])
     options.require_folder(artifact)
     options.require_writable(json_path, artifact)
     with options.display() as display:
-        packing.pack(artifact, form, out, overwrite=overwrite, progress=display)
+        packing.pack(artifact, form, out, overwrite=overwrite, bounds=bounds, progress=display)
         display.echo(f"{artifact}: packed as {form} -> {out}")
     files = [path for path in (out, *out.rglob("*")) if path.is_file()]
     made = {

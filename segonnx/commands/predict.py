@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     default=None,
     help="Apply the postprocessing that the artifact carries.  [default: where it carries one]",
 )
+@options.bounds("one step, such as loading or a window,")
 @click.option("--probabilities", is_flag=True, help="Write the outputs' probabilities beside the label map.")
 @click.option("--nan-as-zero", is_flag=True, help="Take 0 for NaN and infinities, which are refused otherwise.")
 @click.option(
@@ -42,7 +43,7 @@ def command(artifact: Path, source: Path, target: Path, json_path: Path | None, 
 
     INPUT is an image, or a folder of files CASE_0000.nii.gz, CASE_0001.nii.gz, ... (the channels of a case); OUTPUT a
     file, or for a folder, a folder. The artifact must be of a folder that nnU-Net trained, or of a network for
-    pictures.
+    pictures. Its graph runs in a process that has bounds on memory and time.
 
     \b
     segonnx predict artifacts/liver ct.nii.gz liver.nii.gz
@@ -50,24 +51,27 @@ def command(artifact: Path, source: Path, target: Path, json_path: Path | None, 
     segonnx predict artifacts/fine ct.nii.gz labels.nii.gz --previous artifacts/coarse
     segonnx predict artifacts/liver imagesTs/ labels/ --evaluate labelsTs/
     """
-    from segonnx.predict import files
-    from segonnx.predict.predictor import Artifact
+    from segonnx.core.subprocesses import Bounds
+    from segonnx.predict import bounded, files
 
     previous, threads, postprocess = how.pop("previous"), how.pop("threads"), how.pop("postprocess")
+    bounds = Bounds(how.pop("timeout"), how.pop("max_memory"))
     settings = files.FileOptions(postprocess=postprocess is not False, **how)
     options.require_writable(json_path, artifact, *(() if previous is None else (previous,)))
     for folder in (artifact, *(() if previous is None else (previous,))):
         options.require_outside(target, folder)
     done: list[Predicted] = []
     with options.display() as display:
-        display("loading the artifact")
-        loaded = Artifact(artifact, threads=threads)
-        if settings.mirror and not loaded.config.mirror_axes:
+        checked = bounded.check(artifact, bounds, display)
+        if settings.mirror and not checked.config.mirror_axes:
             display.echo(f"{artifact}: its network was trained without mirroring; --tta changes nothing", err=True)
-        if postprocess and not loaded.config.postprocessing:
+        if postprocess and not checked.config.postprocessing:
             display.echo(f"{artifact} carries no postprocessing; --postprocess changes nothing", err=True)
-        first = None if previous is None else Artifact(previous, threads=threads)
-        for case in files.predict(loaded, source, target, settings, previous=first, progress=display):
+        first = None if previous is None else bounded.check(previous, bounds, display)
+        cases = bounded.predict(
+            (checked, first), source, target, settings, threads=threads, bounds=bounds, progress=display
+        )
+        for case in cases:
             done.append(case)
             display.echo(_line(case))
         if settings.evaluate is not None and done:

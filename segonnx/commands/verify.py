@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 @click.command("verify")
 @click.argument("artifacts", type=options.PATH, nargs=-1, required=True, metavar="ARTIFACT...")
 @options.threads("Threads of the replay.", "the runtime's choice")
-@options.timeout("The longest that a step may take: a graph may hold a loop without end.")
+@options.bounds("a step, such as the replay,")
 @click.option("--key", type=options.PATH, metavar="PUBLIC", help="Who must have signed them: a PEM file.")
 @options.json_file("Write what was found of each artifact.")
 def command(
-    artifacts: tuple[Path, ...], threads: int | None, timeout: float, key: Path | None, json_path: Path | None
+    artifacts: tuple[Path, ...], threads: int | None, key: Path | None, json_path: Path | None, **how: Any
 ) -> None:
     """Check artifacts: schema, every byte, the graph, and a replay of their test data. Needs no torch.
 
@@ -33,7 +33,9 @@ def command(
     segonnx verify artifacts/stunet-s --key sender.pub
     """
     from segonnx.artifacts.verify import inside, verify
+    from segonnx.core.subprocesses import Bounds
 
+    bounds = Bounds(how["timeout"], how["max_memory"])
     for artifact in artifacts:
         options.require_folder(artifact)
     folders = [folder for artifact in artifacts for folder in inside(artifact)]
@@ -42,7 +44,7 @@ def command(
     with options.display() as display:
         for folder in folders:
             try:
-                verified = verify(folder, threads=threads or 0, timeout=timeout, key=key, progress=display)
+                verified = verify(folder, threads=threads or 0, bounds=bounds, key=key, progress=display)
             except SegonnxError as error:
                 found[folder] = error
                 if len(folders) > 1:

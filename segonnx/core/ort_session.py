@@ -6,8 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from segonnx.core.subprocesses import STEP_S
+
 if TYPE_CHECKING:
     import onnxruntime
+
+LEAST_S = 5.0
+"""What loading a model, or one run of it, may take at least, however small it is."""
 
 GraphOptimization = Literal["all", "layout", "extended", "basic", "disabled"]
 
@@ -60,3 +65,32 @@ def open_session(model: Path | bytes, settings: SessionSettings | None = None) -
         options.profile_file_prefix = how.profile
     source = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def model_bytes(model: Path) -> int:
+    """The size of a model's file, with the files of its weights beside it."""
+    return sum(path.stat().st_size for path in model.parent.glob(f"{model.name}*") if path.is_file())
+
+
+def load_seconds(model: Path, timeout: float | None) -> float:
+    """The most seconds that loading a model may take: ``timeout``, or where it is None, as its size lets expect.
+
+    A graph may hold constants that take for ever to compute. Loading takes a second for some hundred MB.
+    """
+    return timeout if timeout is not None else min(STEP_S, 2 * LEAST_S + 1e-6 * model_bytes(model))
+
+
+def run_seconds(model: Path, positions: int, timeout: float | None) -> float:
+    """The most seconds that one run of a model may take: ``timeout``, or where it is None, as its size lets expect.
+
+    A graph may hold a loop without end. No network multiplies each of its weights more than once for each place of its
+    input, nor does much else there; the time is that of a machine a hundred times as slow as usual ones.
+
+    Args:
+        model: its file.
+        positions: the product of the input's batch and spatial sizes.
+        timeout: what a user said.
+    """
+    if timeout is not None:
+        return timeout
+    return min(STEP_S, LEAST_S + positions * (1e-4 + 1e-9 * model_bytes(model)))

@@ -9,6 +9,7 @@ import logging
 import logging.handlers
 import multiprocessing
 import os
+import pickle
 import queue
 import signal
 import sys
@@ -20,19 +21,29 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Generic, Literal, Protocol, TypeVar, TypeVarTuple
 
+from segonnx.core import hardware, standard_streams
 from segonnx.errors import ResourceError, SegonnxError, StageError, first_line
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 _NO_SPACE = ("No space left on device", "Disk quota exceeded", "StorageFull", " requested and ")  # the last is NumPy's
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "bad allocation", "Cannot allocate memory")
+_NO_MEMORY = (
+    "can't allocate memory", "not enough memory", "bad_alloc", "bad allocation", "Cannot allocate memory",
+    "Failed to allocate memory", "Memory allocation still failed", "failed to map segment", "MemoryError",
+    "cannot allocate memory in static TLS block", "can't start new thread", "out of memory",
+)  # fmt: skip
 
+STEP_S = 1800.0
+"""The most seconds that a step may take of what strangers made, where nothing else is said."""
 
 PATIENCE_S = 10.0
+CLEAR_UP_S = 1.0
+"""How long a process may clear up after itself, before it is killed."""
 _LOGGER = logging.getLogger("segonnx")
 _PR_SET_PDEATHSIG = 1
 
@@ -45,6 +56,30 @@ class Progress(Protocol):
 
 def silent(step: str, /) -> None:
     """A Progress that says nothing."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What each process may take that runs what strangers made: a graph, or a pickle.
+
+    Attributes:
+        timeout: the most seconds of one step. None lets the size of the work decide, up to ``STEP_S``.
+        memory: the most bytes of the process's own. None takes what is free when it starts.
+        mapped: the bytes of files that it maps. Their pages belong to the file, and come on top.
+    """
+
+    timeout: float | None = None
+    memory: int | None = None
+    mapped: int = 0
+
+    @property
+    def step_s(self) -> float:
+        """The most seconds of a step whose size nobody knows."""
+        return STEP_S if self.timeout is None else self.timeout
+
+    def hold(self) -> None:
+        """Cap this process's memory."""
+        cap_memory((hardware.available_memory() if self.memory is None else self.memory) + self.mapped)
 
 
 @dataclass(frozen=True)
@@ -107,17 +142,27 @@ class Worker:
 
     def __init__(self, function: Callable[..., None], *args: Any, preload: Sequence[str] = ()) -> None:
         context = start_preloading(preload) if preload else multiprocessing.get_context("spawn")
-        # A file that Python opens as a temporary one can't be opened again on Windows.
-        self._folder = tempfile.TemporaryDirectory(prefix="segonnx-", ignore_cleanup_errors=True)
-        self._log = Path(self._folder.name) / "log"
-        self._log.touch()
-        self.channel, theirs = context.Pipe()
+        standard_streams.open_descriptors()
+        try:
+            # A file that Python opens as a temporary one can't be opened again on Windows.
+            self._folder = tempfile.TemporaryDirectory(prefix="segonnx-", ignore_cleanup_errors=True)
+            self._log = Path(self._folder.name) / "log"
+            self._log.touch()
+        except OSError as error:
+            raise translate(error) from error
+        # What the function's module imports may fail: the new process unpickles it once it can tell why.
+        work = bytes(ForkingPickler.dumps((function, args)))
         level = _LOGGER.getEffectiveLevel()
         environment = dict(os.environ) if preload else None  # a copy would have that of the process it is copied from
-        entry = (theirs, self._log, level, environment, function, args)
-        self.process = context.Process(target=_enter, args=entry, daemon=True)
-        with _without_main():
-            self.process.start()
+        try:
+            self.channel, theirs = context.Pipe()
+            entry = (theirs, self._log, level, environment, work)
+            self.process = context.Process(target=_enter, args=entry, daemon=True)
+            with _without_main():
+                self.process.start()
+        except OSError as error:  # too many files or processes, or too little memory
+            self._folder.cleanup()
+            raise ResourceError(f"no process can be started: {error.strerror or error}") from error
         _LOGGER.getChild("worker").info("process %d started", self.pid)
         self._paused = False
         theirs.close()
@@ -153,18 +198,22 @@ class Worker:
 
         Raises:
             StageError: it ended without one, or ``timeout`` seconds passed; ``what`` names its work in the message.
+            ResourceError: it ended because the memory ran out.
         """
         try:
             while True:
                 if not wait([self.channel], timeout):
-                    raise StageError(f"{what} took more than {timeout:g} s")
+                    raise StageError(f"{what} took more than {timeout:.3g} s: --timeout allows more")
                 message = self.channel.recv()
                 if not isinstance(message, logging.LogRecord):
                     return message
                 logging.getLogger(message.name).handle(message)
         except (EOFError, ConnectionError):
             self.process.join(10)
-            raise StageError(_exit_message(what, self.process.exitcode, self.log())) from None
+            log = self.log()
+            if any(words in log for words in _NO_MEMORY):
+                raise ResourceError("the memory ran out") from None
+            raise StageError(_exit_message(what, self.process.exitcode, log)) from None
 
     def log(self) -> str:
         """What the process has printed so far."""
@@ -174,7 +223,9 @@ class Worker:
         """End the process, after ``patience`` seconds in which it may end by itself."""
         self.channel.close()
         if not self._paused:
-            self.process.join(patience)
+            if not patience:
+                self.process.terminate()
+            self.process.join(patience or CLEAR_UP_S)
         self.process.kill()
         self.process.join()
         _LOGGER.getChild("worker").info("process %d ended with exit code %s", self.pid, self.process.exitcode)
@@ -235,12 +286,50 @@ def cap_memory(limit: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
 
 
+@contextlib.contextmanager
+def room(more: int) -> Iterator[None]:
+    """Let this process take no more than ``more`` bytes beside those that it has, while the block runs."""
+    if sys.platform != "linux":  # see cap_memory
+        yield
+        return
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    status = Path("/proc/self/status").read_text("ascii")
+    held = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData"))
+    cap_memory(held + more if before[0] < 0 else min(held + more, before[0]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+@contextlib.contextmanager
+def limited(seconds: float, what: str) -> Iterator[None]:
+    """Let the block take no longer than this, in a process that ``call`` or ``stream`` started; elsewhere as it likes.
+
+    The parent keeps the time, and kills the process: what runs may be a library's code that nothing else can stop.
+
+    Args:
+        seconds: the most.
+        what: names the block's work in the message.
+    """
+    if _parent is None:
+        yield
+        return
+    _parent.send(("limit", (seconds, what), 0))
+    try:
+        yield
+    finally:
+        _parent.send(("limit", None, 0))
+
+
 def call(
     function: Callable[[*Arguments, Progress], T],
     /,
     *args: *Arguments,
     progress: Progress = silent,
-    timeout: float | None = None,
+    bounds: Bounds | None = None,
     preload: Sequence[str] = (),
 ) -> Outcome[T]:
     """Run ``function(*args, progress)`` in a fresh process and wait for its result.
@@ -249,7 +338,7 @@ def call(
         function: what to run; it must be importable by its name.
         args: the function's arguments.
         progress: callback that gets the name of each step.
-        timeout: the most seconds that a step may take.
+        bounds: of the process; None lets it take what it likes.
         preload: modules that the process finds imported; see ``Worker``.
 
     Raises:
@@ -258,23 +347,100 @@ def call(
         StageError: the process was killed, took too long, or raised anything else.
     """
     started = time.perf_counter()
-    with Worker(_answer, function, args, preload=preload) as worker:
-        while True:
-            kind, value, peak = worker.receive(function.__name__.replace("_", " ").strip(), timeout)
-            if kind == "error":
-                raise value
+    with Worker(_answer, function, args, bounds, preload=preload) as worker:
+        for kind, value, peak in _messages(worker, _name(function), progress, bounds):
             if kind == "done":
                 return Outcome(value, peak, time.perf_counter() - started)
+    raise AssertionError("a process that ends without a word is an error")
+
+
+def stream(
+    function: Callable[[*Arguments, Progress], Iterator[T]],
+    /,
+    *args: *Arguments,
+    progress: Progress = silent,
+    bounds: Bounds | None = None,
+) -> Iterator[T]:
+    """Go through what ``function(*args, progress)`` yields, in a fresh process that runs ahead of the caller.
+
+    Args:
+        function: what to run; it must be importable by its name.
+        args: the function's arguments.
+        progress: callback that gets the name of each step.
+        bounds: of the process; None lets it take what it likes.
+
+    Raises:
+        SegonnxError: see ``call``.
+    """
+    with Worker(_answer_each, function, args, bounds) as worker:
+        for kind, value, _ in _messages(worker, _name(function), progress, bounds):
+            if kind == "done":
+                return
+            yield value
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return function.__name__.replace("_", " ").strip()
+
+
+def _messages(
+    worker: Worker, what: str, progress: Progress, bounds: Bounds | None
+) -> Iterator[tuple[Literal["value", "done"], Any, int]]:
+    """What a worker sends, the last message included: its results, after its steps went to ``progress``."""
+    usual = (None if bounds is None else bounds.step_s, what)
+    limit = usual
+    while True:
+        kind, value, peak = worker.receive(limit[1], limit[0])
+        if kind == "error":
+            raise value
+        if kind == "limit":
+            limit = usual if value is None else value
+        elif kind == "step":
             progress(value)
+        else:
+            yield kind, value, peak
+            if kind == "done":
+                return
 
 
-def _answer(channel: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+_parent: Connection | None = None
+"""Where a process that ``call`` or ``stream`` started tells its parent what it does."""
+
+
+def _answer(channel: Connection, function: Callable[..., Any], args: tuple[Any, ...], bounds: Bounds | None) -> None:
+    """Run the function, and tell the parent what came of it."""
     try:
-        value = function(*args, lambda step: channel.send(("step", step, 0)))
+        value = function(*args, _begin(channel, bounds))
     except Exception as error:  # noqa: BLE001 (whatever it was, the parent must hear of it)
         channel.send(("error", translate(error), peak_rss_bytes()))
     else:
         channel.send(("done", value, peak_rss_bytes()))
+
+
+def _answer_each(
+    channel: Connection, function: Callable[..., Any], args: tuple[Any, ...], bounds: Bounds | None
+) -> None:
+    """``_answer`` for a function that yields."""
+    try:
+        for value in function(*args, _begin(channel, bounds)):
+            channel.send(("value", value, 0))
+    except Exception as error:  # noqa: BLE001 (whatever it was, the parent must hear of it)
+        channel.send(("error", translate(error), peak_rss_bytes()))
+    else:
+        channel.send(("done", None, peak_rss_bytes()))
+
+
+def _begin(channel: Connection, bounds: Bounds | None) -> Progress:
+    global _parent  # noqa: PLW0603 (a process has one parent)
+    _parent = channel
+    if bounds is not None:
+        bounds.hold()
+    return lambda step: channel.send(("step", step, 0))
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was no memory."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def translate(error: BaseException) -> SegonnxError:
@@ -286,8 +452,12 @@ def translate(error: BaseException) -> SegonnxError:
         s in text for s in _NO_SPACE
     ):
         return ResourceError("the disk is full: free some space, or choose another folder with --out")
-    if isinstance(error, MemoryError) or any(s in text for s in _NO_MEMORY):
+    if ran_out_of_memory(error):
         return ResourceError("the memory ran out")
+    if "No usable temporary directory" in text:
+        return ResourceError("no folder for temporary files can be written to: TMPDIR names another")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.EFBIG):
+        return ResourceError(f"a limit of this system is reached: {error.strerror}")
     if isinstance(error, PermissionError):
         return ResourceError(f"no permission: {error.filename or text}")
     ours = StageError(f"{type(error).__name__}: {first_line(error, 1000) if text.strip() else 'no message'}")
@@ -307,14 +477,7 @@ class _ToParent(logging.handlers.QueueHandler):
             self._channel.send(record)
 
 
-def _enter(
-    channel: Connection,
-    log: Path,
-    level: int,
-    environment: Mapping[str, str] | None,
-    function: Callable[..., None],
-    args: tuple[Any, ...],
-) -> None:
+def _enter(channel: Connection, log: Path, level: int, environment: Mapping[str, str] | None, work: bytes) -> None:
     """The first thing that runs in the new process."""
     if environment is not None:
         os.environ.clear()
@@ -325,10 +488,17 @@ def _enter(
     _LOGGER.setLevel(level)
     _LOGGER.addHandler(_ToParent(channel))
     faulthandler.enable(2)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and kills us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and ends us
+    signal.signal(signal.SIGTERM, _clear_up)
     _die_with_parent()
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    function, args = pickle.loads(work)  # noqa: S301 (of the parent)
     function(channel, *args)
+
+
+def _clear_up(*_: object) -> None:
+    """Leave by way of everything that clears up after itself, such as temporary folders."""
+    sys.exit(1)
 
 
 def _die_with_parent() -> None:

@@ -6,12 +6,12 @@ import operator
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from segonnx.core import subprocesses
-from segonnx.core.subprocesses import Progress
+from segonnx.core.subprocesses import Bounds, Progress
 from segonnx.errors import CheckpointError, InputError, first_line
 from segonnx.exporters import postprocessing
 from segonnx.sources.catalog import ModelSpec, Reference
@@ -55,6 +55,7 @@ class Selection:
         trust: read checkpoints that need code to run.
         plans_from: whose plans count, where they differ.
         postprocessing: a file of nnU-Net's, ``none``, or None for what the folder holds.
+        reading: what reading a checkpoint may take.
     """
 
     fold: str | None = None
@@ -63,6 +64,7 @@ class Selection:
     trust: bool = False
     plans_from: PlansFrom = "folder"
     postprocessing: str | None = None
+    reading: Bounds = field(default_factory=Bounds)
 
     @property
     def mean(self) -> bool:
@@ -167,7 +169,7 @@ def read(model: Path, checkpoints: Mapping[str, Path], selection: Selection, pro
     folds: list[_Fold] = []
     for name, path in checkpoints.items():
         progress(f"reading {path.parent.name}/{path.name}")
-        meta, tensors = _read_checkpoint(path, selection.trust)
+        meta, tensors = _read_checkpoint(path, selection)
         if selection.configuration is not None and meta.configuration != selection.configuration:
             raise InputError(f"{path} was trained as {meta.configuration}, not {selection.configuration}")
         plan, edited, notes = _plan(meta, planned, data, model, selection.plans_from)
@@ -225,10 +227,10 @@ def _plan(
     return plan, tuple(edit.what for edit in found), (note,)
 
 
-def _read_checkpoint(path: Path, trust: bool) -> tuple[CheckpointMeta, dict[str, torch.Tensor]]:
+def _read_checkpoint(path: Path, selection: Selection) -> tuple[CheckpointMeta, dict[str, torch.Tensor]]:
     from segonnx.models import checkpoints
 
-    content = checkpoints.content(path, trust)
+    content = checkpoints.content(path, selection.trust, selection.reading)
     if not isinstance(content, Mapping) or not isinstance(content.get("network_weights"), Mapping):
         raise CheckpointError(f"{path} isn't nnU-Net's: it holds no network_weights")
     tensors = checkpoints.tensors(content["network_weights"], path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from segonnx.core import synthetic_inputs
 from segonnx.core.files import sha256
-from segonnx.core.subprocesses import Progress
+from segonnx.core.subprocesses import Bounds, Progress
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.exporters.parity_inputs import halved
 from segonnx.sources.catalog import ModelSpec
@@ -45,12 +45,14 @@ class Weights:
         trust: run the code that the checkpoints bring.
         pretrained: take the weights that the network's library publishes.
         seed: the seed of random weights, where there's neither.
+        reading: what reading a checkpoint may take.
     """
 
     checkpoints: tuple[Path, ...] = ()
     trust: bool = False
     pretrained: bool = False
     seed: int = 0
+    reading: Bounds = field(default_factory=Bounds)
 
     @property
     def random(self) -> bool:
@@ -77,7 +79,7 @@ def adapt(spec: ModelSpec, weights: Weights, progress: Progress) -> ModelSpec:
     progress(f"reading {path.name}")
     if "arguments" in spec.options:  # of a folder of smp, which tells the sizes
         return smp.describe(spec, path)
-    return infer_sizes.infer(spec, files.read(path, weights.trust), path)
+    return infer_sizes.infer(spec, files.read(path, weights.trust, weights.reading), path)
 
 
 def network_with_weights(spec: ModelSpec, weights: Weights, progress: Progress) -> BuiltModel:
@@ -108,11 +110,11 @@ def network_with_weights(spec: ModelSpec, weights: Weights, progress: Progress) 
     if built.members:
         for part, path in zip(built.members, weights.checkpoints, strict=True):
             progress(f"loading {path.name}")
-            files.load(replace(built, module=part), path, weights.trust)
+            files.load(replace(built, module=part), path, weights.trust, weights.reading)
     elif weights.checkpoints:
         (path,) = weights.checkpoints
         progress(f"loading {path.name}")
-        built = files.load(built, path, weights.trust)
+        built = files.load(built, path, weights.trust, weights.reading)
     built = built.finalized()
     progress("checking parameter parity")
     parameters.require(spec, counting.parameters_per_module(built.module), training_parameters)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from segonnx.core import hardware
+from segonnx.core.subprocesses import Bounds
 from segonnx.errors import InputError
 from segonnx.exporters.prepare import Weights
 from segonnx.optimize import Optimize
@@ -42,6 +43,7 @@ class Settings:
         overwrite: replace an artifact that was made with other arguments.
         threads: threads of PyTorch and ONNX Runtime.
         folder: the name of the artifact's folder in ``out``, where it isn't that of the spec.
+        reading: what reading a checkpoint may take.
     """
 
     out: Path
@@ -61,11 +63,12 @@ class Settings:
     overwrite: bool = False
     threads: int = field(default_factory=hardware.usable_cores)
     folder: str | None = None
+    reading: Bounds = field(default_factory=Bounds)
 
     @property
     def weights(self) -> Weights:
         """Where the weights come from."""
-        return Weights(self.checkpoints, self.trust, self.pretrained, self.seed)
+        return Weights(self.checkpoints, self.trust, self.pretrained, self.seed, self.reading)
 
     @property
     def stable_norm(self) -> bool:

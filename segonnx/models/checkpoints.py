@@ -20,6 +20,8 @@ import torch
 from torch import nn
 
 from segonnx import models
+from segonnx.core import hardware, subprocesses
+from segonnx.core.subprocesses import STEP_S, Bounds
 from segonnx.errors import CheckpointError
 from segonnx.models import pickles
 from segonnx.models.base import BuiltModel
@@ -37,6 +39,10 @@ MAX_DIRECTORY_BYTES = 2**24
 
 LEGACY_PICKLES = 5
 """What stands before the numbers in files of older torches: a magic number, version, system, objects, storages."""
+
+READ_S = 20.0
+READ_BYTES = 2**29
+"""What reading a file may take at least, however small it is. Libraries are imported on the way."""
 
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
@@ -84,13 +90,14 @@ def restore(spec: ModelSpec, path: Path) -> BuiltModel:
     return built
 
 
-def load(built: BuiltModel, path: Path, trust: bool = False) -> BuiltModel:
+def load(built: BuiltModel, path: Path, trust: bool = False, bounds: Bounds | None = None) -> BuiltModel:
     """Load a checkpoint into the network.
 
     Args:
         built: the network in its training form.
         path: the checkpoint, of a kind that ``content`` reads.
         trust: run the code that the file brings; see ``content``.
+        bounds: what reading may take; see ``content``.
 
     Returns:
         The network in the form that the checkpoint is of: the training form, or else the inference form.
@@ -98,7 +105,7 @@ def load(built: BuiltModel, path: Path, trust: bool = False) -> BuiltModel:
     Raises:
         CheckpointError: the file can't be read, or doesn't fit the network to the last tensor.
     """
-    tensors = read(path, trust)
+    tensors = read(path, trust, bounds)
     if built.finalize is not BuiltModel.finalize and tensors.keys() != built.module.state_dict().keys():
         twin = replace(built, module=copy.deepcopy(built.module).to("meta")).finalized()
         if tensors.keys() == twin.module.state_dict().keys():
@@ -118,20 +125,21 @@ def load(built: BuiltModel, path: Path, trust: bool = False) -> BuiltModel:
     return built
 
 
-def read(path: Path, trust: bool = False) -> dict[str, torch.Tensor]:
+def read(path: Path, trust: bool = False, bounds: Bounds | None = None) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint by name, without wrappers around them and prefixes before their names.
 
     Args:
         path: the checkpoint, of a kind that ``content`` reads.
         trust: run the code that the file brings; see ``content``.
+        bounds: what reading may take; see ``content``.
 
     Raises:
         CheckpointError: see ``content`` and ``tensors``.
     """
-    return tensors(content(path, trust), path)
+    return tensors(content(path, trust, bounds), path)
 
 
-def content(path: Path, trust: bool = False) -> Any:
+def content(path: Path, trust: bool = False, bounds: Bounds | None = None) -> Any:
     """All that a checkpoint holds: weights, and what its trainer kept beside them.
 
     Safetensors and zip files of torch are mapped: what isn't looked at takes no memory. Besides tensors and plain data,
@@ -140,25 +148,42 @@ def content(path: Path, trust: bool = False) -> Any:
     Args:
         path: a file of safetensors or of torch.
         trust: run the code that the file brings, where it brings any. Otherwise none of it runs, ever.
+        bounds: the most memory that reading may take beside what the process has, and the most seconds. None, or
+            what they leave open, lets the file's size decide; of a trusted file, the machine.
 
     Raises:
-        CheckpointError: the file is missing, damaged or of another kind, or needs code.
+        CheckpointError: the file is missing, damaged or of another kind, needs code, or takes more memory.
     """
+    kind = _kind(path)
+    bounds, size = bounds or Bounds(), path.stat().st_size
+    seconds, memory = READ_S + size / 2e6, READ_BYTES + 4 * size
+    if trust:  # its code may do anything, such as import libraries
+        seconds, memory = STEP_S, hardware.available_memory()
+    seconds = seconds if bounds.timeout is None else bounds.timeout
+    memory = memory if bounds.memory is None else bounds.memory
     try:
-        kind = _kind(path)
-        if kind == "safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        _check_zip(path) if kind == "zip" else _check_pickles(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with torch.serialization.safe_globals(_INERT):
-                return torch.load(path, map_location="cpu", weights_only=not trust, mmap=kind == "zip")
+        # A pickle of a few bytes may ask for any memory and time; one that is honest holds what it takes.
+        with subprocesses.limited(seconds, f"reading {path.name}"), subprocesses.room(memory):
+            return _content(path, kind, trust)
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{path} can't be read{'' if trust else ' safely'}: {_reason(error)}") from error
+        reason = _reason(error)
+        if subprocesses.ran_out_of_memory(error):
+            reason = f"it takes more than {memory / 1e9:.2g} GB of memory: --max-memory allows more"
+        raise CheckpointError(f"{path} can't be read{'' if trust else ' safely'}: {reason}") from error
+
+
+def _content(path: Path, kind: str, trust: bool) -> Any:
+    if kind == "safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    _check_zip(path) if kind == "zip" else _check_pickles(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.serialization.safe_globals(_INERT):
+            return torch.load(path, map_location="cpu", weights_only=not trust, mmap=kind == "zip")
 
 
 def tensors(content: object, path: Path) -> dict[str, torch.Tensor]:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segonnx.artifacts import manifest
+from segonnx.artifacts import ensembles, manifest
 from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import verify
-from segonnx.core import hardware
+from segonnx.core import hardware, subprocesses
 from segonnx.core.files import require_space
-from segonnx.core.ort_session import SessionSettings, open_session
+from segonnx.core.ort_session import SessionSettings, load_seconds, open_session, run_seconds
 from segonnx.errors import InputError, ResourceError, VerifyError, first_line
 from segonnx.predict import config, pipeline, postprocessing
 from segonnx.predict.config import InferenceConfig
@@ -32,37 +32,69 @@ if TYPE_CHECKING:
     import os
 
 
+@dataclass(frozen=True)
+class _Loading:
+    """How the networks of an artifact are loaded.
+
+    Attributes:
+        threads: The number of ONNX Runtime's threads.
+        slots: A network takes one of them for each window.
+        timeout: The most seconds that loading or a window may take; None lets their size decide.
+    """
+
+    threads: int
+    slots: threading.Semaphore
+    timeout: float | None
+
+
 class _Network:
     """A network that is loaded: an artifact's, or that of an ensemble's member.
 
     Args:
         folder: The folder of the artifact or of the member. It was verified.
         described: The content of its manifest.
-        threads: The number of ONNX Runtime's threads.
-        slots: A network takes one of them for each window.
+        load: How it is loaded.
 
     Attributes:
         config: The inference config of the manifest.
 
     Raises:
         VerifyError: The network doesn't load.
+        ResourceError: It doesn't for want of memory.
         InputError: The manifest doesn't say how to predict.
     """
 
-    def __init__(self, folder: Path, described: Manifest, threads: int, slots: threading.Semaphore) -> None:
+    def __init__(self, folder: Path, described: Manifest, load: _Loading) -> None:
         self.config = config.read(described, folder)
-        try:
-            self._session = open_session(folder / MODEL, SessionSettings(threads=threads))
-        except Exception as error:
-            raise VerifyError(f"{folder} doesn't load: {first_line(error)}") from error
+        self._folder, self._slots = folder, load.slots
         self._input, self._output = described["inputs"][0]["name"], described["outputs"][0]["name"]
-        self._slots = slots
+        self._gives = (1, len(self.config.label_values), *self.config.window)
+        self._window_s = run_seconds(folder / MODEL, math.prod(self.config.window), load.timeout)
+        with (
+            self._errors("doesn't load"),
+            subprocesses.limited(load_seconds(folder / MODEL, load.timeout), "loading the model"),
+        ):
+            self._session = open_session(folder / MODEL, SessionSettings(threads=load.threads))
 
     def forward(self, x: AnyArray) -> AnyArray:
         """The logits of a window, which waits for a free slot."""
-        with self._slots:
+        with self._slots, self._errors("doesn't run"), subprocesses.limited(self._window_s, "a window"):
             logits: AnyArray = self._session.run([self._output], {self._input: x})[0]
+        if logits.shape != self._gives or logits.dtype != np.float32:
+            raise VerifyError(
+                f"{self._folder} gives {logits.dtype} {logits.shape} for a window, where float32 {self._gives} fits"
+            )
         return logits
+
+    @contextlib.contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        """Raise ONNX Runtime's errors as ours."""
+        try:
+            yield
+        except Exception as error:
+            if subprocesses.ran_out_of_memory(error):
+                raise ResourceError(f"{self._folder} {what}: the memory ran out") from error
+            raise VerifyError(f"{self._folder} {what}: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -85,6 +117,9 @@ class _Member:
 
 class Artifact:
     """A verified artifact whose network is loaded. Make it once, and use it from any number of threads.
+
+    The network runs in this process, without bounds on its memory and time: a graph is a program, so load artifacts
+    of people whom you trust. ``segonnx predict`` runs it in a process of its own that has both.
 
     Args:
         path: The artifact's folder.
@@ -111,22 +146,46 @@ class Artifact:
             raise InputError(f"{folder} is not a folder")
         if concurrent < 1:
             raise InputError(f"concurrent= takes a number above 0; found {concurrent}")
-        self.manifest = self.described = verify(folder, replay=False).manifest
-        slots, cores = threading.Semaphore(concurrent), threads or hardware.usable_cores()
-        if not manifest.is_ensemble(self.manifest):
-            network = _Network(folder, self.manifest, cores, slots)
-            self._members = [_Member("", network, averaged=True, previous=None)]
-            self.config = network.config
+        self._open(folder, verify(folder, replay=False).manifest, threads, concurrent, None)
+
+    @classmethod
+    def verified(
+        cls, folder: Path, content: Manifest, threads: int | None = None, timeout: float | None = None
+    ) -> Artifact:
+        """Load an artifact that somebody else has verified.
+
+        Args:
+            folder: The artifact's folder.
+            content: The content of its manifest.
+            threads: The number of ONNX Runtime's threads. None takes all cores.
+            timeout: The most seconds that loading or a window may take, in a process that ``subprocesses`` started.
+                None lets their size decide.
+
+        Raises:
+            VerifyError: The artifact doesn't load.
+            ResourceError: It doesn't for want of memory.
+            InputError: The manifest doesn't say how to predict.
+        """
+        artifact = cls.__new__(cls)
+        artifact._open(folder, content, threads, 1, timeout)
+        return artifact
+
+    def _open(
+        self, folder: Path, content: Manifest, threads: int | None, concurrent: int, timeout: float | None
+    ) -> None:
+        self.manifest = self.described = content
+        load = _Loading(threads or hardware.usable_cores(), threading.Semaphore(concurrent), timeout)
+        self.config = config_of(folder, content)
+        if not manifest.is_ensemble(content):
+            self._members = [_Member("", _Network(folder, content, load), averaged=True, previous=None)]
         else:
-            members = self.manifest["members"]
-            contents = {member["folder"]: manifest.read(folder / member["folder"]) for member in members}
-            self._members = [
-                _Member(name, _Network(folder / name, contents[name], cores, slots), one["averaged"], one["previous"])
-                for one in members
-                for name in [one["folder"]]
-            ]
-            self.described = contents[members[0]["folder"]]
-            self.config = _shared(self._members, config.postprocessing(self.manifest["inference"]))
+            self._members = []
+            contents = ensembles.members(folder, content)
+            for one in content["members"]:
+                path = folder / one["folder"]
+                network = _Network(path, contents[path], load)
+                self._members.append(_Member(one["folder"], network, one["averaged"], one["previous"]))
+            self.described = contents[folder / content["members"][0]["folder"]]
         self.several = sum(member.averaged for member in self._members) > 1
 
     def predict(  # noqa: PLR0913 (keyword-only arguments of the public face)
@@ -165,7 +224,8 @@ class Artifact:
 
         Raises:
             InputError: The image doesn't fit the network.
-            ResourceError: The disk has no room for the probabilities of an ensemble.
+            VerifyError: The network fails, or gives something else than the manifest says.
+            ResourceError: The memory ran out, or the disk has no room for the probabilities of an ensemble.
         """
         image = np.asarray(image)
         if step is not None and not 0 < step <= 1:
@@ -222,10 +282,22 @@ class Artifact:
         return result
 
 
-def _shared(members: Sequence[_Member], steps: tuple[tuple[int, ...], ...]) -> InferenceConfig:
-    """The config of an ensemble as a whole, with the steps of its own postprocessing."""
-    axes = sorted({axis for member in members for axis in member.network.config.mirror_axes})
-    return replace(members[0].network.config, previous_labels=(), mirror_axes=tuple(axes), postprocessing=steps)
+def config_of(folder: Path, content: Manifest) -> InferenceConfig:
+    """The inference config of an artifact; of an ensemble as a whole, with the steps of its own postprocessing.
+
+    Args:
+        folder: The artifact's folder, which was verified.
+        content: The content of its manifest.
+
+    Raises:
+        InputError: The manifest doesn't say how to predict.
+    """
+    if not manifest.is_ensemble(content):
+        return config.read(content, folder)
+    members = [config.read(described, path) for path, described in ensembles.members(folder, content).items()]
+    axes = sorted({axis for member in members for axis in member.mirror_axes})
+    steps = config.postprocessing(content["inference"])
+    return replace(members[0], previous_labels=(), mirror_axes=tuple(axes), postprocessing=steps)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import psutil
 import pytest
 
 from segonnx.core import subprocesses
+from segonnx.core.subprocesses import Bounds
 from segonnx.errors import InputError, ResourceError, StageError
 from tests.conftest import ROOT
 
@@ -94,7 +97,7 @@ def sleep(progress: subprocesses.Progress) -> None:
 
 def test_a_step_that_takes_too_long_is_ended() -> None:
     with pytest.raises(StageError, match="sleep took more than 3 s"):
-        subprocesses.call(sleep, timeout=3.0)
+        subprocesses.call(sleep, bounds=Bounds(timeout=3.0))
 
 
 def hold_capped(size: int, progress: subprocesses.Progress) -> int:
@@ -138,6 +141,78 @@ def test_where_no_socket_can_be_made_a_process_begins_afresh(tmp_path: Path) -> 
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True, env=environment
     )
     assert done.stdout.strip() == "(False, None)"
+
+
+def count(number: int, progress: subprocesses.Progress) -> Iterator[int]:
+    for index in range(number):
+        progress(f"counting {index}")
+        yield index
+    if number > 5:
+        raise InputError("too many")
+
+
+def test_results_come_one_after_another() -> None:
+    steps: list[str] = []
+    assert list(subprocesses.stream(count, 3, progress=steps.append)) == [0, 1, 2]
+    assert steps == ["counting 0", "counting 1", "counting 2"]
+    found = subprocesses.stream(count, 6)
+    assert [next(found) for _ in range(6)] == list(range(6))
+    with pytest.raises(InputError, match="too many"):
+        next(found)
+
+
+def dawdle(limit: float, progress: subprocesses.Progress) -> str:
+    progress("dawdling")
+    with subprocesses.limited(600, "a nap"):
+        time.sleep(2)
+    with subprocesses.limited(limit, "a rest"):
+        time.sleep(1)
+    return "rested"
+
+
+def test_a_part_of_the_work_has_a_limit_of_its_own() -> None:
+    bounds = Bounds(timeout=1.5)
+    assert subprocesses.call(dawdle, 600, bounds=bounds).value == "rested"
+    with pytest.raises(StageError, match=r"a rest took more than 0\.3 s: --timeout allows more"):
+        subprocesses.call(dawdle, 0.3, bounds=bounds)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a process's own memory")
+def test_bounds_are_those_of_the_process() -> None:
+    assert subprocesses.call(hold, 10**7, bounds=Bounds(memory=2 * 10**8)).value == 10**7
+    with pytest.raises(ResourceError, match="memory ran out"):
+        subprocesses.call(hold, 3 * 10**8, bounds=Bounds(memory=2 * 10**8))
+    assert subprocesses.call(hold, 3 * 10**8, bounds=Bounds(memory=2 * 10**8, mapped=3 * 10**8)).value == 3 * 10**8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a process's own memory")
+def test_a_block_has_room_of_its_own() -> None:
+    with pytest.raises(MemoryError), subprocesses.room(10**8):
+        bytes(2 * 10**8)
+    with subprocesses.room(3 * 10**8):
+        assert len(bytes(2 * 10**8)) == 2 * 10**8
+    assert len(bytes(2 * 10**8)) == 2 * 10**8
+
+
+def leave_a_folder(where: str, progress: subprocesses.Progress) -> None:
+    with tempfile.TemporaryDirectory(dir=where):
+        progress("sleeping")
+        time.sleep(600)
+
+
+def test_a_process_that_is_ended_clears_up(tmp_path: Path) -> None:
+    with pytest.raises(StageError):
+        subprocesses.call(leave_a_folder, str(tmp_path), bounds=Bounds(timeout=2.0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_starts_where_the_standard_streams_are_closed() -> None:
+    code = (
+        "from segonnx.core import subprocesses\nfrom tests.core.test_subprocesses import double\n"
+        "if __name__ == '__main__':\n    raise SystemExit(subprocesses.call(double, 21).value)\n"
+    )
+    done = subprocess.run(["sh", "-c", f"'{sys.executable}' -c \"{code}\" <&- >&- 2>&-"], check=False, cwd=ROOT)
+    assert done.returncode == 42
 
 
 def linger(channel: Any) -> None:

@@ -21,7 +21,9 @@ import torch
 from safetensors.torch import save_file
 
 from segonnx import models
-from segonnx.errors import CheckpointError
+from segonnx.core import subprocesses
+from segonnx.core.subprocesses import Bounds
+from segonnx.errors import CheckpointError, StageError
 from segonnx.models import checkpoints, random_weights
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
@@ -167,11 +169,12 @@ def test_zip_files_are_mapped(tmp_path: Path) -> None:
     assert tensor.sum() == 1000
 
 
+def _storage() -> torch.storage.TypedStorage:
+    return torch.storage.TypedStorage(wrap_storage=torch.ones(4).untyped_storage(), dtype=torch.float32, _internal=True)
+
+
 def _declared(path: Path, size: tuple[int, ...], stride: tuple[int, ...], **more: Any) -> Path:
-    storage = torch.storage.TypedStorage(
-        wrap_storage=torch.ones(4).untyped_storage(), dtype=torch.float32, _internal=True
-    )
-    build = Forged(torch._utils._rebuild_tensor_v2, storage, 0, size, stride, False, OrderedDict())
+    build = Forged(torch._utils._rebuild_tensor_v2, _storage(), 0, size, stride, False, OrderedDict())
     torch.save({"w": build, **more}, path)
     return path
 
@@ -293,6 +296,38 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
         ),
         "can't be read safely",
     ),
+    "bytes by their number": (
+        lambda p: _pickled(p, b"\x80\x02}X\x01\0\0\0wcbuiltins\nbytearray\n\x8a\x04\0\0\0\x70\x85Rs."),
+        "bytes by their number",
+    ),
+    "bytes by the number that a tensor holds": (
+        lambda p: _write(p, Forged(bytearray, torch.tensor(2 * 10**9))), "takes more than .* of memory: --max-memory"
+    ),
+    "a tensor by its size": (lambda p: _write(p, Forged(torch.Tensor, 10**10)), "takes more than .* of memory"),
+    "a quantized tensor by its size": (
+        lambda p: _write(
+            p,
+            Forged(
+                torch._utils._rebuild_qtensor, _storage(), 0, (10**10,), (1,),
+                (torch.per_tensor_affine, 1.0, 0), False, OrderedDict(),
+            ),
+        ),
+        "can't be read safely",
+    ),
+    "another codec": (
+        lambda p: _pickled(
+            p, b"\x80\x02}X\x01\0\0\0wc_codecs\nencode\nX\x02\0\0\0\xc4\x80X\x08\0\0\0punycode\x86Rs."
+        ),
+        "another codec than latin1",
+    ),
+    "another codec that the memo gives": (
+        lambda p: _pickled(
+            p,
+            b"\x80\x02}X\x08\0\0\0punycodeq\x010c_codecs\nencode\nq\x020"
+            b"X\x01\0\0\0wh\x02X\x02\0\0\0\xc4\x80h\x01\x86Rs.",
+        ),
+        "another codec than latin1",
+    ),
     "sparse": (lambda p: _write(p, {"w": torch.eye(3).to_sparse()}), "isn't a plain tensor"),
     "on no device": (lambda p: _write(p, {"w": torch.empty(3, device="meta")}), "isn't a plain tensor"),
     "no names": (lambda p: _write(p, {}), "holds no weights"),
@@ -319,6 +354,40 @@ def test_bad_files_are_refused_in_one_line(kind: str, tmp_path: Path) -> None:
         checkpoints.read(path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_bytes_are_read(tmp_path: Path) -> None:
+    content = {"w": torch.ones(1), "bytes": b"a\xff", "array": bytearray(b"a\xff"), "none": bytearray()}
+    assert checkpoints.content(_write(tmp_path / "w.pth", content)) == content
+
+
+def _colliding(path: Path) -> Path:
+    """A dict whose keys all have one hash: each is compared with all before it."""
+    count, prime = 60_000, 2**61 - 1
+    keys = [(i * prime).to_bytes(11, "little") for i in range(1, count)]
+    return _pickled(path, b"\x80\x02}(" + b"".join(b"\x8a\x0b" + key + b"N" for key in keys) + b"u.")
+
+
+def read_content(path: Path, bounds: Bounds | None, progress: subprocesses.Progress) -> None:
+    checkpoints.content(path, bounds=bounds)
+
+
+def test_reading_has_a_bound_on_its_time(tmp_path: Path) -> None:
+    path = _colliding(tmp_path / "w.pth")
+    with pytest.raises(StageError, match=r"reading w\.pth took more than 1 s: --timeout allows more"):
+        subprocesses.call(read_content, path, Bounds(timeout=1.0))
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_reading_has_a_bound_on_its_memory(trust: bool, tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    large = _write(tmp_path / "large.pth", Forged(torch.Tensor, 10**8))
+    with pytest.raises(CheckpointError, match="takes more than 0.1 GB of memory"):
+        checkpoints.content(large, trust, Bounds(memory=10**8))
+    many = _pickled(tmp_path / "many.pth", b"\x80\x02](" + b"}" * (2 * 10**6) + b"e.")
+    with pytest.raises(CheckpointError, match="takes more than 0.1 GB of memory"):
+        checkpoints.content(many, trust, Bounds(memory=10**8))
+    assert checkpoints.content(large, trust, Bounds(memory=10**9)).shape == (10**8,)
+    assert checkpoints.read(_write(tmp_path / "good.pth", state)).keys() == state.keys()  # what held holds no more
 
 
 @pytest.mark.parametrize("legacy", [False, True])

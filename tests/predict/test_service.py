@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import importlib.util
 import os
 import re
+import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import anyio
 import httpx
 import numpy as np
 import pytest
@@ -28,6 +34,8 @@ RUNNING = 2
 MAX_BYTES = 200_000
 MAX_VOXELS = 100_000
 COUNTS = {"two channels": 2, "many files": 30}
+MAX_MEMORY = 15_000_000
+MAX_SILENCE = 1.0
 FORM = "send a form whose field image is a file"
 
 
@@ -36,6 +44,8 @@ class Service:
     client: httpx.Client
     temporary: Path
     """Where its temporary files are, while they are."""
+    log: list[str]
+    """What it has printed so far."""
 
     def left(self) -> list[str]:
         """Temporary files that are there now, but ONNX Runtime's own."""
@@ -53,9 +63,17 @@ def start(artifact: Path, temporary: Path) -> subprocess.Popen[str]:
         "SEGONNX_RUNNING": str(RUNNING),
         "SEGONNX_MAX_BYTES": str(MAX_BYTES),
         "SEGONNX_MAX_VOXELS": str(MAX_VOXELS),
+        "SEGONNX_MAX_MEMORY": str(MAX_MEMORY),
+        "SEGONNX_MAX_SILENCE": str(MAX_SILENCE),
     }
     command = [sys.executable, "-m", "uvicorn", "--app-dir", "examples", "service:app", "--port", "0"]
     return subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def keep(lines: Iterable[str], log: list[str]) -> None:
+    with contextlib.suppress(ValueError):  # the stream is closed at the end
+        for line in lines:
+            log.append(line)  # noqa: PERF402 (each as it comes)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +83,10 @@ def service(hand: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         try:
             assert running.stderr is not None
             address = next(found[0] for line in running.stderr if (found := re.search(r"http://[\d.:]+", line)))
-            threading.Thread(target=running.stderr.read, daemon=True).start()
+            log: list[str] = []
+            threading.Thread(target=keep, args=(running.stderr, log), daemon=True).start()
             with httpx.Client(base_url=address, timeout=60) as client:
-                yield Service(client, temporary)
+                yield Service(client, temporary, log)
         finally:
             running.terminate()
 
@@ -189,6 +208,19 @@ def test_a_bad_upload_is_refused_in_one_line(
     assert labels(service.predict(tmp_path / "good.nii"), tmp_path / "labels.nii.gz").GetSize() == (6, 5, 4)
 
 
+def test_an_image_whose_windows_take_too_much_memory_is_refused(
+    service: Service, loaded: Artifact, tmp_path: Path
+) -> None:
+    deep = loaded.config.transpose_forward[0]
+    for thin, status in ((deep, 413), (loaded.config.transpose_forward[2], 200)):
+        shape = [250, 250, 250]
+        shape[thin] = 1
+        save(np.zeros(shape, np.int16), tmp_path / "flat.nii.gz")
+        answer = service.predict(tmp_path / "flat.nii.gz")
+        assert answer.status_code == status
+        assert status == 200 or "its windows take more memory" in answer.text
+
+
 def test_a_wrong_request_is_refused_in_one_line(service: Service) -> None:
     for wrong in (
         {"files": {"picture": ("a.nii", b"0")}},
@@ -218,3 +250,125 @@ def test_without_a_fit_artifact_it_ends_in_one_line(exports: Path, tmp_path: Pat
         _, printed = running.communicate(timeout=60)
     assert running.returncode == 1
     assert re.fullmatch(r"service: .*no label for each place.*\n", printed)
+
+
+def test_connections_without_a_request_are_closed_and_keep_nobody_out(service: Service, tmp_path: Path) -> None:
+    address = (service.client.base_url.host, service.client.base_url.port or 80)
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\n"
+    form = b"Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000\r\n\r\n--x\r\n"
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection(address)) for _ in range(100)]
+        for index, connection in enumerate(silent):
+            connection.sendall([b"", head, head + form, b"GET /health HTTP/1.1\r\nHost: a\r\n\r\nG"][index % 4])
+        assert service.client.get("/health").status_code == 200
+        for connection in silent:
+            connection.settimeout(60)
+            while connection.recv(1000):
+                pass  # until it is closed
+    save(volume(shape=(4, 5, 6)), tmp_path / "good.nii")
+    assert labels(service.predict(tmp_path / "good.nii"), tmp_path / "labels.nii.gz").GetSize() == (6, 5, 4)
+
+
+def test_addresses_of_memory_are_not_told(service: Service, tmp_path: Path) -> None:
+    save(volume(), tmp_path / "a.nii")
+    data = bytearray((tmp_path / "a.nii").read_bytes())
+    data[80:84] = struct.pack("<f", 7.0)  # another spacing than its matrix has: SimpleITK warns
+    (tmp_path / "a.nii").write_bytes(data)
+    with subprocess.Popen(
+        [sys.executable, "-c", f"import SimpleITK; SimpleITK.ReadImage({str(tmp_path / 'a.nii')!r})"],
+        stderr=subprocess.PIPE, text=True,
+    ) as alone:  # fmt: skip
+        assert alone.stderr is not None and re.search("0x[0-9a-f]+", alone.stderr.read())
+    service.predict(tmp_path / "a.nii")
+    assert not [line for line in service.log if re.search("0x[0-9a-f]{4}", line)]
+
+
+@pytest.fixture
+def module(hand: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The service's module, in this process."""
+    monkeypatch.setenv("SEGONNX_ARTIFACT", str(hand))
+    monkeypatch.setenv("SEGONNX_RUNNING", "1")
+    spec = importlib.util.spec_from_file_location("service_in_a_test", ROOT / "examples" / "service.py")
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, loaded)  # where FastAPI looks for the types of its functions
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def _form(folder: Path) -> bytes:
+    save(volume(), folder / "a.nii.gz")
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.nii.gz"\r\n\r\n'
+    return head + (folder / "a.nii.gz").read_bytes() + b"\r\n--x--\r\n"
+
+
+async def _ask(module: Any, body: bytes, leave: Callable[[], bool]) -> int:
+    """The status of an answer to a client that leaves once it should."""
+    left = [{"type": "http.request", "body": body, "more_body": False}]
+    scope = {
+        "type": "http", "method": "POST", "path": "/predict", "raw_path": b"/predict", "root_path": "",
+        "scheme": "http", "query_string": b"", "http_version": "1.1", "asgi": {"version": "3.0"},
+        "client": ("a", 1), "server": ("b", 2), "headers": [(b"content-type", b"multipart/form-data; boundary=x")],
+    }  # fmt: skip
+    said = []
+
+    async def receive() -> dict[str, Any]:
+        if left:
+            return left.pop()
+        while not leave():  # noqa: ASYNC110 (threads tell)
+            await anyio.sleep(0.01)
+        return {"type": "http.disconnect"}
+
+    async def send(what: dict[str, Any]) -> None:
+        said.append(what)
+
+    with anyio.fail_after(60):
+        await module.app(scope, receive, send)
+    return int(said[0]["status"])
+
+
+def test_a_client_that_leaves_gives_up_its_place(module: Any, tmp_path: Path) -> None:
+    began, ended = threading.Event(), threading.Event()
+
+    def predict(*_: object, progress: Callable[[int, int], None]) -> None:
+        began.set()
+        try:
+            while True:
+                progress(1, 10**9)
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    module.artifact.predict = predict
+    anyio.run(_ask, module, _form(tmp_path), began.is_set)
+    assert ended.is_set()
+    assert module.slots.borrowed_tokens == 0
+
+
+def test_a_client_that_waits_may_leave_too(module: Any, tmp_path: Path) -> None:
+    module.artifact.predict = None  # nobody comes so far
+
+    async def ask() -> None:
+        async with module.slots:
+            await _ask(module, _form(tmp_path), lambda: module.slots.statistics().tasks_waiting == 1)
+
+    anyio.run(ask)
+
+
+def test_a_client_that_stays_gets_its_answer_and_too_many_are_sent_away(module: Any, tmp_path: Path) -> None:
+    assert anyio.run(_ask, module, _form(tmp_path), lambda: False) == 200
+    module.MAX_WAITING = 0
+    assert anyio.run(_ask, module, _form(tmp_path), lambda: False) == 503
+
+
+def test_a_fault_of_the_service_is_one_answer_without_addresses(
+    module: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+
+    def predict(*_: object, **__: object) -> None:
+        raise RuntimeError(f"{object()} stands at {id(module):x}")
+
+    module.artifact.predict = predict
+    assert anyio.run(_ask, module, _form(tmp_path), lambda: False) == 500
+    assert "a prediction failed" in caplog.text and "Traceback" in caplog.text
+    assert not re.search("0x[0-9a-f]{4}|[0-9a-f]{11}", caplog.text)

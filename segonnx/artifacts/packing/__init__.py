@@ -18,7 +18,7 @@ from segonnx.artifacts.packing.contents import Source
 from segonnx.artifacts.replacing import require_artifact
 from segonnx.artifacts.verify import verify
 from segonnx.core import files, subprocesses
-from segonnx.core.subprocesses import Progress
+from segonnx.core.subprocesses import Bounds, Progress
 from segonnx.errors import InputError, ResourceError, SegonnxError
 
 FORMATS: dict[str, ModuleType] = {"zip": zipped, "triton": triton, "oci": oci, "bundle": bundle}
@@ -28,7 +28,13 @@ _UNPACKED = (zipped, oci)
 
 
 def pack(
-    artifact: Path, packing: str, out: Path, *, overwrite: bool = False, progress: Progress = subprocesses.silent
+    artifact: Path,
+    packing: str,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    bounds: Bounds | None = None,
+    progress: Progress = subprocesses.silent,
 ) -> Path:
     """Write an artifact in another format. A failure leaves nothing at ``out``.
 
@@ -37,6 +43,7 @@ def pack(
         packing: The format, a key of ``FORMATS``.
         out: The file (zip) or the folder (the others) to make. What was written is read again.
         overwrite: Replace what is at ``out``, if that is a file (zip) or a folder of the same format (the others).
+        bounds: What the check of the graph may take; see ``verify``.
         progress: A progress callback.
 
     Returns:
@@ -52,7 +59,7 @@ def pack(
     may_go = form.require_own if form is not zipped else files.require_replaceable
     _require_free(out, may_go, overwrite=overwrite)
     files.require_apart(out, artifact)
-    verified = verify(artifact, replay=False, progress=progress)
+    verified = verify(artifact, replay=False, bounds=bounds, progress=progress)
     if form not in _UNPACKED:
         manifest.require_one_network(verified.manifest, artifact, f"--format {packing}")
     with files.staging(out) as work:
@@ -69,13 +76,21 @@ def pack(
     return out
 
 
-def unpack(packed: Path, out: Path, *, overwrite: bool = False, progress: Progress = subprocesses.silent) -> Path:
+def unpack(
+    packed: Path,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    bounds: Bounds | None = None,
+    progress: Progress = subprocesses.silent,
+) -> Path:
     """Unpack the artifact in a zip file or an OCI image layout. A failure leaves nothing at ``out``.
 
     Args:
         packed: The file or folder that ``pack`` wrote. It isn't trusted.
         out: The artifact's folder to make.
         overwrite: Replace what is at ``out``, if that is an artifact.
+        bounds: What the check of the graph may take; see ``verify``.
         progress: A progress callback.
 
     Returns:
@@ -103,7 +118,7 @@ def unpack(packed: Path, out: Path, *, overwrite: bool = False, progress: Progre
                 for name, blocks in source.files(content):
                     progress(f"unpacking {name}")
                     contents.write(blocks, artifact / name)
-                verify(artifact, replay=False, progress=progress)
+                verify(artifact, replay=False, bounds=bounds, progress=progress)
                 files.publish(artifact, out, replace=overwrite, check=require_artifact)
             except OSError as error:
                 raise ResourceError(f"can't write {out}: {error.strerror}") from error
