@@ -231,10 +231,12 @@ def write(labels: AnyArray, like: Image, path: Path) -> None:
             made = folder / path.name
             try:
                 reader.write(labels, like.geometry, made)
-                found = reader.read(made).array
+                found = reader.read(made)
             except Exception as error:
                 raise ResourceError(f"can't write {path}: {_last_line(error)}") from error
-            _require_kept(found, labels, path)
+            _require_kept(found.array, labels, path)
+            if not path.name.lower().endswith(_PICTURES):
+                _require_place(reader.place(found.geometry), reader.place(like.geometry), path)
             # The file that names the others comes last.
             for file in sorted(folder.iterdir(), key=lambda file: file == made):
                 publish(file, path.with_name(file.name), check=require_replaceable)
@@ -257,6 +259,16 @@ def _require_kept(found: AnyArray, labels: AnyArray, path: Path) -> None:
         raise ResourceError(f"can't write {path}: such a file keeps {found.shape[1:]} of a label map {labels.shape}")
     if not np.array_equal(found[0], labels):
         raise ResourceError(f"can't write {path}: such a file doesn't keep the labels")
+
+
+def _require_place(found: Sequence[float], wanted: Sequence[float], path: Path) -> None:
+    """See to it that a label map that was written is where its image is.
+
+    Raises:
+        ResourceError: It isn't.
+    """
+    if len(found) != len(wanted) or not np.allclose(found, wanted, rtol=1e-4, atol=1e-3, equal_nan=True):
+        raise ResourceError(f"can't write {path}: such a file doesn't keep the image's spacing, origin and direction")
 
 
 def outputs(path: Path, reader: str, ending: str, *, highest: int) -> list[Path]:

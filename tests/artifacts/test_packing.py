@@ -244,7 +244,7 @@ def test_what_was_written_is_read_again(
 def test_a_file_that_changes_while_it_is_packed_is_found(
     artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = packing.verify
+    real = verify
 
     def then_change(*arguments: Any, **more: Any) -> Any:
         found = real(*arguments, **more)
@@ -269,7 +269,7 @@ def test_out_and_the_artifact_stay_apart(artifact: Path, zipped: Path, layout: P
     assert done.returncode == 2 and "which is read" in done.stderr
     assert files(artifact) == before and os.listdir(tmp_path) == [SMALL]
     copied = shutil.copytree(layout, tmp_path / "layout")
-    packed = shutil.copy(zipped, tmp_path / "a.zip")
+    packed = Path(shutil.copy(zipped, tmp_path / "a.zip"))
     inside = files(copied)
     for source, out in ((copied, copied), (copied, copied / "x"), (copied, tmp_path), (packed, packed)):
         done = run("unpack", source, "--out", out, "--overwrite")
@@ -305,7 +305,7 @@ def test_overwrite_replaces_its_own_kind_alone(artifact: Path, exports: Path, zi
 
 
 def test_of_several_at_once_one_wins_and_the_others_say_so(zipped: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "segonnx", "unpack", zipped, "--out", tmp_path / "out"]
+    command = [sys.executable, "-m", "segonnx", "unpack", str(zipped), "--out", str(tmp_path / "out")]
     running = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     said = [process.communicate()[1] for process in running]
     assert sorted(process.returncode for process in running) == [0, 2, 2]
@@ -320,7 +320,7 @@ def test_a_target_that_can_not_be_written_is_not_the_archive_s_fault(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.EIO, "Input/output error", "x")
 
-    monkeypatch.setattr(packing.files, "publish", fail)
+    monkeypatch.setattr("segonnx.core.files.publish", fail)
     with pytest.raises(ResourceError, match=r"can't write .*out: Input/output error"):
         packing.unpack(zipped, tmp_path / "out")
 

@@ -102,17 +102,35 @@ def test_without_locks_nothing_is_cleared(tmp_path: Path, monkeypatch: pytest.Mo
 def test_scratch_folders_of_others_stay(tmp_path: Path) -> None:
     """A folder is ours by the mark in it, whatever its name and whatever else is in it."""
     (tmp_path / "elsewhere").mkdir()
+
+    def marked_by(content: str) -> Callable[[Path], object]:
+        def make(folder: Path) -> None:
+            folder.mkdir()
+            (folder / files.MARK).write_text(content)
+
+        return make
+
+    def locked(folder: Path) -> None:
+        folder.mkdir()
+        (folder / ".lock").write_text("locked")
+
+    def piped(folder: Path) -> None:
+        folder.mkdir()
+        os.mkfifo(folder / files.MARK)
+
+    def linked(folder: Path) -> None:
+        folder.mkdir()
+        (folder / files.MARK).symlink_to(tmp_path / ".whole.partial" / files.MARK)
+
     kinds: dict[str, Callable[[Path], object]] = {
         "empty": lambda folder: folder.mkdir(),
-        "another lock": lambda folder: (folder.mkdir(), (folder / ".lock").write_text("locked")),
-        "another mark": lambda folder: (folder.mkdir(), (folder / files.MARK).write_text("mine")),
+        "another lock": locked,
+        "another mark": marked_by("mine"),
         "a longer mark": lambda folder: (
             _marked(folder), (folder / files.MARK).write_bytes(files._MARK_TEXT + b"x")
         ),
-        "a pipe": lambda folder: (folder.mkdir(), os.mkfifo(folder / files.MARK)),
-        "a linked mark": lambda folder: (
-            folder.mkdir(), (folder / files.MARK).symlink_to(tmp_path / ".whole.partial" / files.MARK)
-        ),
+        "a pipe": piped,
+        "a linked mark": linked,
         "a link": lambda folder: folder.symlink_to(_marked(tmp_path / "scratch of somebody")),
         "a file": lambda folder: folder.write_text("mine"),
     }  # fmt: skip
@@ -133,7 +151,7 @@ def test_a_scratch_folder_that_was_cleared_half_is_cleared_whole(tmp_path: Path)
     (folder / "big" / "file").write_text("x")
     removed: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files.shutil, "rmtree", lambda path, **_: removed.append(path.name))
+        patch.setattr("shutil.rmtree", lambda path, **_: removed.append(path.name))
         files._remove(folder, None)
     assert removed == ["big", folder.name] and (folder / files.MARK).exists()
     with files.staging(tmp_path / "b"):
@@ -258,7 +276,7 @@ print(done)
 
 @pytest.mark.parametrize("replace", ["replace", "keep"])
 def test_processes_that_write_one_target_leave_one_whole(replace: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PUBLISH, tmp_path / "a"]
+    command = [sys.executable, "-c", PUBLISH, str(tmp_path / "a")]
     running = [
         subprocess.Popen([*command, str(mine), replace], stdout=subprocess.PIPE, text=True, cwd=ROOT)
         for mine in range(3)

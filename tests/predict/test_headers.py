@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def nifti(folder: Path, *, packed: bool = False) -> Path:
     return path
 
 
-def patch(path: Path, offset: int, form: str, *values: float) -> Path:
+def patch(path: Path, offset: int, form: str, *values: float | bytes) -> Path:
     """Other numbers in a header."""
     packed = path.name.endswith(".gz")
     data = bytearray(gzip.decompress(path.read_bytes()) if packed else path.read_bytes())
@@ -199,7 +200,7 @@ def test_a_geometry_that_is_not_kept_is_found(tmp_path: Path, monkeypatch: pytes
     image = images.read([tmp_path / "a.nii.gz"])
     real = SimpleITK.WriteImage
 
-    def other(made: SimpleITK.Image, *more: object, **named: object) -> None:
+    def other(made: SimpleITK.Image, *more: Any, **named: Any) -> None:
         made.SetOrigin((1, 2, 3))
         real(made, *more, **named)
 

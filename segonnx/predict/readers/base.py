@@ -80,6 +80,11 @@ class Reader(ABC):
     def blank(self, *, flat: bool) -> Any:
         """The geometry of an image without any: of one slice in two dimensions, or of several in three."""
 
+    def place(self, geometry: Any) -> Sequence[float]:
+        """The numbers that say where the voxels are. Empty if the reader's files don't keep that."""
+        del geometry
+        return ()
+
     def together(self, geometries: Sequence[Any]) -> Any:
         """The geometry of an image, from those of its files."""
         return geometries[0]

@@ -82,6 +82,9 @@ class SimpleITKIO(Reader):
             image = itk.DICOMOrient(image, geometry.orientation)
         itk.WriteImage(image, str(path), useCompression=True)
 
+    def place(self, geometry: Geometry) -> Sequence[float]:
+        return (*geometry.spacing, *geometry.origin, *geometry.direction)
+
     def blank(self, *, flat: bool) -> Geometry:
         axes = 2 if flat else 3
         return Geometry((1.0,) * axes, (0.0,) * axes, tuple(np.eye(axes).ravel().tolist()))

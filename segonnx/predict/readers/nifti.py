@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -65,6 +66,10 @@ class NibabelIO(Reader):
         nibabel = importlib.import_module("nibabel")
         image = nibabel.Nifti1Image(labels.transpose(2, 1, 0), affine=geometry.turned)
         nibabel.save(self._turned_back(image, geometry), path)
+
+    def place(self, geometry: Geometry) -> Sequence[float]:
+        numbers: list[float] = geometry.turned.ravel().tolist()
+        return numbers
 
     def _turned_back(self, image: Any, geometry: Geometry) -> Any:
         """The image as its file has it."""
