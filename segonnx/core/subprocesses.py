@@ -36,6 +36,7 @@ _NO_MEMORY = (
     "can't allocate memory", "not enough memory", "bad_alloc", "bad allocation", "Cannot allocate memory",
     "Failed to allocate memory", "Memory allocation still failed", "failed to map segment", "MemoryError",
     "cannot allocate memory in static TLS block", "can't start new thread", "out of memory",
+    "error return without exception set", "without setting an exception",  # Python's own, where it has none left
 )  # fmt: skip
 
 STEP_S = 1800.0
