@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from segonnx.errors import InputError, ResourceError
-from segonnx.predict.readers import READERS, Reader
+from segonnx.predict.readers import READERS
+from segonnx.predict.readers.base import Reader
 from segonnx.predict.resampling import AnyArray
 
 _PICTURES = (".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg")

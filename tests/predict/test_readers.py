@@ -576,7 +576,7 @@ def test_a_stranger_s_header_is_bounded(tmp_path: Path) -> None:
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images.importlib.util, "find_spec", lambda name: None if name == "nibabel" else name)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "nibabel" else name)
     images.require("SimpleITKIO")
     with pytest.raises(InputError, match=r"nibabel, .* isn't installed: pip install 'segonnx\[predict\]'"):
         images.require("NibabelIO")
