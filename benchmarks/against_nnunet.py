@@ -4,8 +4,9 @@
                                                     print how far label maps and probabilities agree
     python -m benchmarks.against_nnunet whole KIND DATASET ARTIFACT POSTPROCESSING CONFIGURATION...
                                                     print how far the label maps of an ensemble agree with nnU-Net's
+    python -m benchmarks.against_nnunet read ROOT   print the same from file to file, for each of nnU-Net's readers
     python -m benchmarks.against_nnunet readers ROOT
-                                                    print the same from file to file, for each of nnU-Net's readers
+                                                    train, export and read, into docs/predict.md
     python -m benchmarks.against_nnunet race KIND FOLDER ARTIFACT FOLD
                                                     print the seconds of both from file to file, by turns
     python -m benchmarks.against_nnunet table ROOT
@@ -44,7 +45,7 @@ from tests.nnunet_commands import nnunet
 
 ROUNDS = 5
 PAGE = nnunet_folders.ROOT / "docs" / "predict.md"
-BLOCK_VERSION = 2
+BLOCK_VERSION = 1
 """Raised when what this program writes, or measures, changes."""
 RACED = ("plain", "regions", "residual")
 READERS = {
@@ -382,8 +383,7 @@ def table(root: Path) -> str:
     for kind, one in nnunet_folders.KINDS.items():
         if kind in nnunet_folders.SEVERAL:
             continue
-        if not all((folder / f"fold_{one.runs[0][1]}").exists() for folder in nnunet_folders.folders(kind, root)[:1]):
-            nnunet_folders.run("make", kind, root, root=root)
+        _make(kind, root)
         artifacts: list[Path] = []
         for folder in nnunet_folders.folders(kind, root):
             (fold, *_) = (fold for configuration, fold in one.runs if folder.name.endswith(f"__{configuration}"))
@@ -402,7 +402,6 @@ def table(root: Path) -> str:
             shape = "x".join(map(str, found.pop("shape")))
             raced += [_race_row(kind, shape, word, row) for word, row in found.items()]
     agreed += _whole_rows(root)
-    agreed += _reader_rows(json.loads(_run(__spec__.name, "readers", root)))
     agreed += resamplers.rows(root, _run)
     where = (
         f"Medians of {ROUNDS} rounds on {hardware.usable_cores()} cores of {hardware.describe()['cpu']}. In brackets: "
@@ -458,15 +457,28 @@ def runs_of(configurations: Sequence[str]) -> list[Run]:
     ]  # fmt: skip
 
 
-def _reader_rows(found: dict[str, Any]) -> list[str]:
-    rows = []
-    for reader, row in found.items():
+def readers_table(root: Path) -> str:
+    """Train the kinds of ``READERS`` below ``root``, where that isn't done, and write ``readers`` as markdown."""
+    for kind in dict.fromkeys(kind for kind, *_ in READERS.values()):
+        _make(kind, root)
+    rows = [
+        "| nnU-Net's reader | data set | file | same label | least Dice | label map's file |",
+        "|---|---|---|---|---|---|",
+    ]
+    for reader, row in json.loads(_run(__spec__.name, "read", root)).items():
         kind, ending, word = READERS[reader]
         rows.append(
-            f"| {nnunet_folders.name(kind)}, read by `{reader}` | `{ending}`, {word} | {100 * row['agreement']:.4f} % "
-            f"| {row['dice']:.6f} | label maps' files: {'the same' if row['same'] else 'other'} bytes |"
+            f"| `{reader}` | {nnunet_folders.name(kind)} | `{ending}`, {word} | {100 * row['agreement']:.4f} % "
+            f"| {row['dice']:.6f} | {'the same' if row['same'] else 'other'} bytes |"
         )
-    return rows
+    return "\n".join([*rows, ""])
+
+
+def _make(kind: str, root: Path) -> None:
+    """Let nnU-Net train a kind, where that isn't done."""
+    (folder, *_), ((_, fold), *_) = nnunet_folders.folders(kind, root), nnunet_folders.KINDS[kind].runs
+    if not (folder / f"fold_{fold}").exists():
+        nnunet_folders.run("make", kind, root, root=root)
 
 
 def _race_row(kind: str, shape: str, word: str, row: dict[str, Any]) -> str:
@@ -497,8 +509,11 @@ def main(command: str, *rest: str) -> None:
         kind, dataset, artifact, steps, *configurations = rest
         print(json.dumps(whole(kind, Path(dataset), Path(artifact), Path(steps), runs_of(configurations))))
         return
-    if command == "readers":
+    if command == "read":
         print(json.dumps(readers(Path(rest[0]))))
+        return
+    if command == "readers":
+        put_block(PAGE, "readers", readers_table(Path(rest[0])), "benchmarks.against_nnunet")
         return
     kind, folder, artifact, fold, *more = rest
     made = (agree if command == "agree" else race)(kind, Path(folder), Path(artifact), fold, *map(Path, more))

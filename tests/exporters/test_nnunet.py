@@ -359,10 +359,11 @@ def test_what_predict_would_refuse_is_refused_at_export(
     assert refused.returncode == 2 and reason in message(refused)
 
 
-def test_a_zip_file_of_nnunets_is_read_as_it_is(copy: Path, tmp_path: Path) -> None:
+def test_a_zip_file_of_nnunets_is_read_as_it_is(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.zip"
     _zip_as_nnunet(copy, path)
-    before = set(Path(tempfile.gettempdir()).glob("segonnx-*"))
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     done = run("export", "--nnunet", path, "--fold", "0", "--optimize", "none", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     (artifact,) = (tmp_path / "out").iterdir()
@@ -374,7 +375,7 @@ def test_a_zip_file_of_nnunets_is_read_as_it_is(copy: Path, tmp_path: Path) -> N
     done = run("export", "--nnunet", path, "--fold", "4", "--out", tmp_path / "none")
     assert done.returncode == 2
     assert f"{path}/Dataset999_Hand/nnUNetTrainer__nnUNetPlans__3d_fullres has no fold_4" in done.stderr
-    assert set(Path(tempfile.gettempdir()).glob("segonnx-*")) == before
+    assert not list((tmp_path / "scratch").glob("segonnx-*"))
 
 
 def _zip_as_nnunet(folder: Path, path: Path) -> None:

@@ -415,6 +415,8 @@ def written(folder: Path) -> dict[str, bytes | object]:
         result[path.name] = gzip.decompress(data) if path.suffix in (".gz", ".mgz") else data
         if path.suffix == ".json":
             result[path.name] = json.loads(data)
+        if path.suffix == ".h5":  # it holds the time when it was written
+            result[path.name] = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))).tobytes()
     return result
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import importlib.util
+import io
 import os
 import re
 import socket
@@ -21,11 +22,17 @@ from typing import Any
 
 import anyio
 import httpx
+import imageio.v3
 import numpy as np
 import pytest
 import SimpleITK
+import tifffile
+from fastapi import HTTPException, UploadFile
 
+from segonnx.errors import InputError
+from segonnx.predict import images
 from segonnx.predict.predictor import Artifact
+from segonnx.predict.readers import READERS
 from tests.conftest import ROOT, SMALL
 from tests.predict.conftest import SHAPE, SPACING, save, volume
 from tests.predict.test_headers import ascii_nifti
@@ -219,6 +226,105 @@ def test_an_image_whose_windows_take_too_much_memory_is_refused(
         answer = service.predict(tmp_path / "flat.nii.gz")
         assert answer.status_code == status
         assert status == 200 or "its windows take more memory" in answer.text
+
+
+@pytest.fixture
+def example(hand: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The service as a module, in this process."""
+    monkeypatch.setenv("SEGONNX_ARTIFACT", str(hand))
+    spec = importlib.util.spec_from_file_location("service_example", ROOT / "examples" / "service.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def served(example: Any, reader: str, *files: Path) -> bytes:
+    """What the service answers where its artifact's images are read by another of nnU-Net's readers."""
+    example.reader = reader
+    example.answer_ending, _ = example.ANSWERS.get(reader, (".nii.gz", ""))
+    uploads = [UploadFile(io.BytesIO(file.read_bytes()), filename=file.name) for file in files]
+    answer: bytes = example._predict(uploads, threading.Event())
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("reader", "name", "answer"),
+    [
+        ("SimpleITKIO", "a.nii", "labels.nii.gz"),
+        ("SimpleITKIO", "packed.nii.gz", "labels.nii.gz"),
+        ("SimpleITKIO", "not_packed.nii.gz", "labels.nii.gz"),
+        ("SimpleITKIOWithReorient", "a.nii", "labels.nii.gz"),
+        ("NibabelIO", "a.nii", "labels.nii.gz"),
+        ("NibabelIOWithReorient", "packed.nii.gz", "labels.nii.gz"),
+        ("Tiff3DIO", "a.tif", "labels.tif"),
+        ("NaturalImage2DIO", "a.png", "labels.png"),
+        ("NaturalImage2DIO", "a.bmp", "labels.png"),
+    ],
+)
+def test_every_reader_is_served(example: Any, reader: str, name: str, answer: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if path.suffix in (".png", ".bmp"):
+        imageio.v3.imwrite(path, np.random.default_rng(0).integers(0, 255, (20, 30)).astype(np.uint8))
+    elif name == "not_packed.nii.gz":
+        save(volume(), tmp_path / "a.nii")
+        (tmp_path / "a.nii").rename(path)
+    else:
+        save(volume(), path)
+    (tmp_path / answer).write_bytes(served(example, reader, path))
+    image = images.read([path], "SimpleITKIO" if name == "not_packed.nii.gz" else reader)
+    found = images.read([tmp_path / answer], reader)
+    np.testing.assert_array_equal(found.array[0], example.artifact.predict(image.array, image.spacing))
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "Tiff3DIO", "NaturalImage2DIO"])
+@pytest.mark.parametrize("named", ["/absolute", "neighbour", "&#110;eighbour"])
+def test_an_upload_that_names_another_file_reads_none(example: Any, reader: str, named: str, tmp_path: Path) -> None:
+    """A TIFF whose OME-XML says that its planes are in another one, which tifffile then reads."""
+    secret = tmp_path / "secret.tif"
+    tifffile.imwrite(secret, np.full((4, 6, 7), 77, np.uint8), compression="zlib", photometric="minisblack")
+    file = str(secret) if named == "/absolute" else f"{named}.tif"
+    xml = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:2"><Image ID="Image:0">'
+        '<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="7" SizeY="6" SizeZ="4" SizeC="1" SizeT="1">'
+        '<Channel ID="Channel:0:0" SamplesPerPixel="1"/>'
+        f"<TiffData IFD='0' PlaneCount='4'><UUID FileName='{file}'>urn:uuid:1</UUID></TiffData></Pixels></Image></OME>"
+    )
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((4, 6, 7), np.uint8), description=xml, photometric="minisblack", metadata=None)
+    if named == "/absolute":
+        assert tifffile.imread(path).max() == 77
+    with pytest.raises(InputError, match="takes planes from other files") as caught:
+        served(example, reader, path)
+    assert str(tmp_path) not in str(caught.value)
+
+
+@pytest.mark.parametrize("reader", list(READERS))
+def test_what_a_reader_does_not_take_is_refused(example: Any, reader: str, tmp_path: Path) -> None:
+    for ending in (".mha", ".nrrd", ".hdr", ".eps"):
+        (tmp_path / f"a{ending}").write_bytes(b"0")
+        with pytest.raises(InputError, match="must end with one of"):
+            served(example, reader, tmp_path / f"a{ending}")
+    for ending in example.ENDINGS[reader]:
+        (tmp_path / f"a{ending}").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+        with pytest.raises(InputError, match="can't be read as") as caught:
+            served(example, reader, tmp_path / f"a{ending}")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("reader", "ending"), [("NibabelIO", ".nii"), ("Tiff3DIO", ".tif"), ("NaturalImage2DIO", ".png")]
+)
+def test_what_says_it_is_too_large_is_not_read(
+    example: Any, reader: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example.MAX_VOXELS = MAX_VOXELS
+    array = np.zeros((101, 100, 10) if ending != ".png" else (500, 500), np.uint8)
+    imageio.v3.imwrite(tmp_path / "a.png", array) if ending == ".png" else save(array, tmp_path / f"a{ending}")
+    monkeypatch.setattr(images, "read", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(HTTPException) as caught:
+        served(example, reader, tmp_path / f"a{ending}")
+    assert caught.value.status_code == 413
 
 
 def test_a_wrong_request_is_refused_in_one_line(service: Service) -> None:

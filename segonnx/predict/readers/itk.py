@@ -69,7 +69,7 @@ class SimpleITKIO(Reader):
 
     def count(self, path: Path) -> int:
         header = _header(path)
-        return math.prod(map(int, header.GetSize())) * int(header.GetNumberOfComponents())
+        return int(math.prod(header.GetSize()) * header.GetNumberOfComponents())
 
     def write(self, labels: AnyArray, geometry: Geometry, path: Path) -> None:
         itk = _itk()
@@ -148,8 +148,7 @@ def _bytes_of_voxels(path: Path) -> int:
     """The size of an image's voxels as they are in memory."""
     header = _header(path)
     pixel = _itk().Image([1] * header.GetDimension(), header.GetPixelID(), header.GetNumberOfComponents())
-    components = int(pixel.GetSizeOfPixelComponent()) * int(header.GetNumberOfComponents())
-    return math.prod(map(int, header.GetSize())) * components
+    return int(math.prod(header.GetSize()) * pixel.GetSizeOfPixelComponent() * header.GetNumberOfComponents())
 
 
 def _begin_of_mrc(path: Path) -> int:
