@@ -221,7 +221,7 @@ async def refuse(_: Request, __: RequestValidationError) -> JSONResponse:
     return JSONResponse({"detail": "send a form whose field image is a file, once for each channel"}, 422)
 
 
-def _predict(uploads: list[UploadFile], gone: threading.Event) -> bytes:
+def _predict(uploads: list[UploadFile], gone: threading.Event | None = None) -> bytes:
     """Predict, and return the bytes of the label map's file. No file stays behind, whatever happens."""
     _require_count(uploads)
     with tempfile.TemporaryDirectory(prefix="segonnx-") as name:
@@ -232,7 +232,7 @@ def _predict(uploads: list[UploadFile], gone: threading.Event) -> bytes:
             _require_size(image)
 
             def go_on(*_: int) -> None:
-                if gone.is_set():
+                if gone is not None and gone.is_set():
                     raise Gone
 
             go_on()

@@ -124,7 +124,7 @@ def _told(error: Exception) -> tuple[str, int]:
 
 def _fail(line: str, exit_code: int) -> NoReturn:
     with contextlib.suppress(OSError):  # nobody hears of it
-        terminal.line(f"segonnx: {line}", err=True)
+        terminal.lines(f"segonnx: {line}", err=True)
     sys.exit(exit_code)
 
 

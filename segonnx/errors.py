@@ -64,7 +64,10 @@ class CheckFailed(SegonnxError):
 
 
 class ParityError(CheckFailed):
-    """The network isn't the published one, or its ONNX file computes something else."""
+    """The network isn't the published one, or its ONNX file computes something else. Its message may hold a table."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(one_line, Exception.__str__(self).split("\n")))
 
 
 class ConversionError(CheckFailed):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import locale
 import os
 import shutil
 import subprocess
@@ -65,6 +66,13 @@ def tiny_system() -> ModelSpec:
         published=(),
         published_macs=(),
     )
+
+
+@pytest.fixture(autouse=True)
+def locale_of_the_user() -> Iterator[None]:
+    """Libraries that read images set the process's locale, with which Python then decodes what processes print."""
+    yield
+    locale.setlocale(locale.LC_ALL, "")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -165,7 +166,9 @@ def test_without_a_folder_for_temporary_files_it_is_one_line(
 
 def test_an_interrupt_has_its_exit_code(exports: Path) -> None:
     command = [sys.executable, "-m", "segonnx", "verify", str(exports / SMALL), "-v"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as running:
+    # A shell starts its background jobs deaf to Ctrl-C, and so would be what these tests start.
+    hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=hear) as running:  # noqa: PLW1509
         assert running.stderr is not None
         next(line for line in running.stderr if line.endswith(" started\n"))
         running.send_signal(signal.SIGINT)

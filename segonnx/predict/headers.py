@@ -50,9 +50,7 @@ def _head(path: Path) -> bytes:
         data = file.read(_HEAD)
         if not data.startswith(b"\x1f\x8b"):
             return data
-        file.seek(0)
-        with gzip.GzipFile(fileobj=file) as unpacked:
-            return unpacked.read(_HEAD)
+        return zlib.decompressobj(wbits=31).decompress(data + file.read(_HEAD), _HEAD)
 
 
 def _require_nifti(path: Path, head: bytes) -> None:

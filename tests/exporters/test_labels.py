@@ -200,8 +200,8 @@ def test_logits_and_labels_are_other_arguments(unet: Path, tmp_path: Path) -> No
 
 def test_other_programs_are_told_the_type_and_the_shape(unet: Path, tmp_path: Path) -> None:
     packing.pack(unet, "triton", tmp_path / "triton")
-    config = next((tmp_path / "triton").rglob("config.pbtxt")).read_text().split("output [")[1]
-    for line in ('name: "labels"', "data_type: TYPE_UINT8", "dims: [ 1, 64, 96 ]"):
+    config = next((tmp_path / "triton").rglob("config.pbtxt")).read_text().split("output")[1]
+    for line in ('name: "labels"', "data_type: TYPE_UINT8", "dims: [1, 64, 96]"):
         assert line in config
     packing.pack(unet, "bundle", tmp_path / "bundle")
     data = json.loads((tmp_path / "bundle" / "configs" / "metadata.json").read_bytes())["network_data_format"]

@@ -180,7 +180,9 @@ def test_pretrained_weights_come_from_the_cache_without_a_network(tmp_path: Path
     assert manifest["weights"]["seed"] is None
     assert manifest["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
     assert manifest["arguments"]["pretrained"] is True
-    assert "timm/mobilenetv3_small_100.lamb_in1k" in (tmp_path / SMALL / "README.md").read_text()
+    assert "timm/mobilenetv3_small_100.lamb_in1k" in (tmp_path / SMALL / "README.md").read_text("utf-8").replace(
+        "\\", ""
+    )
 
 
 @pytest.mark.slow  # it waits for nothing, but the fast tests have their budget

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -20,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from segonnx.artifacts import layout, manifest
 from segonnx.core.subprocesses import Bounds
-from segonnx.errors import ResourceError, StageError, VerifyError
+from segonnx.errors import CheckFailed, ResourceError, StageError
 from segonnx.predict import bounded, config, files, memory
 from segonnx.predict.predictor import Artifact
 from tests.conftest import ROOT, message, run
@@ -153,7 +154,7 @@ def test_a_graph_that_gives_something_else_than_its_manifest_says_is_refused(
     kind: str, said: str, hand: Path, tmp_path: Path
 ) -> None:
     artifact = Artifact.verified(copy := _with(hand, tmp_path, kind), manifest.read(copy), threads=1)
-    with pytest.raises(VerifyError, match=said):
+    with pytest.raises(CheckFailed, match=said):
         artifact.predict(volume(), SPACING)
 
 
@@ -184,7 +185,9 @@ def test_an_interrupt_ends_the_process_and_leaves_nothing(hand: Path, tmp_path: 
     artifact = _with(hand, tmp_path, "loop")
     words = ["predict", artifact, tmp_path / "ct.nii.gz", tmp_path / "labels.nii.gz", "--timeout", "100", "-v"]
     command = [sys.executable, "-m", "segonnx", *map(str, words)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as running:
+    # A shell starts its background jobs deaf to Ctrl-C, and so would be what these tests start.
+    hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=hear) as running:  # noqa: PLW1509
         assert running.stderr is not None
         started = (line for line in running.stderr if line.endswith(" started\n"))
         next(started)

@@ -247,7 +247,6 @@ TABLE = [
             ("sform and pixdim that disagree", nifti(affine=OBLIQUE, pixdim=[1, 3, 4, 5, 0, 0, 0, 0])),
             ("qfac -1", nifti(affine=FLIPPED[[1, 0, 2, 3]], sform=None, qform=FLIPPED[[1, 0, 2, 3]])),
             ("negative pixdim", nifti(pixdim=[1, -1, 1.5, -2, 0, 0, 0, 0])),
-            ("pixdim 0", nifti(sform=None, qform=None, pixdim=[1, 0, 1.5, 2, 0, 0, 0, 0])),
             ("singular sform", nifti(srow_z=[0, 0, 0, 0])),
             ("micrometers", nifti(xyzt_units=3)),
             ("slope and intercept", nifti(scl_slope=0.37, scl_inter=-1024)),

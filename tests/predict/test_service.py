@@ -40,7 +40,7 @@ from tests.predict.test_headers import ascii_nifti
 RUNNING = 2
 MAX_BYTES = 200_000
 MAX_VOXELS = 100_000
-COUNTS = {"two channels": 2, "many files": 30}
+COUNTS = {"two channels": 2, "many files": 5}
 MAX_MEMORY = 15_000_000
 MAX_SILENCE = 1.0
 FORM = "send a form whose field image is a file"
@@ -180,9 +180,7 @@ def _naming_another(kind: str, folder: Path, whole: bytes) -> None:
 @pytest.mark.parametrize(
     ("kind", "status", "line"),
     [
-        ("text", 422, "channel_0 can't be read as a .nii.gz file"),
-        ("text as NIfTI", 422, "channel_0 can't be read as a .nii file"),
-        ("text", 422, "channel_0 isn't an intact gzip file"),
+        ("text", 422, "channel_0.nii can't be read as an image"),
         ("text as NIfTI", 422, "channel_0.nii can't be read as an image"),
         ("cut gzip", 422, "channel_0 isn't an intact gzip file"),
         ("cut by one byte", 422, "channel_0 isn't an intact gzip file"),
@@ -194,7 +192,7 @@ def _naming_another(kind: str, folder: Path, whole: bytes) -> None:
         ("another file as packed NIfTI", 422, "can't be read as an image"),
         ("another file of a pair", 422, "its voxels are in another file"),
         ("two channels", 422, "2 files were sent; the network takes 1, a channel for each"),
-        ("many files", 422, "30 files were sent"),
+        ("many files", 422, "5 files were sent"),
         ("many voxels", 413, "the image is too large"),
         ("large voxels", 413, "the image is too large"),
         ("bomb", 413, "the image is too large"),
@@ -244,7 +242,7 @@ def served(example: Any, reader: str, *files: Path) -> bytes:
     example.reader = reader
     example.answer_ending, _ = example.ANSWERS.get(reader, (".nii.gz", ""))
     uploads = [UploadFile(io.BytesIO(file.read_bytes()), filename=file.name) for file in files]
-    answer: bytes = example._predict(uploads, threading.Event())
+    answer: bytes = example._predict(uploads)
     return answer
 
 
