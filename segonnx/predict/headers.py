@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from segonnx.core import files
 from segonnx.errors import InputError
+from segonnx.predict.readers import packed
 
 _HEAD = 2**16
 """The most bytes of a header that are looked at."""
@@ -50,7 +51,12 @@ def _head(path: Path) -> bytes:
         data = file.read(_HEAD)
         if not data.startswith(b"\x1f\x8b"):
             return data
-        return zlib.decompressobj(wbits=31).decompress(data + file.read(_HEAD), _HEAD)
+    head = b""
+    for chunk in packed.chunks(path):
+        head += chunk
+        if len(head) >= _HEAD:
+            break
+    return head[:_HEAD]
 
 
 def _require_nifti(path: Path, head: bytes) -> None:

@@ -92,7 +92,7 @@ def service(hand: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
             address = next(found[0] for line in running.stderr if (found := re.search(r"http://[\d.:]+", line)))
             log: list[str] = []
             threading.Thread(target=keep, args=(running.stderr, log), daemon=True).start()
-            with httpx.Client(base_url=address, timeout=60) as client:
+            with httpx.Client(limits=httpx.Limits(max_keepalive_connections=0), base_url=address, timeout=60) as client:
                 yield Service(client, temporary, log)
         finally:
             running.terminate()
