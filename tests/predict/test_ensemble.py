@@ -268,9 +268,7 @@ def test_configurations_of_other_labels_do_not_go_together(dataset: Path, tmp_pa
     shutil.rmtree(copy / "nnUNetTrainer__nnUNetPlans__2d")
     handmade.write(tmp_path, handmade.several(), handmade.dataset(3), configuration="2d", mirror_axes=(0, 1))
     done = run("export", "--nnunet", copy, "--ensemble", "2d", "3d_fullres", "--out", tmp_path / "out")
-    assert done.returncode == 2 and "differ in their labels|inference needs a value for each output" in message(done), (
-        done.stderr
-    )
+    assert done.returncode == 2 and "differ in their labels" in message(done), done.stderr
 
 
 def test_an_ensemble_takes_no_first_stage(ensemble: Path, tmp_path: Path) -> None:
