@@ -178,7 +178,7 @@ def read(model: Path, checkpoints: Mapping[str, Path], selection: Selection, pro
             raise InputError(
                 f"{path} and {folds[0].meta.path} don't go together: they differ in configuration, trainer or mirroring"
             )
-        if selection.fold == "ensemble" and folds and plan != folds[0].plan:
+        if selection.mean and folds and plan != folds[0].plan:
             raise InputError(f"{path} and {folds[0].meta.path} don't go together: they differ in their plans")
         spec = model_spec(plan, meta, [name], selection.which)
         folds.append(_Fold(name, meta, plan, _parameters(spec, tensors, meta), edited, notes))

@@ -315,6 +315,17 @@ def test_edited_plans_are_taken_as_nnunet_takes_them_and_told(copy: Path, tmp_pa
         _read(copy, "0", plans_from="checkpoint")
 
 
+@pytest.mark.parametrize("fold", ["ensemble", "0,1"])
+def test_folds_that_were_trained_with_other_plans_are_not_averaged(fold: str, copy: Path) -> None:
+    path = copy / "fold_1" / "checkpoint_final.pth"
+    checkpoint = torch.load(path, weights_only=False)
+    checkpoint["init_args"]["plans"]["configurations"]["3d_fullres"]["patch_size"] = [8, 16, 16]
+    torch.save(checkpoint, path)
+    assert _read(copy, fold)  # by the folder's plans, which are one
+    with pytest.raises(InputError, match="they differ in their plans"):
+        _read(copy, fold, plans_from="checkpoint")
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
