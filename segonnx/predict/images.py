@@ -289,7 +289,8 @@ def outputs(path: Path, reader: str, ending: str, *, highest: int) -> list[Path]
     beside = _beside(ending_of(path.name, ending), reader, highest)
     if beside is None:
         raise InputError(
-            f"{path}: label maps aren't written to such files by nnU-Net's {reader}; the network's images are {ending}"
+            f"{path}: label maps aren't written to such files by nnU-Net's {reader}, or not so that they can be read "
+            f"again; the network's images are {ending}"
         )
     return [path, *(path.with_name(f"{stem(path.name, ending)}{other}") for other in beside)]
 

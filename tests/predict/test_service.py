@@ -311,17 +311,23 @@ def test_what_a_reader_does_not_take_is_refused(example: Any, reader: str, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("reader", "ending"), [("NibabelIO", ".nii"), ("Tiff3DIO", ".tif"), ("NaturalImage2DIO", ".png")]
+    ("reader", "name"),
+    [("NibabelIO", "a.nii"), ("Tiff3DIO", "a.tif"), ("NaturalImage2DIO", "a.png"), ("NaturalImage2DIO", "moves.png")],
 )
 def test_what_says_it_is_too_large_is_not_read(
-    example: Any, reader: str, ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    example: Any, reader: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     example.MAX_VOXELS = MAX_VOXELS
-    array = np.zeros((101, 100, 10) if ending != ".png" else (500, 500), np.uint8)
-    imageio.v3.imwrite(tmp_path / "a.png", array) if ending == ".png" else save(array, tmp_path / f"a{ending}")
+    if name == "moves.png":
+        frames = np.random.default_rng(0).integers(0, 255, (20, 100, 100)).astype(np.uint8)
+        imageio.v3.imwrite(tmp_path / name, frames, is_batch=True)
+    elif name == "a.png":
+        imageio.v3.imwrite(tmp_path / name, np.zeros((500, 500), np.uint8))
+    else:
+        save(np.zeros((101, 100, 10), np.uint8), tmp_path / name)
     monkeypatch.setattr(images, "read", lambda *_: pytest.fail("it was read"))
     with pytest.raises(HTTPException) as caught:
-        served(example, reader, tmp_path / f"a{ending}")
+        served(example, reader, tmp_path / name)
     assert caught.value.status_code == 413
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from logging import getLogger
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -106,10 +107,14 @@ def narrowed(array: AnyArray, path: Path) -> AnyArray:
 
 @contextmanager
 def quiet(logger: str) -> Iterator[None]:
-    """Keep a library from printing what it thinks of a file. What is wrong is raised."""
-    found = getLogger(logger)
-    before, found.disabled = found.disabled, True
+    """Keep a library from printing, in this thread, what it thinks of a file. What is wrong is raised."""
+    found, own = logging.getLogger(logger), threading.get_ident()
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return record.thread != own
+
+    found.addFilter(of_others)
     try:
         yield
     finally:
-        found.disabled = before
+        found.removeFilter(of_others)

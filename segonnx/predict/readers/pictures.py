@@ -15,7 +15,7 @@ from segonnx.predict.resampling import AnyArray
 
 SPACING = (999.0, 1.0, 1.0)
 """nnU-Net's spacing of every picture, whatever its file says."""
-_FORMATS = ("PNG", "BMP", "DIB", "JPEG", "JPEG2000", "GIF", "WEBP", "PPM", "TGA", "TIFF")
+_FORMATS = ("PNG", "BMP", "DIB", "JPEG", "JPEG2000", "GIF", "WEBP", "PPM", "TIFF")
 """The formats of Pillow that are taken. Others, such as EPS, run programs."""
 
 
@@ -48,7 +48,9 @@ class NaturalImage2DIO(Reader):
         if _is_tiff(path):
             return tiff.count(path)
         with _open(path) as picture:
-            return int(picture.width * picture.height * max(len(picture.getbands()), 3))
+            moves = picture.format == "GIF" or getattr(picture, "custom_mimetype", None) == "image/apng"
+            frames = picture.n_frames if moves else 1  # imageio reads all of these
+            return int(picture.width * picture.height * max(len(picture.getbands()), 3) * frames)
 
     def write(self, labels: AnyArray, geometry: None, path: Path) -> None:
         del geometry
