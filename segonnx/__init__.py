@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from segonnx.artifacts.verify import Verified
     from segonnx.core.subprocesses import Progress
+    from segonnx.exporters.module_outputs import OutputAxes
     from segonnx.exporters.pipeline import Exported
     from segonnx.predict.predictor import Artifact
 
@@ -62,21 +63,29 @@ def __getattr__(name: str) -> Any:
 
 def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
     module: nn.Module,
-    example_input: torch.Tensor,
+    example_input: torch.Tensor | Sequence[torch.Tensor] | Mapping[str, torch.Tensor],
     path: str | os.PathLike[str],
     *,
     name: str | None = None,
     labels: Sequence[str] | None = None,
-    output: str | int | None = None,
-    result: Literal["logits", "labels"] = "logits",
+    output: str | int | Sequence[str | int] | None = None,
+    output_axes: OutputAxes | None = None,
+    output_kind: Literal["logits", "probabilities"] | None = None,
+    overlapping: bool | None = None,
+    result: Literal["logits", "probabilities", "labels"] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    test_inputs: Sequence[torch.Tensor | Sequence[torch.Tensor] | Mapping[str, torch.Tensor]] = (),
     unused: Mapping[str, str] | None = None,
     dynamic: bool = False,
     divisor: int = 32,
     optimize: Literal["cpu", "none"] = "cpu",
     overwrite: bool = False,
     licence: str = "unknown",
-    input_name: str = "input",
+    input_name: str | None = None,
     output_name: str | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Exported:
@@ -84,13 +93,26 @@ def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
 
     Args:
         module: any network on the CPU, in float32. It is exported as in ``eval()``, and left as it was.
-        example_input: float32, (N, C, H, W) or (N, C, D, H, W); its shape is the artifact's.
+        example_input: float32, (N, C, H, W) or (N, C, D, H, W); its shape is the artifact's. Of a module that takes
+            several tensors, a tuple of them, or a dictionary by the names of its arguments; the image comes first. The
+            file is checked on its values, too.
         path: the artifact's folder.
         name: of the network; the folder's, if None.
-        labels: the names of the classes, in order.
-        output: which one to take of a module that gives several: a key, or a number from 0.
-        result: ``logits``, or ``labels`` for an artifact that ends in an ArgMax over the classes: (N, spatial...) of
-            uint8, uint16 for more than 256 classes. Of one class, 1 where its logit is above 0.
+        labels: the names of the classes, in order; of one class its name alone.
+        output: which one is the segmentation of a module that gives several: a key, a number from 0, or a tuple of them
+            that leads into nested ones.
+        output_axes: the order of its axes, where it isn't (N, classes, spatial...): ``NHWC``, ``NDHWC``, or ``NHW`` and
+            ``NDHW`` for one class without an axis of its own.
+        output_kind: what its numbers are, ``logits`` or ``probabilities``; found in the graph, if None.
+        overlapping: whether a voxel may be of several classes. If None, the classes of logits and of a softmax don't
+            overlap, those that have a sigmoid each do.
+        result: what the artifact gives: what the module gives, if None. ``probabilities`` puts a softmax behind logits,
+            a sigmoid for one class and for classes that overlap. ``labels`` gives (N, spatial...) of uint8, uint16 for
+            more than 256 classes: the class with the largest number; of one class, 1 where its logit is above 0, or its
+            probability above 0.5.
+        mean: of pictures, by channel, once they are scaled to 0..1; with it ``segonnx predict`` takes pictures.
+        std: the standard deviation that goes with ``mean``.
+        test_inputs: more inputs to check the file on, each like ``example_input``.
         unused: regular expressions of the names of parameters that inference doesn't use (heads for training), each
             with the reason. Parameters that aren't in the file without a reason are an error.
         dynamic: leave batch and spatial sizes open; the file is then checked at two sizes.
@@ -98,8 +120,11 @@ def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
         optimize: ``cpu`` rewrites the graph for CPUs in standard operators; ``none`` keeps it as PyTorch writes it.
         overwrite: replace what is there.
         licence: of the weights.
-        input_name: of the graph's input.
-        output_name: of its output; what ``result`` says, if None.
+        input_name: of the graph's input; ``input``, if None.
+        output_name: of its output; what it holds, if None.
+        input_names: the same of a module that takes several tensors; their arguments' names, if None.
+        output_names: a name for each output of the module, the segmentation's first, then the others in their order:
+            the artifact then gives all of them, each checked. Without it, it gives the segmentation alone.
         threads: of ONNX Runtime in the checks; all cores, if None.
         progress: called with a few words whenever a step begins.
 
@@ -115,20 +140,27 @@ def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
 
     from segonnx.core import hardware, subprocesses
     from segonnx.exporters import module as exporter
+    from segonnx.exporters import module_inputs
 
     how = exporter.ModuleExport(
         name=name,
         labels=labels,
         output=output,
+        output_axes=output_axes,
+        output_kind=output_kind,
+        overlapping=overlapping,
         result=result,
+        mean=mean,
+        std=std,
+        test_inputs=test_inputs,
         unused=unused or {},
         dynamic=dynamic,
         divisor=divisor,
         optimize=optimize,
         overwrite=overwrite,
         licence=licence,
-        input_name=input_name,
-        output_name=output_name,
+        input_names=module_inputs.names("input", input_name, input_names),
+        output_names=module_inputs.names("output", output_name, output_names),
         threads=threads or hardware.usable_cores(),
     )
     return exporter.export(module, example_input, Path(path), how, progress or subprocesses.silent)

@@ -63,7 +63,8 @@ def _places(document: Any, schema: Schema, root: Schema) -> Iterator[tuple[Any, 
         others = schema.get("additionalProperties", {})
         schemas = {key: schema.get("properties", {}).get(key, others) for key in document}
     elif isinstance(document, list):
-        schemas = dict.fromkeys(range(len(document)), schema.get("items", {}))
+        first = dict(enumerate(schema.get("prefixItems", ())))
+        schemas = {number: first.get(number, schema.get("items", {})) for number in range(len(document))}
     else:
         return
     for key, said in schemas.items():

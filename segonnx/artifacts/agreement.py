@@ -14,6 +14,9 @@ from segonnx.artifacts import layout
 MAX_ELEMENTS = 2**36
 """The most numbers of an input or output: of float32 they take 256 GiB."""
 
+_OTHER_LEVEL = {False: "above 0.5", True: "above 0"}
+"""The decision that an output can't have, by whether it gives probabilities."""
+
 Check = Callable[[dict[str, Any]], str | None]
 
 
@@ -23,7 +26,10 @@ def contradiction(content: dict[str, Any]) -> str | None:
 
 
 def _sizes(content: dict[str, Any]) -> str | None:
-    tensors = {"inputs/0": content["inputs"][0], "outputs/0": content["outputs"][0]}
+    tensors = {f"{what}/{i}": one for what in ("inputs", "outputs") for i, one in enumerate(content[what])}
+    names = [one["name"] for one in tensors.values()]
+    if len(set(names)) != len(names):
+        return f"inputs and outputs: two have the same name: {', '.join(names)}"
     tensors |= {f"parity/inputs/{i}": one for i, one in enumerate(content["parity"]["inputs"])}
     for place, tensor in tensors.items():
         count = math.prod(size for size in tensor["shape"] if isinstance(size, int))
@@ -50,6 +56,8 @@ def _output(content: dict[str, Any]) -> str | None:
     labels = y.get("kind") == "labels"
     if labels == (y["dtype"] == "float32"):
         return f"outputs/0: it gives {y['dtype']}, the manifest says {'labels' if labels else 'logits'}"
+    if not labels and y.get("decision") == _OTHER_LEVEL[y.get("kind") == "probabilities"]:
+        return f"outputs/0/decision: {y['decision']}, of {y.get('kind', 'logits')}"
     if not labels and not (isinstance(y["shape"][1], int) and y["shape"][1] <= 65536):
         return f"outputs/0/shape: {y['shape']} has no number of classes up to 65,536"
     named, classes = len(content["labels"]), y["classes"] if labels else y["shape"][1]
@@ -113,6 +121,13 @@ def _decision(content: dict[str, Any]) -> str | None:
         return f"inference/mirror_axes: {inference['mirror_axes']} of {axes} axes"
     if inference["regions"] != (inference["nonlin"] == "sigmoid"):
         return f"inference/nonlin: {inference['nonlin']}, and regions is {inference['regions']}"
+    decision = content["outputs"][0].get("decision")
+    if (
+        decision is not None
+        and inference["regions"] != (decision != "argmax")
+        and content["outputs"][0]["shape"][1] != 1
+    ):
+        return f"outputs/0/decision: {decision}, and regions is {inference['regions']}"
     labels = content["labels"]
     if not labels:
         return "labels: none, and inference needs a value for each output channel"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from segonnx.artifacts.manifest import Manifest, gives_labels
+from segonnx.artifacts.manifest import Manifest, given_rule, gives_labels
 from segonnx.core import markdown
 from segonnx.core.markdown import code, escape
 from segonnx.errors import one_line
@@ -21,7 +21,6 @@ def render(content: Manifest) -> str:
     published = (
         " and ".join(escape(f"{f['text']} ({f['source']})") for f in parameters["published_figures"]) or "nothing"
     )
-    example = [size if isinstance(size, int) else parity["inputs"][0]["shape"][i] for i, size in enumerate(x["shape"])]
     notice = ""
     if weights["seed"] is not None:
         notice = (
@@ -51,16 +50,17 @@ def render(content: Manifest) -> str:
         f"| allowed | | {tolerance['max_rel_error']:.1e} | {tolerance['rms_rel_error']:.1e} "
         f"| {100 * tolerance['label_agreement']:.4f} % |"
     )
-    regions = content.get("inference", {}).get("regions", False)
-    holds, decide = "a logit per class", ".argmax(axis=1)"
-    if regions:
-        holds, decide = "a logit per region", " > 0  # one label map per region"
-    if gives_labels(content):
-        holds, decide = f"the class of each voxel, from 0 to {y['classes'] - 1}", ""
+    holds, decide = _decided(content)
+    first, *rest = _zeros(content)
+    given = zip((one["name"] for one in content["inputs"]), ("x", *rest), strict=True)
+    arrays = ", ".join(f"{_python(name)}: {array}" for name, array in given)
+    inputs, outputs = (_others(f"Another {what}", content[f"{what}s"][1:]) for what in ("input", "output"))
     names = ", ".join(f"{label['value']} {escape(label['name'])}" for label in content["labels"])
     labels = f"\n- **Labels:** {names}" if names else ""
     note = escape(content["preprocessing"]["note"])
-    what = " of the logits, which the graph then decides by" if gives_labels(content) else ""
+    what = " of what the network gives, which the graph then decides by" if gives_labels(content) else ""
+    if "ProbabilitiesPass" in content["rewrites"]:
+        what = " of the logits that the graph then makes probabilities of"
     unused = "".join(f"\n- {count:,} unused: {escape(why)}" for why, count in parameters["unused_reasons"].items())
     return f"""---
 {_front_matter(weights["licence"])}
@@ -72,8 +72,8 @@ def render(content: Manifest) -> str:
 {notice}
 - **Weights:** {escape(weights["source"])}
 - **Licence of the weights:** {escape(weights["licence"])}
-- **Input:** {code(x["name"])}, {escape(x["dtype"])}, {_shape(x["shape"])} as (N, C, spatial...); {note}
-- **Output:** {code(y["name"])}, {escape(y["dtype"])}, {_shape(y["shape"])}: {holds}{labels}
+- **Input:** {code(x["name"])}, {escape(x["dtype"])}, {_shape(x["shape"])} as (N, C, spatial...); {note}{inputs}
+- **Output:** {code(y["name"])}, {escape(y["dtype"])}, {_shape(y["shape"])}: {holds}{labels}{outputs}
 - **Multiply-adds of a pass:** {content["macs"]:,}
 
 ## Run it
@@ -83,8 +83,8 @@ import numpy as np
 import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
-x = np.zeros({tuple(example)}, np.float32)
-labels = session.run([{_python(y["name"])}], {{{_python(x["name"])}: x}})[0]{decide}
+x = {first}
+labels = session.run([{_python(y["name"])}], {{{arrays}}})[0]{decide}
 ```
 
 `segonnx verify .` checks every byte of this folder and replays `test_data_set_0`.
@@ -148,6 +148,47 @@ The label of a voxel is decided by the mean of the members' probabilities.{" The
 
 `segonnx verify .` checks every byte of this folder and replays the test data of each member.
 """
+
+
+def _zeros(content: Manifest) -> list[str]:
+    """For each input an array in Python, of the shape that the model was checked with first."""
+    checked = content["parity"]["inputs"][0]["shape"]
+    made = []
+    for tensor in content["inputs"]:
+        sizes = [
+            size if isinstance(size, int) else checked[i] if i < len(checked) else 1
+            for i, size in enumerate(tensor["shape"])
+        ]
+        made.append(f"np.zeros({tuple(sizes)}, np.{_numpy(tensor['dtype'])})")
+    return made
+
+
+def _numpy(dtype: str) -> str:
+    return "bool_" if dtype == "bool" else dtype if dtype.isidentifier() else "float32"
+
+
+def _others(what: str, tensors: list[Manifest]) -> str:
+    """Lines on the inputs besides the image, or the outputs besides the segmentation."""
+    return "".join(
+        f"\n- **{what}:** {code(one['name'])}, {escape(one['dtype'])}, {_shape(one['shape']) or 'a number'}"
+        for one in tensors
+    )
+
+
+def _decided(content: Manifest) -> tuple[str, str]:
+    """What the output holds, in words, and what makes labels of it, in Python behind the array."""
+    y = content["outputs"][0]
+    if gives_labels(content):
+        return f"the class of each voxel, from 0 to {y['classes'] - 1}", ""
+    one = {"logits": "logit", "probabilities": "probability"}[y.get("kind", "logits")]
+    rule = given_rule(content)
+    if rule.above is None:
+        return f"a {one} per class; the largest wins", ".argmax(axis=1)"
+    if y["shape"][1] == 1:
+        return f"a {one} of the one class, which is there {rule.text}", f"[:, 0] > {rule.above:g}"
+    each = "region" if content.get("inference", {}).get("regions") else "class"
+    what = f"a {one} per {each}; each {each} is there {rule.text}, and they may overlap"
+    return what, f" > {rule.above:g}  # one mask per {each}"
 
 
 def _shape(shape: list[int | str]) -> str:

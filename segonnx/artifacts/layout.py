@@ -8,7 +8,19 @@ SIGNATURE = "model.sig"
 """The one file beside the manifest that the manifest doesn't list: it is made after it. An artifact may have it."""
 TEST_DATA = "test_data_set_0"
 """A folder, in the layout of the ONNX backend tests."""
-INPUT = f"{TEST_DATA}/input_0.pb"
-OUTPUT = f"{TEST_DATA}/output_0.pb"
 TOLERANCES = "data.json"
 """The tolerances that ``onnx.backend.test`` reads."""
+
+
+def input_file(number: int) -> str:
+    """The file of the test data for the model's input of this number, from 0."""
+    return f"{TEST_DATA}/input_{number}.pb"
+
+
+def output_file(number: int) -> str:
+    """The file of the test data for the model's output of this number, from 0."""
+    return f"{TEST_DATA}/output_{number}.pb"
+
+
+INPUT, OUTPUT = input_file(0), output_file(0)
+"""The test data of the image, and of the segmentation."""

@@ -10,6 +10,7 @@ from typing import Any
 from segonnx.artifacts.agreement import contradiction
 from segonnx.artifacts.layout import MANIFEST
 from segonnx.core import documents, files
+from segonnx.core.decisions import Decision, of_output
 from segonnx.errors import InputError, VerifyError
 
 SCHEMA_VERSION = 2
@@ -120,6 +121,11 @@ def require_one_network(content: Manifest, folder: Path, what: str) -> None:
 def gives_labels(content: Manifest) -> bool:
     """Whether the model gives labels (N, spatial...) instead of logits (N, classes, spatial...)."""
     return bool(content["outputs"][0].get("kind") == "labels")
+
+
+def given_rule(content: Manifest) -> Decision:
+    """How labels follow from what the model gives, logits or probabilities (N, classes, spatial...)."""
+    return of_output(content["outputs"][0], regions=content.get("inference", {}).get("regions", False))
 
 
 def schema() -> dict[str, Any]:

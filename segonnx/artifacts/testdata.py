@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,20 @@ from segonnx.artifacts import layout
 from segonnx.errors import VerifyError
 
 
-def write(artifact: Path, x: npt.NDArray[Any], y: npt.NDArray[Any], kind: str, *, atol: float, rtol: float) -> None:
-    """Write one input and what it must give.
+def write(
+    artifact: Path,
+    given: Mapping[str, npt.NDArray[Any]],
+    answers: Mapping[str, npt.NDArray[Any]],
+    *,
+    atol: float,
+    rtol: float,
+) -> None:
+    """Write one set of inputs and what it must give.
 
     Args:
         artifact: the folder.
-        x: the model's input.
-        y: the reference's output.
-        kind: what the output is, ``logits`` or ``labels``.
+        given: the model's inputs by their names, in the graph's order.
+        answers: the reference's outputs by what they are, in the graph's order.
         atol: absolute tolerance of each value.
         rtol: relative tolerance of each value.
     """
@@ -31,8 +38,9 @@ def write(artifact: Path, x: npt.NDArray[Any], y: npt.NDArray[Any], kind: str, *
     from onnx import numpy_helper
 
     (artifact / layout.TEST_DATA).mkdir()
-    for name, file, array in (("input", layout.INPUT, x), (kind, layout.OUTPUT, y)):
-        onnx.save_tensor(numpy_helper.from_array(np.asarray(array), name), artifact / file)
+    for arrays, file in ((given, layout.input_file), (answers, layout.output_file)):
+        for number, (name, array) in enumerate(arrays.items()):
+            onnx.save_tensor(numpy_helper.from_array(np.asarray(array), name), artifact / file(number))
     (artifact / layout.TOLERANCES).write_text(json.dumps({"atol": atol, "rtol": rtol}) + "\n", encoding="utf-8")
 
 

@@ -8,15 +8,27 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
 
 from segonnx.artifacts import ensembles, graphs, layout, manifest, signature, testdata
 from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest
 from segonnx.core import files, subprocesses
+from segonnx.core.decisions import Decision
 from segonnx.core.files import sha256
 from segonnx.core.ort_session import SessionSettings, load_seconds, model_bytes, open_session, run_seconds
 from segonnx.core.subprocesses import Bounds, Progress
-from segonnx.core.tolerances import TOLERANCES, Agreement, Difference, Tolerance, compare, compare_labels
+from segonnx.core.tolerances import (
+    TOLERANCES,
+    Agreement,
+    Difference,
+    Tolerance,
+    compare,
+    compare_labels,
+    compare_values,
+)
 from segonnx.errors import VerifyError, first_line
 
 
@@ -85,12 +97,16 @@ def verify(
         weights = found if path == folder else ()
         if replay:
             labels = manifest.gives_labels(described)
-            replayed = subprocesses.call(_replay, path, labels, threads, own.timeout, progress=progress, bounds=own)
+            tensors = len(described["inputs"]), len(described["outputs"])
+            rule = None if labels else manifest.given_rule(described)
+            replayed = subprocesses.call(
+                _replay, path, tensors, rule, threads, own.timeout, progress=progress, bounds=own
+            )  # fmt: skip
             difference = replayed.value
             if not difference.within(tolerance):
+                what = described["outputs"][0].get("kind", "logits")
                 raise VerifyError(
-                    f"{path}: the replay differs from the recorded {'labels' if labels else 'logits'}: {difference}; "
-                    f"allowed: {tolerance}"
+                    f"{path}: the replay differs from the recorded {what}: {difference}; allowed: {tolerance}"
                 )
             differences.append(difference)
     entries = content["files"].values()
@@ -218,12 +234,20 @@ def describe(value: onnx.ValueInfoProto) -> dict[str, object]:  # type: ignore[n
 
 
 def _replay(
-    folder: Path, labels: bool, threads: int, timeout: float | None, progress: Progress
+    folder: Path,
+    tensors: tuple[int, int],
+    rule: Decision | None,
+    threads: int,
+    timeout: float | None,
+    progress: Progress,
 ) -> Difference | Agreement:
     import onnxruntime  # noqa: F401 (its import isn't the graph's time)
 
     progress("loading the model in ONNX Runtime")
-    x, expected = testdata.read(folder / layout.INPUT), testdata.read(folder / layout.OUTPUT)
+    inputs, outputs = tensors
+    given = [testdata.read(folder / layout.input_file(number)) for number in range(inputs)]
+    expected, *others = (testdata.read(folder / layout.output_file(number)) for number in range(outputs))
+    x = given[0]
     model = folder / MODEL
     try:
         with subprocesses.limited(load_seconds(model, timeout), "loading the model"):
@@ -231,8 +255,22 @@ def _replay(
         progress("replaying the test data")
         positions = x.size // x.shape[1] if x.ndim > 1 and x.size else 0
         with subprocesses.limited(run_seconds(model, positions, timeout), "the replay"):
-            found = session.run(None, {session.get_inputs()[0].name: x})[0]
+            names = [value.name for value in session.get_inputs()]
+            found, *more = session.run(None, dict(zip(names, given, strict=True)))
     except Exception as error:
         raise VerifyError(f"{folder} doesn't run: {first_line(error, 500)}") from error
     progress("comparing")
-    return compare_labels(expected, found) if labels else compare(expected, found)
+    for number, (wanted, had) in enumerate(zip(others, more, strict=True), 1):
+        _require_alike(wanted, had, f"{folder}: output {number}")
+    return compare_labels(expected, found) if rule is None else compare(expected, found, rule=rule)
+
+
+def _require_alike(expected: npt.NDArray[Any], found: npt.NDArray[Any], what: str) -> None:
+    """Compare an output that isn't the segmentation with what was recorded.
+
+    Raises:
+        VerifyError: it is another.
+    """
+    difference = compare_values(expected, found)
+    if difference is None or not difference.within(TOLERANCES["float32"]):
+        raise VerifyError(f"{what} differs from the recorded one")

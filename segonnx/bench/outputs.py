@@ -35,13 +35,15 @@ def check(case: Case, rows: list[Row], output: Callable[[str], Path], progress: 
         reference, name = testdata.read(target.recorded / layout.OUTPUT), "recorded"
     else:
         return
-    what = "labels" if target.labels else "logits"
+    what = target.gives
     for row in rows:
         progress(f"{case.name}: comparing the {what} of {row.backend}")
         found = np.load(output(row.backend), mmap_mode="r")
         difference: Difference | Agreement
         try:
-            difference = compare_labels(reference, found) if target.labels else compare(reference, found)
+            difference = (
+                compare_labels(reference, found) if what == "labels" else compare(reference, found, rule=target.rule)
+            )
         except SegonnxError as error:
             row.status = f"its {error}"
             continue

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from segonnx.bench.result import Published, WeightsKind
 from segonnx.bench.rounds import Rule
 from segonnx.core import hardware
+from segonnx.core.decisions import Decision
 from segonnx.core.subprocesses import STEP_S, Progress
 from segonnx.errors import InputError
 from segonnx.runtimes.base import Options, Runtime
@@ -112,7 +113,8 @@ class Target:
         weights: whose weights it holds: ``seeded``, ``published`` or ``file``.
         weights_sha256: of the artifact's weights.
         published: figures that others published of it; None where there are none.
-        labels: the artifact gives labels instead of logits.
+        gives: what the artifact gives: ``logits``, ``probabilities`` or ``labels``.
+        rule: how labels follow from it, where it gives none itself.
     """
 
     name: str
@@ -130,7 +132,8 @@ class Target:
     weights: WeightsKind | None = None
     weights_sha256: str | None = None
     published: Published | None = None
-    labels: bool = False
+    gives: str = "logits"
+    rule: Decision | None = None
 
     @property
     def images(self) -> float:

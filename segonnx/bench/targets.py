@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from segonnx import runtimes
-from segonnx.artifacts.manifest import Manifest, gives_labels, require_one_network
+from segonnx.artifacts.manifest import Manifest, given_rule, gives_labels, require_one_network
 from segonnx.artifacts.verify import verify
 from segonnx.bench.plan import Settings, Target, TorchNetwork
 from segonnx.bench.result import Published, WeightsKind
@@ -59,6 +59,8 @@ def from_artifact(
     if shape is not None and shape != own:
         fixed = "x".join(map(str, own))
         raise InputError(f"{folder} was made for inputs of {fixed}: export it with another --shape and --batch")
+    if len(content["inputs"]) > 1:
+        raise InputError(f"{folder} takes {len(content['inputs'])} inputs; segonnx bench times networks of one")
     if (needed := 4 * math.prod(own)) > (available := hardware.available_memory()):
         raise ResourceError(
             f"{folder} takes {'x'.join(map(str, own))} numbers, {needed / 1e9:.1f} GB; {available / 1e9:.1f} GB of "
@@ -87,7 +89,8 @@ def from_artifact(
         weights=weights,
         weights_sha256=content["weights"]["sha256"],
         published=published(spec, own, weights) if spec is not None and known else None,
-        labels=gives_labels(content),
+        gives=content["outputs"][0].get("kind", "logits"),
+        rule=None if gives_labels(content) else given_rule(content),
     )
 
 
@@ -163,16 +166,16 @@ def _identity(spec: ModelSpec) -> tuple[int | None, int]:
 
 
 def require_alike(targets: list[Target], settings: Settings) -> None:
-    """Refuse to time artifacts that give labels beside runtimes that give logits: they'd do less work.
+    """Refuse to time artifacts that end in labels or probabilities beside runtimes that give logits.
 
     Raises:
         InputError: which.
     """
     others = [name for name in settings.backends if runtimes.get(name).needs != "artifact"]
     for target in targets:
-        if target.labels and others:
+        if target.gives != "logits" and others:
             raise InputError(
-                f"{target.artifact} gives labels, and {', '.join(others)} would give logits: "
+                f"{target.artifact} gives {target.gives}, and {', '.join(others)} would give logits: "
                 "time it with --backend ort and --backend openvino alone"
             )
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from segonnx.sources.catalog import ModelSpec
 
 OPTIMIZE = ("cpu", "none")
-OUTPUTS = ("logits", "labels")
+OUTPUTS = ("logits", "probabilities", "labels")
 CHECKPOINTS = ("final", "best")
 PLANS_FROM = ("folder", "checkpoint")
 
@@ -56,7 +56,7 @@ class Request:
     tune_time: float | None
     tuning: Path | None
     max_weight_growth: float | None
-    output: Literal["logits", "labels"]
+    output: Literal["logits", "probabilities", "labels"]
     overwrite: bool
     threads: int | None
     timeout: float | None
@@ -161,7 +161,7 @@ class Request:
     type=click.Choice(OUTPUTS),
     default="logits",
     show_default=True,
-    help="What the file gives: logits of each class, or one label per voxel.",
+    help="What the file gives: logits or probabilities of each class, or one label per voxel.",
 )
 @options.overwrite("Replace artifacts that are there already.")
 @options.threads("Threads for the checks.")
@@ -264,7 +264,7 @@ def _require_for_all(request: Request) -> None:
         "--shape": request.shape is not None,
         "--batch": request.batch != 1,
         "--tuning": request.tuning is not None,
-        "--output labels": request.output == "labels",
+        f"--output {request.output}": request.output != "logits",
     }
     if given := [option for option, there in alone.items() if there]:
         raise InputError(f"{given[0]} is for one network: --ensemble exports several, and averages their probabilities")
@@ -288,7 +288,7 @@ def _jobs(
 
     What is unpacked for that stays until ``stack`` is closed.
     """
-    from segonnx.exporters import labels, nnunet, pipeline
+    from segonnx.exporters import nnunet, outputs, pipeline
     from segonnx.sources import smp
 
     settings = _settings(request)
@@ -308,8 +308,7 @@ def _jobs(
         jobs = [(spec, settings) for spec in specs]
     for spec, _ in jobs:
         pipeline.input_shape(spec, request.shape, request.batch)
-        if request.output == "labels":
-            labels.require(spec)
+        outputs.require(spec, request.output)
     return jobs
 
 

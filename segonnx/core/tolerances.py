@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from segonnx.core.decisions import Decision, decision
 from segonnx.errors import ParityError
 
 CHUNK = 2**17
@@ -33,6 +34,12 @@ class Tolerance:
     rms_rel_error: float
     label_agreement: float
 
+    def __str__(self) -> str:
+        return (
+            f"max {self.max_rel_error:.1e}, rms {self.rms_rel_error:.1e} of std, "
+            f"labels {100 * self.label_agreement:.4f} %"
+        )
+
 
 TOLERANCES = {
     "float32": Tolerance(max_rel_error=2e-3, rms_rel_error=1e-4, label_agreement=0.999),
@@ -49,7 +56,8 @@ class Difference:
         max_abs_error: the largest difference.
         max_rel_error: the same relative to the reference's standard deviation, or a larger scale.
         rms_rel_error: root mean square of the difference, relative to the same.
-        label_agreement: fraction of voxels with the same label (see ``labels_of``), of 1.
+        label_agreement: fraction of voxels with the same label, of 1. Classes that overlap are decided one by one, and
+            count so.
         spread: the reference's standard deviation; the name is a key of manifests.
     """
 
@@ -103,33 +111,56 @@ def compare_labels(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> Agre
     return Agreement(float((reference == found).mean()))
 
 
-def labels_of(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The labels (N, spatial...) of logits (N, classes, spatial...), in bounded memory.
+def labels_of(values: npt.NDArray[Any], rule: Decision | None = None) -> npt.NDArray[Any]:
+    """The labels (N, spatial...) of an output (N, classes, spatial...), in bounded memory.
 
-    Of each voxel the class with the largest logit, the first of those that tie; with one class, 1 where its logit is
-    above 0. They are uint8, uint16 for more than 256 classes.
+    Args:
+        values: the output; its classes don't overlap.
+        rule: how it is decided; None takes it for logits.
+
+    Returns:
+        uint8, uint16 for more than 256 classes. With one class, 1 where it is above the rule's level.
     """
-    batch, classes, *spatial = logits.shape
+    batch, classes, *spatial = values.shape
+    rule = rule or decision("logits", classes)
     labels = np.empty((batch, math.prod(spatial)), np.uint8 if classes <= 256 else np.uint16)
-    flat = _flat(logits)
+    flat = _flat(values)
     for voxels in _chunks(flat):
-        labels[:, voxels] = _decide(flat[:, :, voxels])
+        decided = rule(flat[:, :, voxels])
+        labels[:, voxels] = decided if rule.above is None else decided[:, 0]
     return labels.reshape(batch, *spatial)
 
 
-def _decide(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    decided: npt.NDArray[Any] = logits[:, 0] > 0 if logits.shape[1] == 1 else logits.argmax(axis=1)
-    return decided
+def probabilities_of(logits: npt.NDArray[Any], rule: Decision) -> npt.NDArray[np.float32]:
+    """The probabilities of logits, both (N, classes, spatial...), in bounded memory.
+
+    Args:
+        logits: what the network gives.
+        rule: how they are decided: classes of which one wins have a softmax, the others a sigmoid each.
+    """
+    result = np.empty(logits.shape, np.float32)
+    flat, out = _flat(logits), _flat(result)
+    for voxels in _chunks(flat):
+        part = np.asarray(flat[:, :, voxels], dtype=np.float64)
+        if rule.above is None:
+            powers = np.exp(part - part.max(axis=1, keepdims=True))
+            out[:, :, voxels] = powers / powers.sum(axis=1, keepdims=True)
+        else:
+            out[:, :, voxels] = 0.5 * (1.0 + np.tanh(0.5 * part))  # the sigmoid, without an overflow
+    return result
 
 
-def compare(reference: npt.NDArray[Any], found: npt.NDArray[Any], scale: float = 0.0) -> Difference:
+def compare(
+    reference: npt.NDArray[Any], found: npt.NDArray[Any], scale: float = 0.0, rule: Decision | None = None
+) -> Difference:
     """Measure ``found`` against ``reference``, both (N, classes, spatial...), in bounded memory.
 
     Args:
-        reference: the logits that are right.
-        found: the others.
+        reference: the output that is right.
+        found: the other.
         scale: what errors are relative to, where the reference's own std is less: logits of a flat image may hardly
             vary.
+        rule: how labels follow from them; None takes them for logits of classes that don't overlap.
 
     Raises:
         ParityError: the shapes differ.
@@ -140,7 +171,8 @@ def compare(reference: npt.NDArray[Any], found: npt.NDArray[Any], scale: float =
     squares = 0.0
     total = 0.0
     total_squares = 0.0
-    agreeing = 0
+    agreeing = decided = 0
+    rule = rule or decision("logits", reference.shape[1])
     reference, found = _flat(reference), _flat(found)
     for voxels in _chunks(reference):
         want = np.asarray(reference[:, :, voxels], dtype=np.float64)
@@ -151,7 +183,9 @@ def compare(reference: npt.NDArray[Any], found: npt.NDArray[Any], scale: float =
         squares += float(np.square(difference).sum())
         total += float(want.sum())
         total_squares += float(np.square(want).sum())
-        agreeing += int(np.count_nonzero(_decide(want) == _decide(have)))
+        same = rule(want) == rule(have)
+        agreeing += int(np.count_nonzero(same))
+        decided += same.size
     count = reference.size
     std = math.sqrt(max(total_squares / count - (total / count) ** 2, 0.0))
     if not math.isfinite(largest) or not math.isfinite(std):
@@ -161,7 +195,7 @@ def compare(reference: npt.NDArray[Any], found: npt.NDArray[Any], scale: float =
         max_abs_error=largest,
         max_rel_error=largest / scale,
         rms_rel_error=math.sqrt(squares / count) / scale,
-        label_agreement=agreeing * reference.shape[1] / count,
+        label_agreement=agreeing / decided,
         spread=std,
     )
 
@@ -175,6 +209,21 @@ def std_of(logits: npt.NDArray[Any]) -> float:
         total += float(part.sum())
         squares += float(np.square(part).sum())
     return math.sqrt(max(squares / flat.size - (total / flat.size) ** 2, 0.0))
+
+
+def compare_values(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> Difference | None:
+    """Measure an output that isn't the segmentation: numbers of any shape, relative to their root mean square.
+
+    Returns:
+        None where shapes or types differ, or whole numbers do.
+    """
+    if (reference.shape, reference.dtype) != (found.shape, found.dtype):
+        return None
+    if reference.dtype != np.float32:
+        return Difference(0.0, 0.0, 0.0, 1.0, 0.0) if np.array_equal(reference, found) else None
+    size = math.sqrt(float(np.square(reference, dtype=np.float64).mean())) if reference.size else 0.0
+    difference = compare(reference.reshape(1, 1, -1), found.reshape(1, 1, -1), size)
+    return replace(difference, label_agreement=1.0)
 
 
 def _flat(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:

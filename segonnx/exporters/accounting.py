@@ -14,10 +14,13 @@ import numpy.typing as npt
 
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import ParityError
-from segonnx.exporters.provenance import Origin
+from segonnx.exporters.provenance import CONSTANTS, Origin
 
 FOLD_TOLERANCE = 1e-5
 """How far a folded weight may lie from the one computed here in float64, relative to the tensor's largest."""
+
+COMPUTED_TOLERANCE = 1e-3
+"""The same for what is computed from positions: the sine of a thousand keeps four digits in float32."""
 
 FEW = 16
 """A constant of more numbers than this, unless they are all the same, could hide weights."""
@@ -57,7 +60,8 @@ def account(
 
     Args:
         onnx_path: the ONNX file, with its external data beside it.
-        weights_path: the safetensors file of the network's inference form.
+        weights_path: the safetensors file of the network's inference form. Beside it lies the one of constants that
+            torch's graph computes from a few numbers.
         parameters: the names of the network's parameters in that file; the rest are buffers.
         origins: what each initializer is said to be made of.
         unused: patterns of names of parameters that may be missing, with the reason.
@@ -68,6 +72,7 @@ def account(
     """
     import onnx_ir as ir
     from safetensors import safe_open
+    from safetensors.numpy import load_file
 
     progress("accounting for every parameter")
     model = ir.load(onnx_path)
@@ -79,10 +84,11 @@ def account(
 
     with safe_open(weights_path, "numpy") as tensors:
         sizes = {name: math.prod(tensors.get_slice(name).get_shape()) for name in parameters}
+    constants = load_file(weights_path.with_name(CONSTANTS))
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         assert tensor is not None
-        _explain(name, tensor.numpy(), origins.get(name), read)
+        _explain(name, tensor.numpy(), origins.get(name), read, constants)
         if isinstance(tensor, ir.ExternalTensor):
             tensor.release()  # unmaps its pages
     here = {name: origins[name] for name in model.graph.initializers}
@@ -99,7 +105,10 @@ def account(
         if reason is None and not np.any(read(name)):
             reason = ZERO
         if reason is None:
-            raise ParityError(f"the network's parameter {name} isn't in the ONNX file, and no reason is known")
+            raise ParityError(
+                f"the network's parameter {name} isn't in the ONNX file, and no reason is known (segonnx.export "
+                "takes reasons as unused=)"
+            )
         reasons[reason] = reasons.get(reason, 0) + sizes[name]
     return Account(
         used=sum(sizes[name] for name in parameters if name in used | shared),
@@ -109,7 +118,9 @@ def account(
     )
 
 
-def _explain(name: str, found: npt.NDArray[Any], origin: Origin | None, read: Read) -> None:
+def _explain(
+    name: str, found: npt.NDArray[Any], origin: Origin | None, read: Read, constants: Mapping[str, npt.NDArray[Any]]
+) -> None:
     """Raise unless the initializer is what its origin says."""
     if origin is None:
         raise ParityError(f"the ONNX file holds {name}, which the network doesn't explain")
@@ -124,8 +135,21 @@ def _explain(name: str, found: npt.NDArray[Any], origin: Origin | None, read: Re
             raise ParityError(
                 f"{name} in the ONNX file isn't the network's layer with its BatchNorm (off by {error:.1e})"
             )
+    elif origin.kind == "computed":
+        if not _close(found, constants[name]):
+            raise ParityError(f"{name} in the ONNX file isn't what PyTorch's graph computes there")
     elif origin.kind == "constant" and found.dtype.kind == "f" and found.size > FEW and np.ptp(found) != 0:
         raise ParityError(f"the ONNX file holds {name} {found.shape}, whose values the network doesn't explain")
+
+
+def _close(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> bool:
+    """Whether a constant is another computation of the same, with as many digits as its type has."""
+    if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+        return False
+    if found.dtype.kind != "f":
+        return np.array_equal(found, expected)
+    largest = float(np.max(np.abs(expected), initial=0.0, where=np.isfinite(expected)))
+    return np.allclose(found, expected, rtol=COMPUTED_TOLERANCE, atol=COMPUTED_TOLERANCE * largest)
 
 
 def _fold(origin: Origin, read: Read) -> npt.NDArray[np.float64]:

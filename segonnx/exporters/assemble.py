@@ -10,6 +10,7 @@ from segonnx.core.subprocesses import Progress
 from segonnx.errors import ParityError
 from segonnx.exporters import accounting
 from segonnx.exporters.accounting import Account
+from segonnx.exporters.activation import Activation
 from segonnx.exporters.provenance import Origin
 
 EXTERNAL_BYTES = 2**30
@@ -28,8 +29,9 @@ class Converted:
         rewrites: the passes that changed the graph, in order.
         parameters: the names of the network's parameters.
         unused: patterns of the names of those that inference doesn't use, with the reason.
-        input: the name of the graph's input.
-        output: the name of the graph's output.
+        inputs: the names of the graph's inputs, the image's first.
+        outputs: the names of the graph's outputs, the segmentation's first.
+        activation: what the network ends in, where that makes probabilities.
     """
 
     opset: int
@@ -39,8 +41,9 @@ class Converted:
     rewrites: tuple[str, ...]
     parameters: tuple[str, ...]
     unused: dict[str, str]
-    input: str = "input"
-    output: str = "logits"
+    inputs: tuple[str, ...] = ("input",)
+    outputs: tuple[str, ...] = ("logits",)
+    activation: Activation | None = None
 
 
 def assemble(
@@ -65,9 +68,10 @@ def assemble(
                 if entry.key == "location":
                     entry.value = f"{MODEL}.data"
         data_path.rename(artifact / f"{MODEL}.data")
-        onnx.save(model, str(path))
     else:
-        onnx.save(onnx.load(str(converted_path)), str(path))
+        model = onnx.load(str(converted_path))
+    _rename_output(model.graph, converted.outputs[0])
+    onnx.save(model, str(path))
     progress("checking the graph")
     try:
         onnx.checker.check_model(str(path), full_check=True)
@@ -75,7 +79,19 @@ def assemble(
         raise ParityError(f"the converted graph isn't valid ONNX: {error}") from error
     graph = onnx.load(str(path), load_external_data=False).graph
     names = [value.name for value in (*graph.input, *graph.output)]
-    if names != [converted.input, converted.output]:
-        expected = [converted.input, converted.output]
-        raise ParityError(f"the graph's input and output are called {names}, expected {expected}")
+    if names != [*converted.inputs, *converted.outputs]:
+        expected = [*converted.inputs, *converted.outputs]
+        raise ParityError(f"the graph's inputs and outputs are called {names}, expected {expected}")
     return accounting.account(path, weights_path, converted.parameters, converted.origins, converted.unused, progress)
+
+
+def _rename_output(graph: onnx.GraphProto, name: str) -> None:  # type: ignore[name-defined]  # noqa: F821
+    """Call the graph's first output by a name, which says what was found that it holds."""
+    if graph.output[0].name == name:
+        return
+    old, graph.output[0].name = graph.output[0].name, name
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for i, used in enumerate(names):
+                if used == old:
+                    names[i] = name

@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
+import traceback
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +20,15 @@ from typing import TYPE_CHECKING, Any
 from segonnx.core import subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import ConversionError, ResourceError, first_line
+from segonnx.exporters.activation import final
 from segonnx.exporters.assemble import Converted
 from segonnx.exporters.prepare import STATE
+from segonnx.exporters.provenance import CONSTANTS
 from segonnx.sources.catalog import ModelSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from torch import nn
 
     from segonnx.models.base import BuiltModel
     from segonnx.optimize import Optimize
@@ -89,6 +95,7 @@ def convert_network(built: BuiltModel, conversion: Conversion, progress: Progres
     progress("optimising the graph")
     tensors = checkpoints.names(built.module)
     traced = provenance.trace(model, tensors)
+    activation = final(model)
     onnxscript.optimizer.optimize(model)
     changed = apply(model, conversion.optimize, conversion.choices)
     common.ShapeInferencePass()(model)
@@ -98,18 +105,21 @@ def convert_network(built: BuiltModel, conversion: Conversion, progress: Progres
     for value in model.graph.initializers.values():
         value.metadata_props.clear()
     model.graph.name = spec.name
+    constants = provenance.computed(model, traced)
+    provenance.save(constants, path.with_name(CONSTANTS))
     progress("writing the ONNX file")
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
     return Converted(
         opset=model.graph.opset_imports[""],
         ir_version=model.ir_version,
         operators=dict(sorted(Counter(node.op_type for node in model.graph).items())),
-        origins=provenance.explain(model, traced, tensors),
+        origins=provenance.explain(model, traced, tensors, constants),
         rewrites=changed,
         parameters=tuple(name for name, _ in built.module.named_parameters()),
         unused=dict(built.unused),
-        input=spec.input,
-        output=_output(spec),
+        inputs=(spec.input, *(one.name for one in spec.more_inputs)),
+        outputs=(_output(spec), *spec.more_outputs),
+        activation=activation,
     )
 
 
@@ -118,42 +128,107 @@ def _program(built: BuiltModel, conversion: Conversion) -> ir.Model:
     import torch
 
     spec, shape = conversion.spec, conversion.shape
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    arguments, keywords = _arguments(spec, shape, _traced(spec, shape, dynamic=conversion.dynamic))
+    dynamic = _dynamic_shapes(built.module, spec, shape) if conversion.dynamic else None
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints graphs where it fails
-            warnings.simplefilter("ignore")
+        with _quiet():
             program = torch.onnx.export(
                 built.module,
-                (torch.zeros(shape),),
+                arguments,
+                kwargs=keywords or None,
                 dynamo=True,
                 optimize=False,
                 opset_version=OPSET,
-                input_names=[spec.input],
-                output_names=[_output(spec)],
-                dynamic_shapes=_dynamic_shapes(spec, shape) if conversion.dynamic else None,
+                input_names=[spec.input, *(one.name for one in spec.more_inputs)],
+                output_names=[_output(spec), *spec.more_outputs],
+                dynamic_shapes=dynamic,
                 verbose=False,
             )
     except Exception as error:
         ours = subprocesses.translate(error)
         if isinstance(ours, ResourceError):
             raise ours from error
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise ConversionError(f"torch can't express {spec.name} in ONNX: {first_line(cause)}") from error
-    finally:
-        logger.setLevel(level)
+        raise ConversionError(f"torch can't express {spec.name} in ONNX: {_why(error)}") from error
     assert program is not None
+    if conversion.dynamic:
+        _require_open(program.model, spec)
     return program.model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing of what torch prints and logs where it fails: whole graphs, by several ways."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _why(error: BaseException) -> str:
+    """Why torch failed, in one line; with the caller's line of code where that depends on the input's values."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if "data-dependent" not in str(cause).lower():
+        return first_line(cause)
+    package = str(Path(__file__).parents[1])
+    frames = [
+        frame
+        for frame in traceback.extract_tb(cause.__traceback__)
+        if "site-packages" not in frame.filename and not frame.filename.startswith((package, "<"))
+    ]
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"its code branches on values of its input, or makes a size of them{where}, and a graph holds one way alone"
 
 
 def _output(spec: ModelSpec) -> str:
     return spec.output or "logits"
 
 
-def _dynamic_shapes(spec: ModelSpec, shape: tuple[int, ...]) -> tuple[dict[int, Any], ...]:
+def _traced(spec: ModelSpec, shape: tuple[int, ...], *, dynamic: bool) -> tuple[int, ...]:
+    """The shape of the image that torch traces the network with.
+
+    torch takes a size of 1 for a constant, whatever is said of its axis. A graph of open sizes is traced at others: two
+    images or more, of two steps or more.
+    """
+    if not dynamic:
+        return shape
+    spatial = (max(size, 2 * step) for size, step in zip(shape[2:], spec.divisors, strict=True))
+    return (max(2, shape[0]), shape[1], *spatial)
+
+
+def _arguments(
+    spec: ModelSpec, shape: tuple[int, ...], traced: tuple[int, ...]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What torch traces the network with: by their places, and by their keywords."""
+    import torch
+
+    image = torch.zeros(traced)
+    places: list[tuple[str | None, torch.Tensor]] = [(spec.argument, image)]
+    for one in spec.more_inputs:
+        axes = _open_axes(one.shape, shape)
+        sizes = [traced[axis] if axis in axes else size for axis, size in enumerate(one.shape)]
+        places.append((one.argument, torch.zeros(sizes, dtype=getattr(torch, one.dtype))))
+    by_place = tuple(tensor for argument, tensor in places if argument is None)
+    return by_place, {argument: tensor for argument, tensor in places if argument is not None}
+
+
+def _open_axes(shape: tuple[int, ...], image: tuple[int, ...]) -> set[int]:
+    """The axes of another input whose sizes are the image's."""
+    axes = {0} if shape and shape[0] == image[0] else set()
+    return axes | set(range(2, len(image))) if axes and len(shape) == len(image) and shape[2:] == image[2:] else axes
+
+
+def _dynamic_shapes(module: nn.Module, spec: ModelSpec, shape: tuple[int, ...]) -> Any:
+    """The open axes of each input, as ``torch.export`` wants them: in the order of ``forward``'s arguments."""
     import torch
 
     names = ("depth", "height", "width")[-(len(shape) - 2) :]
@@ -161,4 +236,30 @@ def _dynamic_shapes(spec: ModelSpec, shape: tuple[int, ...]) -> tuple[dict[int, 
         axis: step * torch.export.Dim(f"{name}_{step}", min=2)
         for axis, (name, step) in enumerate(zip(names, spec.divisors, strict=True), 2)
     }
-    return ({0: torch.export.Dim("batch", min=1), **spatial},)
+    image = {0: torch.export.Dim("batch", min=1), **spatial}
+    every = [(spec.argument, image)]
+    for one in spec.more_inputs:
+        axes = _open_axes(one.shape, shape)
+        every.append((one.argument, {axis: dim for axis, dim in image.items() if axis in axes}))
+    if all(argument is None for argument, _ in every):
+        by_place = tuple(axes for _, axes in every)
+        kinds = [one.kind for one in inspect.signature(module.forward).parameters.values()]
+        return (by_place,) if kinds[:1] == [inspect.Parameter.VAR_POSITIONAL] else by_place
+    return {str(argument): axes for argument, axes in every}
+
+
+def _require_open(model: ir.Model, spec: ModelSpec) -> None:
+    """See to it that batch and spatial sizes of the image are open in the file.
+
+    Raises:
+        ConversionError: torch fixed one.
+    """
+    shape = model.graph.inputs[0].shape
+    assert shape is not None
+    names = {0: "batch", **dict(enumerate(("depth", "height", "width")[-(len(shape) - 2) :], 2))}
+    if fixed := {name: shape[axis] for axis, name in names.items() if isinstance(shape[axis], int)}:
+        said = " and ".join(f"the {name} at {size}" for name, size in fixed.items())
+        raise ConversionError(
+            f"{spec.name} can't be exported with open sizes: torch fixed {said}, on which the network's code depends; "
+            "export it without dynamic"
+        )

@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from segonnx.core.files import sha256
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.core.tolerances import TOLERANCES, Difference
 from segonnx.errors import CheckpointError
+from segonnx.exporters import outputs
 from segonnx.exporters.accounting import Account
 from segonnx.exporters.assemble import Converted
 from segonnx.exporters.parity import DTYPE, RUNTIME, STABLE_NORM_RUNTIME, Measured
-from segonnx.exporters.prepare import Prepared
+from segonnx.exporters.prepare import Prepared, Values
 from segonnx.exporters.settings import Settings
 from segonnx.sources.catalog import ModelSpec
 
@@ -45,6 +46,7 @@ class Findings:
     """What the steps of an export found.
 
     Attributes:
+        spec: the network, with what was found of its output.
         prepared: the network's counts.
         converted: the graph's facts.
         account: where the parameters went.
@@ -53,6 +55,7 @@ class Findings:
         tuning: the choice of the rewrites; None where the package's defaults were taken.
     """
 
+    spec: ModelSpec
     prepared: Prepared
     converted: Converted
     account: Account
@@ -102,8 +105,8 @@ def arguments(
         found["tuning_sha256"] = _digest(tuning)
     if settings.max_weight_growth is not None:
         found["max_weight_growth"] = settings.max_weight_growth
-    if settings.output == "labels":
-        found["output"] = "labels"
+    if settings.output not in (None, "logits"):
+        found["output"] = settings.output
     if settings.trust:
         found["trusted"] = True
     if spec.described:
@@ -113,18 +116,18 @@ def arguments(
 
 @dataclass(frozen=True)
 class Tensors:
-    """The graph's input and output, each as in the manifest; see ``verify.describe``."""
+    """The graph's inputs and outputs, each as in the manifest; see ``verify.describe``."""
 
-    input: dict[str, Any]
-    output: dict[str, Any]
+    inputs: list[dict[str, Any]]
+    outputs: list[dict[str, Any]]
 
 
 def tensors(artifact: Path) -> Tensors:
-    """The input and the output of the model in a folder."""
+    """The inputs and outputs of the model in a folder."""
     import onnx
 
     graph = onnx.load(str(artifact / MODEL), load_external_data=False).graph
-    return Tensors(describe(graph.input[0]), describe(graph.output[0]))
+    return Tensors([describe(value) for value in graph.input], [describe(value) for value in graph.output])
 
 
 def require_writable(
@@ -151,19 +154,23 @@ def require_writable(
     Raises:
         InputError: some text or number can't be written, or doesn't fit the manifest's schema; the message names it.
     """
+    spec = replace(spec, gives=spec.gives or "logits", overlapping=bool(spec.overlapping))
     labels = settings.output == "labels"
     classes = [] if labels else [spec.num_classes]
     spatial = [] if spec.family == "encoder" else [*shape[2:]]
     output = {
-        "name": spec.output or settings.output,
+        "name": outputs.name_of(spec, settings.output),
         "shape": [shape[0], *classes, *spatial],
         "dtype": ("uint8" if spec.num_classes <= 256 else "uint16") if labels else "float32",
     }
-    graph = Tensors({"name": spec.input, "shape": list(shape), "dtype": "float32"}, output)
+    more = [{"name": one.name, "shape": [*one.shape], "dtype": one.dtype} for one in spec.more_inputs]
+    others = [{"name": name, "shape": [1], "dtype": "float32"} for name in spec.more_outputs]
+    graph = Tensors([{"name": spec.input, "shape": list(shape), "dtype": "float32"}, *more], [output, *others])
     empty = "0" * 64
     measured = Measured(ParityInput("noise", shape), empty, Difference(0.0, 0.0, 0.0, 1.0, 0.0))
     findings = Findings(
-        prepared=Prepared(parameters=0, macs=0, weights_sha256=empty),
+        spec=spec,
+        prepared=Prepared(parameters=0, macs=0, weights_sha256=empty, values=Values(), inputs=()),
         converted=Converted(1, 1, {}, {}, (), (), {}),
         account=Account(0, 0, 0, dict.fromkeys(reasons, 0)),
         measured=[measured],
@@ -171,7 +178,9 @@ def require_writable(
         tuning=tuning,
     )
     content = compose(spec, settings, made_with, findings, graph)
-    names = (MODEL, layout.CARD, layout.SBOM, layout.TOLERANCES, layout.INPUT, layout.OUTPUT)
+    names = [MODEL, layout.CARD, layout.SBOM, layout.TOLERANCES]
+    names += [layout.input_file(number) for number in range(1 + len(more))]
+    names += [layout.output_file(number) for number in range(1 + len(others))]
     content["files"] = {name: {"sha256": empty, "bytes": 0} for name in names}
     manifest.sealed(content, spec.name)
 
@@ -189,7 +198,7 @@ def compose(
         graph: the model's input and output.
     """
     described = {
-        key: value for key, value in spec.described.items() if key != "inference" or settings.output == "logits"
+        key: value for key, value in spec.described.items() if key != "inference" or settings.output in (None, "logits")
     }
     content: Manifest = {
         "schema_version": manifest.SCHEMA_VERSION,
@@ -199,8 +208,8 @@ def compose(
         "source": spec.source,
         "parameters": _parameters(spec, findings),
         "macs": findings.prepared.macs,
-        "inputs": [graph.input],
-        "outputs": [{**graph.output, **_output_kind(spec, settings)}],
+        "inputs": graph.inputs,
+        "outputs": [{**graph.outputs[0], **_output_kind(spec, settings)}, *graph.outputs[1:]],
         "opset": findings.converted.opset,
         "ir_version": findings.converted.ir_version,
         "operators": findings.converted.operators,
@@ -208,7 +217,7 @@ def compose(
         "preprocessing": _preprocessing(spec),
         "labels": [],
         **described,
-        "parity": _parity(settings, findings.measured),
+        "parity": _parity(spec, settings, findings.measured),
         "rewrites": list(findings.converted.rewrites),
         "files": {},
         "producer": hardware.versions() | {"segonnx": __version__},
@@ -251,8 +260,14 @@ def _parameters(spec: ModelSpec, findings: Findings) -> dict[str, Any]:
 
 
 def _output_kind(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
-    """What the manifest says of an output that isn't logits."""
-    return {"kind": "labels", "classes": max(2, spec.num_classes)} if settings.output == "labels" else {}
+    """What the manifest says of an output: what it is where it isn't logits, and how labels follow or followed."""
+    if spec.family == "encoder":
+        return {}
+    decided = {"decision": outputs.given_rule(spec, settings.output).text}
+    if settings.output == "labels":
+        return {"kind": "labels", "classes": max(2, spec.num_classes), **decided}
+    kind = settings.output or spec.gives
+    return decided if kind == "logits" else {"kind": kind, **decided}
 
 
 def _weights(spec: ModelSpec, settings: Settings, findings: Findings) -> dict[str, Any]:
@@ -270,8 +285,12 @@ def _short(path: Path) -> str:
     return f"{path.parent.name}/{path.name}" if path.parent.name.startswith("fold_") else path.name
 
 
-def _parity(settings: Settings, measured: list[Measured]) -> dict[str, Any]:
+def _parity(spec: ModelSpec, settings: Settings, measured: list[Measured]) -> dict[str, Any]:
     differences = [result.difference for result in measured]
+    more = {
+        name: [result.more[number] for result in measured if result.more]
+        for number, name in enumerate(spec.more_outputs)
+    }
     return {
         "inputs": [
             {
@@ -290,4 +309,9 @@ def _parity(settings: Settings, measured: list[Measured]) -> dict[str, Any]:
         "reference": "PyTorch",
         "runtime": STABLE_NORM_RUNTIME if settings.stable_norm else RUNTIME,
         "passed": True,
+        **({"more_outputs": {name: _largest(found) for name, found in more.items()}} if more else {}),
     }
+
+
+def _largest(found: list[Difference]) -> dict[str, float]:
+    return {key: max((getattr(one, key) for one in found), default=0.0) for key in ("max_rel_error", "rms_rel_error")}

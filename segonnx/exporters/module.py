@@ -7,26 +7,32 @@ pickled. That process prepares and converts it; the checks of the file run in pr
 from __future__ import annotations
 
 import contextlib
+import math
+import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segonnx.core import hardware, subprocesses
+from segonnx.core.decisions import Kind
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, first_line
-from segonnx.exporters import pipeline
-from segonnx.exporters.accounting import FEW
+from segonnx.exporters import module_checks, module_inputs, module_outputs, pipeline
+from segonnx.exporters.module_inputs import MORE_TYPES, Call, dtype_of
+from segonnx.exporters.module_outputs import Key, OutputAxes
 from segonnx.exporters.pipeline import Exported
 from segonnx.exporters.settings import OutputKind, Settings
 from segonnx.optimize import Optimize
-from segonnx.sources.catalog import ModelSpec
+from segonnx.sources.catalog import ModelSpec, MoreInput
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-AXES = {4: "images (N, C, H, W)", 5: "volumes (N, C, D, H, W)"}
+SUFFIXES = (".onnx", ".zip", ".pt", ".pth", ".tar", ".ckpt", ".safetensors")
+"""Endings of files, which the folder of an artifact hardly was meant to have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,163 +41,255 @@ class ModuleExport:
 
     name: str | None = None
     labels: Sequence[str] | None = None
-    output: str | int | None = None
-    result: OutputKind = "logits"
+    output: Key | Sequence[Key] | None = None
+    output_axes: OutputAxes | None = None
+    output_kind: Kind | None = None
+    overlapping: bool | None = None
+    result: OutputKind | None = None
+    test_inputs: Sequence[Any] = ()
     unused: Mapping[str, str] = field(default_factory=dict)
     dynamic: bool = False
     divisor: int = 32
     optimize: Optimize = "cpu"
     overwrite: bool = False
     licence: str = "unknown"
-    input_name: str = "input"
-    output_name: str | None = None
+    input_names: Sequence[str] = ()
+    output_names: Sequence[str] = ()
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
     threads: int = field(default_factory=hardware.usable_cores)
 
 
 def export(
-    module: nn.Module, example: torch.Tensor, path: Path, how: ModuleExport, progress: Progress = subprocesses.silent
+    module: nn.Module, example: Any, path: Path, how: ModuleExport, progress: Progress = subprocesses.silent
 ) -> Exported:
     """Export a module; see ``segonnx.export``."""
     from segonnx.models.base import BuiltModel
 
-    _check_example(example)
-    _check_module(module)
+    module_checks.require_exportable(module)
+    call = module_inputs.call_of(module, example, "example input")
     path = path if path.name not in ("", "..") else path.resolve()
-    with _inference(module, how.output):
-        classes = _count_classes(module, example, how)
-        unused = {**how.unused, **({} if how.output is None else {".*": f"output {how.output!r} doesn't need it"})}
+    _check_arguments(call, path, how)
+    divisor = how.divisor if how.dynamic else None
+    tests = [module_inputs.test_input(module, given, call, divisor) for given in how.test_inputs]
+    with _inference(module, how) as answers, tempfile.TemporaryDirectory() as scratch:
+        given = _try(module, call, how, answers)
+        spec = _describe(module, call, given, path.name, how)
+        unused = _unused(module, call, how)
+        files = [
+            module_inputs.write(one, spec, Path(scratch) / f"{number}.safetensors")
+            for number, one in enumerate([call, *tests])
+        ]
         settings = Settings(
             out=path.parent,
             folder=path.name,
-            batch=example.shape[0],
+            batch=call.image.shape[0],
             dynamic=how.dynamic,
             optimize=how.optimize,
             output=how.result,
             overwrite=how.overwrite,
             threads=how.threads,
         )
-        spec = _describe(module, example, path.name, classes, how)
-        return pipeline.export(spec, settings, progress, BuiltModel(module, unused))
+        return pipeline.export(spec, settings, progress, BuiltModel(module, unused, inputs=tuple(files)))
 
 
-def _count_classes(module: nn.Module, example: torch.Tensor, how: ModuleExport) -> int:
-    """How many classes the module gives.
+def _check_arguments(call: Call, path: Path, how: ModuleExport) -> None:
+    """Refuse arguments that are wrong by themselves, before any work.
 
     Raises:
-        InputError: it gives something else, or not what was asked for.
+        InputError: which.
     """
-    logits = _try(module, example)
-    classes = logits.shape[1]
-    if how.labels is not None and len(how.labels) != classes:
-        raise InputError(f"the module gives {classes} classes, labels= names {len(how.labels)}")
-    if how.result == "labels" and logits.ndim < 3:
-        raise InputError(f"the module gives {tuple(logits.shape)}, which is no logits of voxels: it has no labels")
-    return classes
-
-
-def _describe(module: nn.Module, example: torch.Tensor, name: str, classes: int, how: ModuleExport) -> ModelSpec:
-    labels = how.labels
-    return ModelSpec(
-        name=how.name or name,
-        family="module",
-        builder="module",
-        options={},
-        input_shape=tuple(example.shape),
-        num_classes=classes,
-        modality="other",
-        source=f"module {type(module).__qualname__}",
-        divisors=(how.divisor,) * (example.ndim - 2),
-        licence=how.licence,
-        input=how.input_name,
-        output=how.output_name,
-        weights_source="the module's own, as it was in memory",
-        parameters=sum(parameter.numel() for parameter in module.parameters()),
-        described={} if labels is None else {"labels": [_label(i, text) for i, text in enumerate(labels)]},
-    )
-
-
-def _label(value: int, name: str) -> dict[str, Any]:
-    return {"name": str(name), "value": value, "labels": [value]}
-
-
-def _check_example(example: object) -> None:
-    import torch
-
-    if not isinstance(example, torch.Tensor):
-        raise InputError(f"the example input is a {type(example).__name__}; segonnx exports networks of one tensor")
-    if example.ndim not in AXES or example.dtype != torch.float32:
+    if path.suffix.lower() in SUFFIXES:
+        folder = str(path.with_suffix(""))
+        raise InputError(f"path={str(path)!r} names a file; an artifact is a folder, such as {folder!r}")
+    if how.divisor < 1:
+        raise InputError(f"divisor={how.divisor}: spatial sizes are multiples of a whole number from 1")
+    image = tuple(call.image.shape)
+    if how.dynamic and any(size % how.divisor for size in image[2:]):
         raise InputError(
-            f"the example input is {tuple(example.shape)} of {example.dtype}; it must be float32, "
-            + " or ".join(AXES.values())
+            f"the example input is {image}, and with dynamic=True its spatial sizes must be multiples of "
+            f"divisor={how.divisor}"
         )
+    _check_names(call, how)
+    _check_statistics(image, how)
 
 
-def _check_module(module: object) -> None:
-    """Stop at what the artifact couldn't hold, or couldn't account for."""
-    import torch
-    from torch import nn
-    from torch.nn.parameter import is_lazy
+def _check_names(call: Call, how: ModuleExport) -> None:
+    if how.input_names and len(how.input_names) != len(call.tensors):
+        raise InputError(f"input_names= has {len(how.input_names)} names for {len(call.tensors)} inputs")
+    for argument, names in (("input", how.input_names), ("output", how.output_names)):
+        if not all(isinstance(name, str) and name.strip() for name in names):
+            raise InputError(f"an {argument} needs a name of one letter or more: {argument}_names={list(names)}")
+    names = [*module_inputs.input_names(call, how.input_names), *how.output_names]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"{twice!r} is the name of two inputs or outputs: give each a name of its own")
 
-    if not isinstance(module, nn.Module):
-        raise InputError(f"a {type(module).__name__} is no torch.nn.Module")
-    if isinstance(module, torch.jit.ScriptModule):
-        raise InputError("a TorchScript module can't be exported: give the module that it was made of")
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if is_lazy(tensor):
-            raise InputError(f"{name} has no values yet: run the module once")
-        if tensor.device.type != "cpu":
-            raise InputError(f"{name} is on {tensor.device}: give module.cpu()")
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            raise InputError(f"{name} is of {tensor.dtype}; artifacts compute in float32: give module.float()")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"{name} holds NaN or infinite values")
-    for path, child in module.named_modules():
-        for name, value in vars(child).items():
-            if isinstance(value, torch.Tensor) and value.numel() > FEW:
-                place = f"{path}.{name}" if path else name
-                raise InputError(
-                    f"{place} is a tensor that no state_dict holds: use register_buffer, so that it counts"
-                )
+
+def _check_statistics(image: tuple[int, ...], how: ModuleExport) -> None:
+    if (how.mean is None) != (how.std is None):
+        raise InputError("mean= and std= go together")
+    if how.mean is None or how.std is None:
+        return
+    if len(image) != 4:
+        raise InputError(f"mean= and std= are of pictures (N, C, H, W), and the example input is {image}")
+    for argument, numbers in (("mean", how.mean), ("std", how.std)):
+        if len(numbers) != image[1] or not all(math.isfinite(number) for number in numbers):
+            raise InputError(f"{argument}={list(numbers)}: it takes a number for each of {image[1]} channels")
+    if min(how.std) <= 0:
+        raise InputError(f"std={list(how.std)}: every number must be above 0")
+
+
+class _Answers:
+    """A hook that gives what the artifact will give, of all that a module gives."""
+
+    def __init__(self, how: ModuleExport) -> None:
+        self._path = module_outputs.path_of(how.output)
+        self._how = how
+        self.arranged = True
+        """Whether the segmentation's axes are put in order; False gives it as the module does."""
+
+    def __call__(self, _module: object, _inputs: object, given: Any) -> Any:
+        many = len(self._how.output_names) > 1
+        if many:
+            first, *others = module_outputs.every(given, self._path, self._how.output_names)
+        else:
+            first, others = module_outputs.select(given, self._path), []
+        if self.arranged:
+            first = module_outputs.arranged(first, self._how.output_axes)
+        return (first, *others) if many else first
 
 
 @contextlib.contextmanager
-def _inference(module: nn.Module, output: str | int | None) -> Iterator[None]:
-    """The module in inference mode, giving one of its outputs; afterwards it is as it was."""
+def _inference(module: nn.Module, how: ModuleExport) -> Iterator[_Answers]:
+    """The module in inference mode, giving what the artifact will give; afterwards it is as it was."""
     training = {child: child.training for child in module.modules()}
-    hook = None if output is None else module.register_forward_hook(lambda _module, _inputs, given: given[output])
+    answers = _Answers(how)
+    hook = module.register_forward_hook(answers)
     module.eval()
     for child in training:  # some keep parts of themselves from eval()
         child.training = False
     try:
-        yield
+        yield answers
     finally:
-        if hook is not None:
-            hook.remove()
+        hook.remove()
         for child, was in training.items():
             child.training = was
 
 
-def _try(module: nn.Module, example: torch.Tensor) -> torch.Tensor:
-    """What the module gives for the example: a tensor (N, classes, ...) of float32.
+def _try(module: nn.Module, call: Call, how: ModuleExport, answers: _Answers) -> tuple[torch.Tensor, ...]:
+    """What the module gives for the example: the segmentation (N, classes, ...) of float32, then its other outputs.
 
     Raises:
         InputError: it gives something else, or fails.
     """
     import torch
 
+    answers.arranged = False
     try:
         with torch.inference_mode():
-            given = module(example.detach().cpu())
+            answer = call.run(module)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"the module fails on the example input: {first_line(error)}") from error
-    if isinstance(given, dict):
-        raise InputError(f"the module gives several outputs: choose one with output=, of {', '.join(map(repr, given))}")
-    if isinstance(given, (list, tuple)):
-        raise InputError(f"the module gives {len(given)} outputs: choose one with output=, from 0 to {len(given) - 1}")
-    if not isinstance(given, torch.Tensor):
-        raise InputError(f"the module gives a {type(given).__name__}, not a tensor")
-    if given.ndim < 2 or given.shape[0] != example.shape[0] or given.dtype != torch.float32:
+    finally:
+        answers.arranged = True
+    first, *others = answer if isinstance(answer, tuple) else (answer,)
+    shape = tuple(first.shape)
+    if not first.is_floating_point():
         raise InputError(
-            f"the module gives {tuple(given.shape)} of {given.dtype}; it must be float32 (N, classes, spatial...)"
+            f"the module gives labels itself, {shape} of {first.dtype}; it must be float32 (N, classes, spatial...): "
+            "leave the argmax or threshold out of the module, and say result='labels'"
         )
-    return given
+    if first.dtype != torch.float32:
+        raise InputError(f"the module gives {shape} of {first.dtype}; it must be float32 (N, classes, spatial...)")
+    module_outputs.require_axes(first, call.image, how.output_axes)
+    first = module_outputs.arranged(first, how.output_axes)
+    for name, other in zip(how.output_names[1:], others, strict=True):
+        if dtype_of(other) not in MORE_TYPES:
+            raise InputError(f"the output {name} is of {other.dtype}; there may be {', '.join(MORE_TYPES)}")
+    if how.result == "labels" and first.ndim < 3:
+        raise InputError(f"the module gives {shape}, which is no logits of voxels: it has no labels")
+    return (first, *others)
+
+
+def _unused(module: nn.Module, call: Call, how: ModuleExport) -> dict[str, str]:
+    """Why parameters may be missing from the file, by patterns of their names.
+
+    A parameter that the chosen output doesn't depend on, and others may, is said to be those others'.
+
+    Raises:
+        InputError: a part of the module never runs, and no reason is given.
+    """
+    needed = module_checks.needed(module, call)
+    if needed is None:
+        return dict(how.unused)
+    rest = [name for name, _ in module.named_parameters() if name not in needed]
+    if how.output is not None:
+        return {**how.unused, **{re.escape(name): f"output {how.output!r} doesn't need it" for name in rest}}
+    unexplained = [name for name in rest if not any(re.fullmatch(pattern, name) for pattern in how.unused)]
+    idle = module_checks.never_run(module, call) if unexplained else set()
+    if found := [name for name in unexplained if name.rpartition(".")[0] in idle]:
+        part = found[0].rpartition(".")[0]
+        raise InputError(
+            f"the module never runs {part}, whose parameters would be missing: say why, with "
+            f"unused={{{re.escape(part) + '.*'!r}: 'why inference needs none of it'}}"
+        )
+    return dict(how.unused)
+
+
+def _describe(
+    module: nn.Module, call: Call, given: tuple[torch.Tensor, ...], name: str, how: ModuleExport
+) -> ModelSpec:
+    classes = given[0].shape[1]
+    labels = _labels(classes, how.labels)
+    pictures = {} if how.mean is None or how.std is None else {"preprocessing": _preprocessing(how.mean, how.std)}
+    first, *others = module_inputs.input_names(call, how.input_names)
+    more = zip(others, call.tensors[1:], call.arguments[1:], strict=True)
+    return ModelSpec(
+        name=how.name or name,
+        family="module",
+        builder="module",
+        options={},
+        input_shape=tuple(call.image.shape),
+        num_classes=classes,
+        modality="other",
+        source=f"module {type(module).__qualname__}",
+        divisors=(how.divisor,) * (call.image.ndim - 2),
+        licence=how.licence,
+        input=first,
+        output=how.output_names[0] if how.output_names else None,
+        gives=how.output_kind,
+        overlapping=how.overlapping,
+        argument=call.arguments[0],
+        more_inputs=tuple(MoreInput(key, tuple(one.shape), dtype_of(one), argument) for key, one, argument in more),
+        more_outputs=tuple(how.output_names[1:]),
+        weights_source="the module's own, as it was in memory",
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        described={**pictures, **({"labels": labels} if labels else {})},
+    )
+
+
+def _labels(classes: int, names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The entries of a manifest for the classes' names; one class is 1, beside a background that is 0.
+
+    Raises:
+        InputError: there are others than classes.
+    """
+    if names is None:
+        return []
+    if isinstance(names, str) or len(names) != classes:
+        count = 1 if isinstance(names, str) else len(names)
+        alone = "; the one class is named, and not its background" if classes == 1 else ""
+        raise InputError(f"the module gives {classes} classes, labels= names {count}{alone}")
+    first = 1 if classes == 1 else 0
+    return [{"name": str(name), "value": value, "labels": [value]} for value, name in enumerate(names, first)]
+
+
+def _preprocessing(mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    return {
+        "modality": "RGB" if len(mean) == 3 else "other",
+        "note": "pictures scaled to 0..1, then normalised per channel with mean and standard deviation",
+        "mean": [float(number) for number in mean],
+        "std": [float(number) for number in std],
+    }

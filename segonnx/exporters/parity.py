@@ -17,9 +17,11 @@ from segonnx.core import synthetic_inputs
 from segonnx.core.ort_session import SessionSettings, open_session
 from segonnx.core.subprocesses import Progress
 from segonnx.core.synthetic_inputs import ParityInput
-from segonnx.core.tolerances import TOLERANCES, Difference, compare, labels_of, std_of
+from segonnx.core.tolerances import TOLERANCES, Difference, compare, compare_values, labels_of, probabilities_of, std_of
 from segonnx.errors import ParityError
+from segonnx.exporters.parity_inputs import Feeds, feeds
 from segonnx.exporters.settings import OutputKind
+from segonnx.sources.catalog import ModelSpec
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -37,7 +39,7 @@ class ParityCheck:
 
     Attributes:
         inputs: the test inputs.
-        modality: the network's, which decides how the test inputs are normalised.
+        spec: the network.
         folder: holds PyTorch's logits on test input i as ``logits_i.npy``.
         stable_norm: run the file with its InstanceNormalization computed without loss of digits. ONNX Runtime's loses
             some, and a file for other runtimes shouldn't fail for that.
@@ -45,7 +47,7 @@ class ParityCheck:
     """
 
     inputs: tuple[ParityInput, ...]
-    modality: str
+    spec: ModelSpec
     folder: Path
     stable_norm: bool
     threads: int
@@ -59,9 +61,18 @@ class ParityCheck:
         logits: synthetic_inputs.Array = np.load(self.folder / f"logits_{i}.npy", mmap_mode="r", allow_pickle=False)
         return logits
 
-    def saved_labels(self, i: int) -> Path:
-        """The file of the labels that the ONNX file's own logits on test input i give."""
-        return self.folder / f"labels_{i}.npy"
+    def more(self, i: int, k: int) -> npt.NDArray[Any]:
+        """PyTorch's k-th output after the segmentation on test input i, mapped from its file."""
+        given: npt.NDArray[Any] = np.load(self.folder / f"more_{i}_{k}.npy", mmap_mode="r", allow_pickle=False)
+        return given
+
+    def saved(self, i: int) -> Path:
+        """The file of the labels, or the probabilities, that the ONNX file's own logits on test input i give."""
+        return self.folder / f"result_{i}.npy"
+
+    def result(self, logits: npt.NDArray[Any], output: OutputKind) -> npt.NDArray[Any]:
+        """The labels or the probabilities of logits."""
+        return labels_of(logits, self.spec.rule) if output == "labels" else probabilities_of(logits, self.spec.rule)
 
 
 @dataclass(frozen=True)
@@ -72,14 +83,16 @@ class Measured:
         input: what the input is.
         sha256: SHA-256 of its bytes.
         difference: how far ONNX Runtime's logits are from PyTorch's.
+        more: how far its other outputs are.
     """
 
     input: ParityInput
     sha256: str
     difference: Difference
+    more: tuple[Difference, ...] = ()
 
 
-def measure(artifact: Path, check: ParityCheck, output: OutputKind, progress: Progress) -> list[Measured]:
+def measure(artifact: Path, check: ParityCheck, output: OutputKind | None, progress: Progress) -> list[Measured]:
     """Run the ONNX file on every test input, hold it against PyTorch's logits, and write the first as test data.
 
     Errors are relative to the largest standard deviation of the logits on any input: on a flat image a network's
@@ -88,8 +101,9 @@ def measure(artifact: Path, check: ParityCheck, output: OutputKind, progress: Pr
     Args:
         artifact: holds the model.
         check: the test inputs, and how the model is run.
-        output: what the artifact will give. For labels, those of the file's logits are saved (see
-            ``ParityCheck.saved_labels``), and the test data holds those of PyTorch's.
+        output: what the graph will be made to give: None leaves what the network gives. For labels and probabilities,
+            those of the file's logits are saved (see ``ParityCheck.saved``), and the test data holds those of
+            PyTorch's.
         progress: callback that gets the name of each step.
 
     Raises:
@@ -100,28 +114,51 @@ def measure(artifact: Path, check: ParityCheck, output: OutputKind, progress: Pr
     with check.runnable(artifact / MODEL) as path:
         session = open_runnable(path, check.threads)
     for i, test_input in reversed(list(enumerate(check.inputs))):
-        x = test_input.make(check.modality)
+        arrays = feeds(test_input, check.spec)
         progress(f"running ONNX Runtime on {test_input.name}")
-        logits = run(session, x)
+        logits, *others = run(session, arrays)
         progress(f"comparing the logits of {test_input.name}")
         reference = check.reference(i)
-        difference = compare(reference, logits, scale)
+        difference = compare(reference, logits, scale, check.spec.rule)
         if not difference.within(TOLERANCES[DTYPE]):
             raise ParityError(
                 f"numeric parity failed on {test_input.name}: ONNX Runtime differs from PyTorch by {difference}; "
                 f"allowed: {TOLERANCES[DTYPE]}"
             )
-        if output == "labels":
-            np.save(check.saved_labels(i), labels_of(logits))
-        results.insert(0, Measured(test_input, synthetic_inputs.sha256(x), difference))
+        if output is not None:
+            np.save(check.saved(i), check.result(logits, output))
+        more = tuple(
+            _compare_more(check.more(i, k), found, f"{name} of {test_input.name}")
+            for k, (name, found) in enumerate(zip(check.spec.more_outputs, others, strict=True), 1)
+        )
+        results.insert(0, Measured(test_input, synthetic_inputs.sha256(arrays[check.spec.input]), difference, more))
     progress("writing the test data")
-    del logits
-    if output == "labels":
-        testdata.write(artifact, x, labels_of(reference), output, atol=0.0, rtol=0.0)
-    else:
-        tolerance = TOLERANCES[DTYPE].max_rel_error
-        testdata.write(artifact, x, reference, output, atol=tolerance * results[0].difference.spread, rtol=tolerance)
+    del logits, others
+    given = reference if output is None else check.result(reference, output)
+    answers: dict[str, npt.NDArray[Any]] = {output or check.spec.gives or "logits": given}
+    answers |= {name: check.more(0, k) for k, name in enumerate(check.spec.more_outputs, 1)}
+    exact = output == "labels" and not check.spec.more_outputs
+    tolerance = 0.0 if exact else TOLERANCES[DTYPE].max_rel_error
+    spread = max(std_of(answer.reshape(1, 1, -1)) for answer in answers.values()) if tolerance else 0.0
+    testdata.write(artifact, arrays, answers, atol=tolerance * spread, rtol=tolerance)
     return results
+
+
+def _compare_more(reference: npt.NDArray[Any], found: npt.NDArray[Any], what: str) -> Difference:
+    """How far an output that isn't the segmentation is from PyTorch's.
+
+    Raises:
+        ParityError: it is beyond the tolerance; of whole numbers every one must be the same.
+    """
+    difference = compare_values(reference, found)
+    if difference is None:
+        raise ParityError(f"numeric parity failed on {what}: it has another shape or type, or holds other numbers")
+    if not difference.within(TOLERANCES[DTYPE]):
+        raise ParityError(
+            f"numeric parity failed on {what}: ONNX Runtime differs from PyTorch by {difference}; "
+            f"allowed: {TOLERANCES[DTYPE]}"
+        )
+    return difference
 
 
 def open_runnable(path: Path, threads: int) -> ort.InferenceSession:
@@ -129,9 +166,10 @@ def open_runnable(path: Path, threads: int) -> ort.InferenceSession:
     return open_session(path, SessionSettings(threads=threads, arena=False))
 
 
-def run(session: ort.InferenceSession, x: synthetic_inputs.Array) -> npt.NDArray[Any]:
-    """What the session gives for ``x``."""
-    given: npt.NDArray[Any] = session.run(None, {session.get_inputs()[0].name: x})[0]
+def run(session: ort.InferenceSession, arrays: Feeds) -> list[npt.NDArray[Any]]:
+    """What the session gives for its inputs: the segmentation, then its other outputs."""
+    known = {value.name for value in session.get_inputs()}
+    given: list[npt.NDArray[Any]] = session.run(None, {name: array for name, array in arrays.items() if name in known})
     return given
 
 

@@ -2,8 +2,88 @@
 
 from __future__ import annotations
 
-from segonnx.core.synthetic_inputs import ParityInput
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from segonnx.core.synthetic_inputs import NAMES, Array, ParityInput
 from segonnx.sources.catalog import ModelSpec
+
+RESAMPLED = "resampled"
+"""The kind of an input whose values are drawn from those of the caller's example, channel by channel."""
+
+Feeds = dict[str, npt.NDArray[Any]]
+"""What a graph is given: an array for the name of each input."""
+
+
+@dataclass(frozen=True)
+class ModuleInput(ParityInput):
+    """A test input of a caller's module.
+
+    Its kind is one of ``NAMES``, ``resampled``, or any other: then it is the arrays of the file as they are.
+
+    Attributes:
+        file: a safetensors file of arrays, one for each input of the graph by its name.
+        first: the name of the image's.
+    """
+
+    file: Path = Path()
+    first: str = "input"
+
+    @property
+    def flat(self) -> bool:
+        """Whether the image in the file is one number everywhere."""
+        return bool(np.ptp(self._arrays()[self.first]) == 0)
+
+    def _arrays(self) -> Feeds:
+        from safetensors.numpy import load_file
+
+        arrays: Feeds = load_file(self.file)
+        return arrays
+
+    def make(self, modality: str) -> Array:
+        if self.kind in NAMES:
+            return super().make(modality)
+        given: Array = self._arrays()[self.first]
+        return _resampled(given, self.shape, self.seed) if self.kind == RESAMPLED else given
+
+    def more(self) -> Feeds:
+        """The arrays of the other inputs. Where the batch is larger than the file's, they are repeated."""
+        arrays = self._arrays()
+        batch, given = len(arrays[self.first]), {name: arrays[name] for name in arrays if name != self.first}
+        if self.kind not in NAMES and self.kind != RESAMPLED:
+            return given
+        return {
+            name: _resampled(array, self._shape_of(array, batch), self.seed + number)
+            for number, (name, array) in enumerate(given.items(), 1)
+        }
+
+    def _shape_of(self, array: npt.NDArray[Any], batch: int) -> tuple[int, ...]:
+        """The shape of another input that goes with this one's: the batch and the spatial sizes are the image's."""
+        if array.ndim == 0 or array.shape[0] != batch:
+            return array.shape
+        spatial = self.shape[2:] if array.ndim == len(self.shape) else array.shape[2:]
+        return (self.shape[0], *array.shape[1:2], *spatial)
+
+
+def _resampled(given: npt.NDArray[Any], shape: tuple[int, ...], seed: int) -> npt.NDArray[Any]:
+    """An array of this shape, with values drawn from those of ``given``; of images channel by channel."""
+    random = np.random.default_rng(seed)
+    if len(shape) < 2 or given.ndim != len(shape) or given.shape[1] != shape[1]:
+        return random.choice(given.reshape(-1), shape)
+    drawn = np.empty(shape, given.dtype)
+    for channel in range(shape[1]):
+        drawn[:, channel] = random.choice(given[:, channel].reshape(-1), drawn[:, channel].shape)
+    return drawn
+
+
+def feeds(test_input: ParityInput, spec: ModelSpec) -> Feeds:
+    """What the graph of a network is given for a test input."""
+    image = {spec.input: test_input.make(spec.modality)}
+    return image | (test_input.more() if isinstance(test_input, ModuleInput) else {})
 
 
 def plan(spec: ModelSpec, shape: tuple[int, ...], *, dynamic: bool) -> tuple[ParityInput, ...]:
@@ -13,6 +93,30 @@ def plan(spec: ModelSpec, shape: tuple[int, ...], *, dynamic: bool) -> tuple[Par
         grown = (shape[0] + 1, shape[1], *(size + step for size, step in zip(shape[2:], spec.divisors, strict=True)))
         inputs += [ParityInput("noise", grown), ParityInput("phantom", grown)]
     return tuple(inputs)
+
+
+def of_module(planned: tuple[ParityInput, ...], files: list[Path], spec: ModelSpec) -> tuple[ModuleInput, ...]:
+    """The test inputs of a module, whose caller gave some.
+
+    Args:
+        planned: those of ``plan``.
+        files: the caller's inputs (see ``ModuleInput``), the example first.
+        spec: the network.
+
+    Returns:
+        The planned ones, then the caller's; an example that is one number everywhere says no more than a constant.
+    """
+    from safetensors.numpy import load_file
+
+    given = [ModuleInput("example", (), 0, file, spec.input) for file in files]
+    source = next((one.file for one in given if not one.flat), files[0])
+    made = [ModuleInput(one.kind, one.shape, one.seed, source, spec.input) for one in planned]
+    for number, file in enumerate(files):
+        shape = load_file(file)[spec.input].shape
+        own = ModuleInput("test" if number else "example", shape, number, file, spec.input)
+        if number or spec.more_inputs or not own.flat:
+            made.append(own)
+    return tuple(made)
 
 
 def halved(spec: ModelSpec, shape: tuple[int, ...]) -> tuple[int, ...]:

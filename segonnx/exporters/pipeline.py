@@ -17,7 +17,7 @@ from segonnx.core import files, subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.errors import ResourceError
-from segonnx.exporters import labels, manifest_entries, parity_inputs, resources
+from segonnx.exporters import manifest_entries, outputs, parity_inputs, resources
 from segonnx.exporters.assemble import Converted, assemble
 from segonnx.exporters.convert import Conversion
 from segonnx.exporters.manifest_entries import Findings
@@ -88,8 +88,7 @@ def export(
     tuning = None if settings.tuning is None else read_tuning(settings.tuning)
     steps = _steps(settings, progress, built)
     spec = steps.adapt(spec)
-    if settings.output == "labels":
-        labels.require(spec)
+    outputs.require(spec, settings.output)
     shape = input_shape(spec, settings.shape, settings.batch)
     arguments = manifest_entries.arguments(spec, settings, shape, tuning, random_weights=steps.random_weights)
     target = settings.out / (settings.folder or folder_name(spec))
@@ -150,19 +149,25 @@ class _Job:
     def find(self, tuning: Tuning | None) -> Findings:
         """Make the artifact's model and test data, and check them."""
         self.artifact.mkdir()
-        inputs = parity_inputs.plan(self.spec, self.shape, dynamic=self.settings.dynamic)
+        planned = parity_inputs.plan(self.spec, self.shape, dynamic=self.settings.dynamic)
+        inputs = self.steps.test_inputs(self.spec, planned)
         prepared = self.steps.prepare(Preparation(self.spec, self.shape, inputs, self.work))
         if self.settings.tune:
-            tuning = self._tune(inputs[0])
+            tuning = self._tune(prepared.inputs[0])
         converted = self._convert(tuning)
+        spec = outputs.settle(self.spec, prepared.values, converted.activation, self.settings.output)
+        output = None if self.settings.output == spec.gives else self.settings.output
+        name = outputs.name_of(spec, output)
+        if output is None:
+            converted = replace(converted, outputs=(name, *converted.outputs[1:]))
         account = self.steps.spawn("assemble", assemble, self.work / MODEL, converted, self.work / STATE, self.artifact)
         (self.work / STATE).unlink()
-        check = ParityCheck(inputs, self.spec.modality, self.work, self.settings.stable_norm, self.settings.threads)
-        measured = self.steps.spawn("measure", measure, self.artifact, check, self.settings.output)
-        if self.settings.output == "labels":
-            name = self.spec.output or self.settings.output
-            converted = self.steps.spawn("labels", labels.put, self.artifact, converted, name, check)
-        return Findings(prepared, converted, account, measured, self.steps.random_weights, tuning)
+        settings = self.settings
+        check = ParityCheck(prepared.inputs, spec, self.work, settings.stable_norm, settings.threads)
+        measured = self.steps.spawn("measure", measure, self.artifact, check, output)
+        if output is not None:
+            converted = self.steps.spawn(output, outputs.put, self.artifact, converted, output, name, check)
+        return Findings(spec, prepared, converted, account, measured, self.steps.random_weights, tuning)
 
     def _tune(self, test_input: ParityInput) -> Tuning:
         """Choose the rewrites by timing them, on the graph as torch writes it."""
@@ -188,7 +193,7 @@ class _Job:
     def write(self, findings: Findings, arguments: dict[str, Any]) -> Manifest:
         """Write the artifact's other files, the manifest last."""
         graph = manifest_entries.tensors(self.artifact)
-        content = manifest_entries.compose(self.spec, self.settings, arguments, findings, graph)
+        content = manifest_entries.compose(findings.spec, self.settings, arguments, findings, graph)
         (self.artifact / layout.CARD).write_text(card.render(content), encoding="utf-8")
         (self.artifact / layout.SBOM).write_text(sbom.render(self.spec.name), encoding="utf-8")
         content["files"] = manifest_entries.files(self.artifact)

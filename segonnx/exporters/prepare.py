@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,13 +13,51 @@ from segonnx.core import synthetic_inputs
 from segonnx.core.files import sha256
 from segonnx.core.subprocesses import Bounds, Progress
 from segonnx.core.synthetic_inputs import ParityInput
-from segonnx.exporters.parity_inputs import halved
+from segonnx.errors import ConversionError, InputError, ParityError, first_line
+from segonnx.exporters.parity_inputs import RESAMPLED, Feeds, ModuleInput, feeds, halved
 from segonnx.sources.catalog import ModelSpec
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from segonnx.models.base import BuiltModel
 
 STATE = "weights.safetensors"
+NEAR = 1e-5
+"""How far probabilities in float32 may lie beyond 0 and 1, and the sum of each class's from 1."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a network's outputs are like, over several inputs.
+
+    Attributes:
+        low: the least value.
+        high: the largest value.
+        sum_to_one: whether the values of several classes add up to 1 everywhere.
+    """
+
+    low: float = math.inf
+    high: float = -math.inf
+    sum_to_one: bool = True
+
+    @property
+    def bounded(self) -> bool:
+        """Whether all could be probabilities."""
+        return self.low >= -NEAR and self.high <= 1 + NEAR
+
+    def with_those_of(self, values: torch.Tensor) -> Values:
+        """What these and the values (N, classes, spatial...) of one more input are like."""
+        low, high = float(values.min()), float(values.max())
+        adds_up = (
+            self.sum_to_one
+            and values.shape[1] > 1
+            and low >= -NEAR
+            and high <= 1 + NEAR
+            and float((values.sum(dim=1) - 1).abs().max()) <= NEAR * values.shape[1]
+        )
+        return Values(min(self.low, low), max(self.high, high), adds_up)
 
 
 @dataclass(frozen=True)
@@ -29,11 +68,15 @@ class Prepared:
         parameters: the number of parameters of the inference form.
         macs: multiply-adds of one pass at the export's input shape.
         weights_sha256: SHA-256 of the file of weights that it wrote.
+        values: what its outputs on the test inputs are like.
+        inputs: the test inputs that it ran on.
     """
 
     parameters: int
     macs: int
     weights_sha256: str
+    values: Values
+    inputs: tuple[ParityInput, ...]
 
 
 @dataclass(frozen=True)
@@ -129,7 +172,8 @@ class Preparation:
         spec: the network.
         shape: the export's input shape, (N, C, spatial...).
         inputs: the test inputs.
-        folder: gets the weights as ``weights.safetensors``, and the logits on test input i as ``logits_i.npy``.
+        folder: gets the weights as ``weights.safetensors``, the logits on test input i as ``logits_i.npy``, and its
+            k-th other output as ``more_i_k.npy``.
     """
 
     spec: ModelSpec
@@ -166,7 +210,22 @@ def prepare_network(built: BuiltModel, preparation: Preparation, progress: Progr
     """Write down the weights and the logits of a network that is in this process."""
     from segonnx.models import counting
 
-    return _write_down(built, counting.macs(built, preparation.shape, all_heads=False), preparation, progress)
+    spec, (first, *_) = preparation.spec, preparation.inputs
+    example = next((one for one in preparation.inputs if one.kind == "example"), first)
+    progress("counting multiply-adds")
+    arrays = feeds(example, spec)
+    macs = counting.macs(built, preparation.shape, all_heads=False, run=lambda: call(built.module, spec, arrays))
+    return _write_down(built, macs, preparation, progress)
+
+
+def call(module: nn.Module, spec: ModelSpec, arrays: Feeds) -> Any:
+    """What a network gives for the arrays of a test input: a tensor, or a tuple that begins with the segmentation."""
+    import torch
+
+    image = torch.from_numpy(arrays[spec.input])
+    places = [(spec.argument, image), *((one.argument, torch.from_numpy(arrays[one.name])) for one in spec.more_inputs)]
+    by_place = [tensor for argument, tensor in places if argument is None]
+    return module(*by_place, **{argument: tensor for argument, tensor in places if argument is not None})
 
 
 def _write_down(built: BuiltModel, macs: int, preparation: Preparation, progress: Progress) -> Prepared:
@@ -177,14 +236,68 @@ def _write_down(built: BuiltModel, macs: int, preparation: Preparation, progress
     state = preparation.folder / STATE
     progress("writing the weights")
     checkpoints.save(built.module, state)
-    for i, test_input in enumerate(preparation.inputs):
+    values = Values()
+    inputs: list[ParityInput] = []
+    waiting = [*preparation.inputs]
+    while waiting:
+        test_input = waiting.pop(0)
         progress(f"running PyTorch on {test_input.name}")
-        with torch.inference_mode():
-            logits = built.module(torch.from_numpy(test_input.make(preparation.spec.modality)))
-        np.save(preparation.folder / f"logits_{i}.npy", logits.numpy())
-        del logits
+        answer = _answer(built.module, preparation, test_input)
+        given = answer if isinstance(answer, tuple) else (answer,)
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in given):
+            instead = _instead(test_input, preparation.spec)
+            waiting[:0] = [one for one in instead if one not in (*inputs, *waiting)]
+            continue
+        values = values.with_those_of(given[0])
+        for k, tensor in enumerate(given):
+            name = f"more_{len(inputs)}_{k}.npy" if k else f"logits_{len(inputs)}.npy"
+            np.save(preparation.folder / name, tensor.numpy())
+        inputs.append(test_input)
+        del answer, given
+    if all(one.kind == "constant" for one in inputs):
+        raise InputError(
+            f"{preparation.spec.name} gives NaN or infinite values on noise, in PyTorch itself: its inputs have a "
+            "domain; give values of it as the example input, or as test_inputs="
+        )
     progress("hashing the weights")
-    return Prepared(counting.parameters(built.module), macs, sha256(state))
+    return Prepared(counting.parameters(built.module), macs, sha256(state), values, tuple(inputs))
+
+
+def _answer(module: nn.Module, preparation: Preparation, test_input: ParityInput) -> Any:
+    """What the network gives for a test input.
+
+    Raises:
+        ConversionError: it fails, on a size that an export with open sizes must allow.
+    """
+    import torch
+
+    spec = preparation.spec
+    try:
+        with torch.inference_mode():
+            return call(module, spec, feeds(test_input, spec))
+    except RuntimeError as error:
+        if test_input.shape == preparation.shape:
+            raise
+        raise ConversionError(
+            f"{spec.name} can't be exported with open sizes: in PyTorch it fails on {test_input.name}: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def _instead(test_input: ParityInput, spec: ModelSpec) -> tuple[ParityInput, ...]:
+    """What to run in place of an input on which the network gives NaN or infinite values.
+
+    Raises:
+        InputError: it is the caller's own.
+        ParityError: the network is one whose input is known: noise is one that it must take.
+    """
+    if not isinstance(test_input, ModuleInput):
+        raise ParityError(f"{spec.name} gives NaN or infinite values on {test_input.name}, in PyTorch itself")
+    if test_input.kind == RESAMPLED:
+        return ()
+    if test_input.kind not in synthetic_inputs.NAMES:
+        raise InputError(f"{spec.name} gives NaN or infinite values on its {test_input.kind} input, in PyTorch itself")
+    return () if test_input.flat else (replace(test_input, kind=RESAMPLED),)
 
 
 def write_weights(spec: ModelSpec, seed: int, path: Path, progress: Progress) -> str:

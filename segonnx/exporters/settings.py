@@ -13,7 +13,7 @@ from segonnx.exporters.prepare import Weights
 from segonnx.optimize import Optimize
 from segonnx.sources.catalog import ModelSpec
 
-OutputKind = Literal["logits", "labels"]
+OutputKind = Literal["logits", "probabilities", "labels"]
 """What ``segonnx export --output`` takes."""
 
 TUNE_S = 600.0
@@ -39,7 +39,8 @@ class Settings:
         tune_time: seconds that the search may take.
         tuning: a manifest whose choices are taken, instead of the package's.
         max_weight_growth: how many times larger the rewrites of 3D convolutions may make their weights.
-        output: ``labels`` ends the graph in an ArgMax over the classes.
+        output: what the artifact gives: ``labels`` ends the graph in an ArgMax over the classes, ``probabilities`` in
+            a Softmax, or a Sigmoid for one class and for classes that overlap. None leaves what the network gives.
         overwrite: replace an artifact that was made with other arguments.
         threads: threads of PyTorch and ONNX Runtime.
         folder: the name of the artifact's folder in ``out``, where it isn't that of the spec.
@@ -59,7 +60,7 @@ class Settings:
     tune_time: float = TUNE_S
     tuning: Path | None = None
     max_weight_growth: float | None = None
-    output: OutputKind = "logits"
+    output: OutputKind | None = "logits"
     overwrite: bool = False
     threads: int = field(default_factory=hardware.usable_cores)
     folder: str | None = None

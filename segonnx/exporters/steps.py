@@ -19,9 +19,11 @@ from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import verify
 from segonnx.core import subprocesses
 from segonnx.core.subprocesses import Progress
+from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.errors import InputError, VerifyError
 from segonnx.exporters.assemble import Converted
 from segonnx.exporters.convert import Conversion, convert, convert_network
+from segonnx.exporters.parity_inputs import of_module
 from segonnx.exporters.prepare import Preparation, Prepared, Weights, adapt, prepare, prepare_network
 from segonnx.sources.catalog import ModelSpec
 
@@ -81,6 +83,11 @@ class Steps(abc.ABC):
             InputError: it isn't.
         """
 
+    def test_inputs(self, spec: ModelSpec, planned: tuple[ParityInput, ...]) -> tuple[ParityInput, ...]:
+        """What the network is run on, of what is planned for every network."""
+        del spec
+        return planned
+
     @abc.abstractmethod
     def prepare(self, preparation: Preparation) -> Prepared:
         """Write down the network's weights, and its answers on the test inputs."""
@@ -138,6 +145,9 @@ class ModuleSteps(Steps):
     def existing(self, target: Path, arguments: dict[str, Any]) -> Manifest:
         del arguments  # nothing tells whether the module is the same
         raise InputError(f"{target} exists: overwrite=True replaces it")
+
+    def test_inputs(self, spec: ModelSpec, planned: tuple[ParityInput, ...]) -> tuple[ParityInput, ...]:
+        return of_module(planned, [*self._built.inputs], spec) if self._built.inputs else planned
 
     def prepare(self, preparation: Preparation) -> Prepared:
         return self._run("prepare", prepare_network, self._built, preparation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ class BuiltModel:
             convolution); most networks have one form only.
         training_forward: runs every head that holds parameters, where inference runs fewer.
         members: the parts that each have a checkpoint of their own; empty where one checkpoint holds all.
+        inputs: files of the caller's own test inputs, the example first: see ``parity_inputs.ModuleInput``.
     """
 
     module: nn.Module
@@ -31,6 +33,7 @@ class BuiltModel:
     finalize: Callable[[nn.Module], nn.Module] = _as_it_is
     training_forward: Callable[[torch.Tensor], object] | None = None
     members: tuple[nn.Module, ...] = ()
+    inputs: tuple[Path, ...] = ()
 
     def finalized(self) -> BuiltModel:
         """The same network in its inference form, in eval mode."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -33,13 +33,14 @@ def per_module(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
     return dict(counts)
 
 
-def macs(built: BuiltModel, shape: tuple[int, ...], *, all_heads: bool) -> int:
+def macs(built: BuiltModel, shape: tuple[int, ...], *, all_heads: bool, run: Callable[[], object] | None = None) -> int:
     """Multiply-adds of one pass: convolutions, linear layers, matrix products and attention.
 
     Args:
         built: the network in its inference form; on the meta device the pass takes no time.
         shape: the input's, (N, C, spatial...).
         all_heads: count the heads that only training runs too, as papers do.
+        run: runs the network in inference on an input that it takes; None gives it zeros.
     """
     from torch.nn.utils import parametrize
     from torch.utils.flop_counter import FlopCounterMode
@@ -52,5 +53,8 @@ def macs(built: BuiltModel, shape: tuple[int, ...], *, all_heads: bool) -> int:
             for name in getattr(child, "parametrizations", ()):
                 getattr(child, name)  # computed now and kept: the counter fails on weight_norm
         with counter:
-            forward(torch.zeros(shape, device=next((p.device for p in module.parameters()), None)))
+            if run is not None:
+                run()
+            else:
+                forward(torch.zeros(shape, device=next((p.device for p in module.parameters()), None)))
     return int(counter.get_total_flops()) // 2

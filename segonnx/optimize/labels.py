@@ -9,24 +9,25 @@ from segonnx.optimize.builder import Builder
 
 
 class LabelsPass(ir.passes.InPlacePass):
-    """Put an ArgMax over the classes behind the graph's output; with one class, whether its logit is above 0.
+    """Put an ArgMax over the classes behind the graph's output; with one class, whether its value is above a level.
 
-    requires: one output of logits, (N, classes, spatial...).
-    ensures: the output is (N, spatial...) of uint8, or of uint16 for more than 256 classes. Of classes that tie it is
+    requires: a first output (N, classes, spatial...) of logits or probabilities.
+    ensures: that output is (N, spatial...) of uint8, or of uint16 for more than 256 classes. Of classes that tie it is
         the first. The graph is valid; whatever computes the logits stays as it is.
 
     Args:
         name: the new output's.
+        above: the level of one class: 0 of logits, 0.5 of probabilities.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, above: float = 0.0) -> None:
         super().__init__()
-        self._name = name
+        self._name, self._above = name, above
 
     def requires(self, model: ir.Model) -> None:
         shapes = [value.shape for value in model.graph.outputs]
-        if len(shapes) != 1 or shapes[0] is None or len(shapes[0]) < 3 or not isinstance(shapes[0][1], int):
-            raise ir.passes.PreconditionError(f"labels are of one output (N, classes, spatial...), not of {shapes}")
+        if not shapes or shapes[0] is None or len(shapes[0]) < 3 or not isinstance(shapes[0][1], int):
+            raise ir.passes.PreconditionError(f"labels are of an output (N, classes, spatial...), not of {shapes}")
 
     def ensures(self, model: ir.Model) -> None:
         if (broken := invalid(model.graph)) is not None:
@@ -34,7 +35,7 @@ class LabelsPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
-        (logits,) = graph.outputs
+        logits = graph.outputs[0]
         assert logits.shape is not None
         batch, classes, *spatial = logits.shape
         assert isinstance(classes, int)
@@ -42,7 +43,7 @@ class LabelsPass(ir.passes.InPlacePass):
         build = Builder(graph)
         if classes == 1:
             only = build("Squeeze", logits, build.integers(1))
-            winners = build("Greater", only, build.number(0.0))
+            winners = build("Greater", only, build.number(self._above))
         else:
             winners = build("ArgMax", logits, axis=1, keepdims=0, select_last_index=0)
         labels = build("Cast", winners, to=int(kind))

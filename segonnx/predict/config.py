@@ -168,6 +168,8 @@ def read(content: Manifest, folder: Path) -> InferenceConfig:
     """
     given, inference = content["preprocessing"], content.get("inference")
     shape, output = content["inputs"][0]["shape"], content["outputs"][0]
+    if len(content["inputs"]) > 1:
+        raise InputError(f"{folder} takes {len(content['inputs'])} inputs; segonnx predict has images alone to give")
     if output.get("kind") == "labels":
         raise InputError(f"{folder} gives labels; windows are averaged by their logits: export it with --output logits")
     pairs = zip(shape[2:], output["shape"][2:], strict=False)

@@ -14,6 +14,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from segonnx.core import documents
+from segonnx.core.decisions import Decision, Kind, decision
 from segonnx.errors import InputError
 
 VOLUME = (1, 1, 64, 128, 128)
@@ -80,6 +81,23 @@ class PublishedTime:
 
 
 @dataclass(frozen=True)
+class MoreInput:
+    """An input of a network besides the image.
+
+    Attributes:
+        name: of the graph's input.
+        shape: its sizes.
+        dtype: NumPy's name of its type.
+        argument: the keyword of the network's ``forward`` that takes it; None where it goes by its place.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    argument: str | None = None
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """One network: how it is built, what goes in, and what its counts must be.
 
@@ -99,7 +117,12 @@ class ModelSpec:
         divisors: what each spatial size must be a multiple of.
         licence: the licence of the weights in a checkpoint.
         input: the name of the graph's input.
-        output: the name of its output, where that isn't what it holds: ``logits`` or ``labels``.
+        output: the name of its output, where that isn't what it holds: ``logits``, ``probabilities`` or ``labels``.
+        gives: what its numbers are; None where that is to be found out.
+        overlapping: whether a voxel may be of several classes; None where that is to be found out.
+        argument: the keyword of the network's ``forward`` that takes the image; None where it goes by its place.
+        more_inputs: what the network takes besides the image.
+        more_outputs: the names of what it gives besides the segmentation.
         weights_source: where the weights come from, in words, where that is more than a file.
         parameters: about how many parameters it has, where there's no reference.
         described: keys of the manifest that say what inference with a checkpoint's weights needs.
@@ -122,6 +145,11 @@ class ModelSpec:
     licence: str = "unknown"
     input: str = "input"
     output: str | None = None
+    gives: Kind | None = "logits"
+    overlapping: bool | None = False
+    argument: str | None = None
+    more_inputs: tuple[MoreInput, ...] = ()
+    more_outputs: tuple[str, ...] = ()
     weights_source: str = ""
     parameters: int = 10**8
     described: Mapping[str, Any] = field(default_factory=dict)
@@ -129,6 +157,12 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if not self.divisors:
             object.__setattr__(self, "divisors", (32,) * (len(self.input_shape) - 2))
+
+    @property
+    def rule(self) -> Decision:
+        """How labels follow from the network's own numbers."""
+        regions = bool(self.described.get("inference", {}).get("regions"))
+        return decision(self.gives or "logits", self.num_classes, overlapping=regions or bool(self.overlapping))
 
     @property
     def published_parameters(self) -> int | None:

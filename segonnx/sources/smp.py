@@ -124,6 +124,7 @@ def read(folder: Path, name: str) -> tuple[ModelSpec, Path]:
         modality="RGB" if channels == 3 else "other",
         source=f"segmentation-models-pytorch {architecture} on {encoder}",
         weights_source=f"file {name}/{weights.name}",
+        overlapping=activation == "sigmoid" and classes > 1,
         described={"activation": str(activation)} if activation else {},
     )
     return spec, weights

@@ -36,6 +36,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
         "source": SPEC.source,
         "parameters": {"count": SPEC.reference.parameters},
         "macs": SPEC.reference.inference_macs,
+        "inputs": [{"name": "input", "shape": list(SPEC.input_shape), "dtype": "float32"}],
         "outputs": [{"name": "logits", "shape": [1, SPEC.num_classes, *SPEC.input_shape[2:]], "dtype": "float32"}],
         "weights": {"seed": 0, "sha256": "0" * 64},
         "preprocessing": {"modality": "CT"},

@@ -30,7 +30,7 @@ from segonnx.bench.rounds import Rule
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.core.tolerances import labels_of
 from segonnx.errors import InputError, ParityError, VerifyError
-from segonnx.exporters import labels, parity, pipeline
+from segonnx.exporters import outputs, parity, pipeline
 from segonnx.exporters.assemble import Converted
 from segonnx.exporters.parity import ParityCheck
 from segonnx.exporters.pipeline import Settings
@@ -94,7 +94,14 @@ def test_the_labels_are_those_of_the_graphs_own_logits(name: str, request: pytes
     (x,), (y,) = content["inputs"], content["outputs"]
     classes = CLASSES if name == "unet" else 5
     shape = [x["shape"][0], *x["shape"][2:]]
-    assert y == {"name": "labels", "shape": shape, "dtype": "uint8", "kind": "labels", "classes": classes}
+    assert y == {
+        "name": "labels",
+        "shape": shape,
+        "dtype": "uint8",
+        "kind": "labels",
+        "classes": classes,
+        "decision": "argmax",
+    }
     assert content["rewrites"][-2:] == ["PointwiseHeadPass", "LabelsPass"]
     assert content["operators"]["ArgMax"] == 1
     assert content["arguments"]["output"] == "labels"
@@ -250,9 +257,9 @@ def test_classes_that_overlap_are_refused(tiny: ModelSpec, tmp_path: Path) -> No
     assert caught.value.exit_code == 2
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="each with a sigmoid, overlap"):
-        labels.require(replace(tiny, described={"activation": "sigmoid"}))
-    labels.require(replace(tiny, described={"activation": "softmax2d"}))
-    labels.require(replace(tiny, described={"activation": "sigmoid"}, num_classes=1))
+        outputs.require(replace(tiny, overlapping=True), "labels")
+    outputs.require(tiny, "labels")
+    outputs.require(replace(tiny, overlapping=True, num_classes=1), "labels")
 
 
 X = torch.zeros(1, 3, 64, 64)
@@ -321,17 +328,18 @@ def put(unet: Path, tmp_path: Path) -> Callable[[], Converted]:
     path = artifact / "model.onnx"
     onnx.save(model, path, save_as_external_data=True, location="model.onnx.data")
     phantom = ParityInput("phantom", (1, 3, 64, 96))
-    check = ParityCheck((phantom,), "RGB", tmp_path, stable_norm=False, threads=1)
-    np.save(check.saved_labels(0), labels_of(parity.run(parity.open_runnable(path, 1), phantom.make("RGB"))))
-    converted = Converted(20, 10, {"Cast": 0}, {}, ("SomePass",), (), {}, output="logits")
-    return lambda: labels.put(artifact, converted, "labels", check, lambda _: None)
+    check = ParityCheck((phantom,), catalog.find(NAME), tmp_path, stable_norm=False, threads=1)
+    (logits,) = parity.run(parity.open_runnable(path, 1), {"input": phantom.make("RGB")})
+    np.save(check.saved(0), labels_of(logits))
+    converted = Converted(20, 10, {"Cast": 0}, {}, ("SomePass",), (), {})
+    return lambda: outputs.put(artifact, converted, "labels", "labels", check, lambda _: None)
 
 
 def test_weights_in_a_file_of_their_own_stay_there(put: Callable[[], Converted], unet: Path, tmp_path: Path) -> None:
     artifact = tmp_path / "artifact"
     before = (artifact / "model.onnx.data").read_bytes()
     converted = put()
-    assert (converted.rewrites, converted.output) == (("SomePass", "LabelsPass"), "labels")
+    assert (converted.rewrites, converted.outputs) == (("SomePass", "LabelsPass"), ("labels",))
     assert converted.operators == manifest.read(unet)["operators"]
     assert (artifact / "model.onnx.data").read_bytes() == before
     assert sorted(path.name for path in artifact.iterdir()) == ["model.onnx", "model.onnx.data"]

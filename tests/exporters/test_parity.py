@@ -45,8 +45,8 @@ class Case:
         onnx.save(model, path)
 
     def measure(self, *, stable_norm: bool = False) -> None:
-        check = ParityCheck(self.inputs, self.spec.modality, self.folder, stable_norm, threads=2)
-        measure(self.artifact, check, "logits", lambda _: None)
+        check = ParityCheck(self.inputs, self.spec, self.folder, stable_norm, threads=2)
+        measure(self.artifact, check, None, lambda _: None)
 
     def account(self) -> accounting.Account:
         converted = self.converted

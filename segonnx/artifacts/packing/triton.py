@@ -20,8 +20,12 @@ from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError
 
 TYPES = {
+    "bool": ("TYPE_BOOL", 1),
     "uint8": ("TYPE_UINT8", 2),
     "uint16": ("TYPE_UINT16", 3),
+    "int8": ("TYPE_INT8", 6),
+    "int16": ("TYPE_INT16", 7),
+    "int32": ("TYPE_INT32", 8),
     "int64": ("TYPE_INT64", 9),
     "float16": ("TYPE_FP16", 10),
     "float32": ("TYPE_FP32", 11),
@@ -95,7 +99,8 @@ def _places(source: Source) -> dict[str, str]:
 def _config(content: Manifest) -> Any:
     """The configuration as protobuf's message ``ModelConfig``."""
     made = _model_config()(name=content_name(content), backend="onnxruntime", max_batch_size=0)
-    for field, described in (("input", content["inputs"][0]), ("output", content["outputs"][0])):
+    tensors = [("input", one) for one in content["inputs"]] + [("output", one) for one in content["outputs"]]
+    for field, described in tensors:
         sizes = [size if isinstance(size, int) else -1 for size in described["shape"]]
         getattr(made, field).add(name=described["name"], data_type=TYPES[described["dtype"]][1], dims=sizes)
     return made
