@@ -25,6 +25,7 @@ from segonnx.artifacts.packing import contents, oci, triton
 from segonnx.artifacts.packing import zipped as zipped_form
 from segonnx.artifacts.verify import verify
 from segonnx.commands.pack import PACKINGS
+from segonnx.core import zips
 from segonnx.errors import InputError, ResourceError, SegonnxError, VerifyError
 from tests.artifacts.resealed import reseal
 from tests.conftest import ROOT, SMALL, message, run
@@ -461,7 +462,7 @@ def test_a_zip_file_of_very_many_entries_is_not_read(zipped: Path, tmp_path: Pat
     data = bytearray(zipped.read_bytes())
     end = data.rindex(b"PK\x05\x06")
     listed = int.from_bytes(data[end + 16 : end + 20], "little")
-    longer = data[:listed] + data[listed:end] * (zipped_form.MAX_READ // (end - listed) + 1)
+    longer = data[:listed] + data[listed:end] * (zips.MAX_READ // (end - listed) + 1)
     tail = bytearray(data[end:])
     tail[12:16] = (len(longer) - listed).to_bytes(4, "little")
     (tmp_path / "long.zip").write_bytes(longer + tail)
