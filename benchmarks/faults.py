@@ -701,6 +701,19 @@ def predictor(work: Path) -> tuple[Path, Path]:
     return artifact, work / "image.nii.gz"
 
 
+def ensemble(work: Path) -> Path:
+    """A small ensemble of two configurations, whose images are those of ``predictor``."""
+    for configuration, axes in (("2d", (0, 1)), ("3d_fullres", (0, 1, 2))):
+        handmade.write(
+            work / "whole", handmade.several(), handmade.dataset(), configuration=configuration, mirror_axes=axes
+        )
+    command = [sys.executable, "-m", "segonnx", "export", "--nnunet", str(work / "whole" / "Dataset998_Whole")]
+    command += ["--ensemble", "2d", "3d_fullres", "--out", str(work / "ensemble")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (artifact,) = (work / "ensemble").iterdir()
+    return artifact
+
+
 def main() -> None:
     """Run all, and write the page."""
     with tempfile.TemporaryDirectory(prefix="segonnx-faults-") as name:
@@ -715,7 +728,8 @@ def main() -> None:
         killed = kills(stock, KILLS, list(commands(stock, work)))
         assert stock.predictor is not None
         (work / "documents").mkdir()
-        trials = faults_documents.campaign(faults_documents.prepare(work / "documents", stock.predictor[0]))
+        material = faults_documents.prepare(work / "documents", stock.predictor[0], ensemble(work))
+        trials = faults_documents.campaign(material)
         written = writing_faults.campaign(small, work)
     failures = [one for one in outcomes if one.found_by is None or one.wrong]
     for one in failures:

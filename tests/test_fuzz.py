@@ -19,12 +19,12 @@ from segonnx.core import documents
 from tests import fuzz, handmade
 
 SEEDS = st.integers(0, 2**32 - 1)
-COUNTS = {"manifest": 30, "result": 25, "plans": 20, "checkpoint": 30}
+COUNTS = {"manifest": 30, "ensemble": 10, "result": 25, "plans": 20, "checkpoint": 30}
 
 
 @pytest.fixture(scope="module")
-def material(hand: Path, tmp_path_factory: pytest.TempPathFactory) -> Material:
-    return faults_documents.prepare(tmp_path_factory.mktemp("fuzz"), hand)
+def material(hand: Path, ensemble: Path, tmp_path_factory: pytest.TempPathFactory) -> Material:
+    return faults_documents.prepare(tmp_path_factory.mktemp("fuzz"), hand, ensemble)
 
 
 @pytest.mark.parametrize("kind", COUNTS)

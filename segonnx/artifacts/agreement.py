@@ -22,6 +22,11 @@ def contradiction(content: dict[str, Any]) -> str | None:
     return next((wrong for check in _CHECKS if (wrong := check(content)) is not None), None)
 
 
+def ensemble_contradiction(content: dict[str, Any]) -> str | None:
+    """The same of an ensemble's manifest. How its members go together is another matter: see ``ensembles``."""
+    return _files(content)
+
+
 def _sizes(content: dict[str, Any]) -> str | None:
     tensors = {"inputs/0": content["inputs"][0], "outputs/0": content["outputs"][0]}
     tensors |= {f"parity/inputs/{i}": one for i, one in enumerate(content["parity"]["inputs"])}
