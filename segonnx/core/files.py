@@ -84,8 +84,9 @@ def staging(target: Path) -> Iterator[Path]:
     Whatever is to stay must be moved out of it with ``publish``. What killed processes left behind is cleared away.
 
     Raises:
-        ResourceError: the folder can't be made.
+        ResourceError: the folder can't be made, or nothing can stand at ``target``.
     """
+    require_name(target)
     parent = target.parent
     with contextlib.ExitStack() as stack:
         try:
@@ -95,6 +96,25 @@ def staging(target: Path) -> Iterator[Path]:
         except OSError as error:
             raise ResourceError(f"can't write to {parent}: {error.strerror}") from error
         yield folder
+
+
+def require_name(path: Path) -> None:
+    """See to it that a path can be written to, before the work for it.
+
+    Raises:
+        ResourceError: a part of it is too long, it leads through a file, or it is the working folder or one around it.
+    """
+    if path.name in ("", ".."):  # which no rename replaces
+        raise ResourceError(f"can't write {path}: choose a name for what is made")
+    whole = path.absolute()
+    there = next(parent for parent in whole.parents if os.path.lexists(parent))
+    for part in whole.relative_to(there).parts:
+        try:
+            (there / part).lstat()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise ResourceError(f"can't write {path}: {error.strerror}") from error
 
 
 def is_scratch(folder: Path) -> bool:

@@ -305,6 +305,20 @@ def test_overwrite_replaces_its_own_kind_alone(artifact: Path, exports: Path, zi
     verify(artifact, replay=False)
 
 
+@pytest.mark.parametrize("form", packing.FORMATS)
+@pytest.mark.parametrize("out", [".", "..", "a" * 300, f"b/{'a' * 300}"], ids=["here", "around", "long", "long within"])
+def test_an_out_that_nothing_can_stand_at_is_refused_first(
+    out: str, form: str, exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(packing, "verify", lambda *_, **__: pytest.fail("the work began"))
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="can't write") as caught:
+            packing.pack(exports / SMALL, form, Path(out), overwrite=overwrite)
+        assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
 def test_of_several_at_once_one_wins_and_the_others_say_so(zipped: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "segonnx", "unpack", str(zipped), "--out", str(tmp_path / "out")]
     running = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(3)]

@@ -396,3 +396,14 @@ def test_what_is_made_takes_nothing_of_what_is_read(tmp_path: Path) -> None:
     files.require_outside(tmp_path, source)
     with pytest.raises(InputError, match="lies in"):
         files.require_outside(source / "new", source)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + "/b", "file/b", ".", "..", "/"])
+def test_a_path_that_nothing_can_stand_at_is_said_before_the_work(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match="can't write"), files.staging(Path(name)):
+        pytest.fail("the work began")
+    assert os.listdir(tmp_path) == ["file"]
