@@ -777,7 +777,7 @@ class Campaign:
 
     def writing(self) -> list[writing_faults.Row]:
         """What writes."""
-        return writing_faults.campaign(self.artifacts[0], self.work)
+        return writing_faults.campaign(self.artifacts[0], self.predictor[0], self.work)
 
 
 PARTS: dict[str, Callable[[Campaign], Any]] = {
