@@ -44,6 +44,8 @@ NUMBERS = {"manifest": 1000, "ensemble": 100, "result": 500, "plans": 300, "chec
 """How many documents of each kind the campaign makes."""
 LIMIT_SECONDS = 60.0
 """All commands on one document."""
+LIMIT_BYTES = 4 * 10**9
+"""The most memory that a process may have held which makes all of them, PyTorch included."""
 MEMORY = 2**21
 """What predict is told that the machine has: enough for the image, and too little to spend minutes on one document."""
 
@@ -108,8 +110,24 @@ def trials(material: Material, kind: str, seed: int) -> list[Trial]:
     """Make a document, and give it to every command that reads its kind."""
     rng = random.Random(f"{kind} {seed}")
     with tempfile.TemporaryDirectory(prefix="segonnx-faults-") as name, steps_in_process():
-        acts = _ACTS[kind](material, rng, Path(name))
-        return [_trial(kind, command, seed, act) for command, act in acts.items()]
+        work = Path(name) / "around" / "work"
+        work.mkdir(parents=True)
+        acts = _ACTS[kind](material, rng, work)
+        found = [_trial(kind, command, seed, act) for command, act in acts.items()]
+        known = {name, *(str(path) for path in (work.parent, work, *(work / one for one in _NAMES)))}
+        strange = [
+            path for place in (Path(name), work.parent, work) for path in place.iterdir() if str(path) not in known
+        ]
+    wrong = [f"{path.name!r} was written" for path in strange]
+    if (peak := subprocesses.peak_rss_bytes()) > LIMIT_BYTES:
+        wrong.append(f"{peak / 1e9:.1f} GB of memory were taken")
+    return [*found, *(Trial(kind, "one of them", seed, None, what, 0.0) for what in wrong)]
+
+
+_NAMES = (
+    *packing.FORMATS, "artifact", "trained", "labels.nii.gz", "result.json", "page.html", "again.json", "compared.json",
+)  # fmt: skip
+"""What the commands read and may write."""
 
 
 Act = Callable[[], tuple[int, str]]
@@ -346,8 +364,8 @@ def page(found: Sequence[Trial]) -> str:
     return f"""## Documents
 
 Real documents, each changed by a seed in up to {fuzz.CHANGES} places so that its schema still allows it, were given to
-every command that reads them. "otherwise" is a traceback, another exit code, more than one line, or more than
-{LIMIT_SECONDS:.0f} s.
+every command that reads them. "otherwise" is a traceback, another exit code, more than one line, more than
+{LIMIT_SECONDS:.0f} s, more than {LIMIT_BYTES / 1e9:.0f} GB of memory, or a file that isn't the command's.
 
 | documents | made | read by | exit code 0 | 1 | 2 | otherwise |
 |---|---|---|---|---|---|---|

@@ -51,6 +51,16 @@ def test_the_page_tells_what_was_found() -> None:
     assert "| manifests, hashes made anew | 2 | verify, predict | 1 | 0 | 1 | 1 |" in faults_documents.page(found)
 
 
+def test_a_file_elsewhere_is_told(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    def act(_: Material, __: random.Random, work: Path) -> dict[str, faults_documents.Act]:
+        return {"report": lambda: (0, str((work.parent / "evil").write_text("x"))[:0])}
+
+    monkeypatch.setitem(faults_documents._ACTS, "result", act)
+    monkeypatch.setattr(faults_documents, "LIMIT_BYTES", 1)
+    wrong = [str(one.wrong) for one in faults_documents.trials(material, "result", 0) if one.wrong is not None]
+    assert wrong[0] == "'evil' was written" and "GB of memory" in wrong[1]
+
+
 def test_another_end_is_told() -> None:
     def ended(act: faults_documents.Act) -> str | None:
         return faults_documents._trial("result", "report", 0, act).wrong
