@@ -332,7 +332,7 @@ def _scratch(parent: Path, name: str) -> Iterator[Path]:
         descriptor = os.open(folder / MARK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         _lock(descriptor)
         os.write(descriptor, _MARK_TEXT)
-        folder = folder.rename(parent / f".{name[:60]}{folder.name.removesuffix(_UNMARKED)}.partial")
+        folder = folder.rename(parent / f".{name[:40]}{folder.name.removesuffix(_UNMARKED)}.partial")
         yield folder
     finally:
         _remove(folder, descriptor)

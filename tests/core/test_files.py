@@ -430,6 +430,12 @@ def test_what_is_made_takes_nothing_of_what_is_read(tmp_path: Path) -> None:
         files.require_outside(source / "new", source)
 
 
+def test_a_name_that_is_as_long_as_may_be_is_written(tmp_path: Path) -> None:
+    for name in ("a" * 255, "\U0001f600" * 63):
+        files.write(tmp_path / name, "x")
+        assert (tmp_path / name).read_text() == "x"
+
+
 @pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + "/b", "file/b", ".", "..", "/"])
 def test_a_path_that_nothing_can_stand_at_is_said_before_the_work(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
