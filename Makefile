@@ -63,7 +63,7 @@ bench-perf: install
 bench-selftest: install
 	$(BIN)/python -m benchmarks.bench_selftest
 
-# Damages artifacts in a thousand ways and kills commands: half an hour. Writes docs/reliability.md.
+# Damages artifacts, documents and archives in thousands of ways and kills commands: an hour. Writes docs/reliability.md.
 faults: install
 	$(BIN)/python -m benchmarks.faults
 

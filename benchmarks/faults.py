@@ -6,10 +6,13 @@ Writes what was found to docs/reliability.md; the exit code is 1 where damage wa
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import os
+import pickle
 import random
 import shutil
 import stat
@@ -19,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -701,38 +704,122 @@ def predictor(work: Path) -> tuple[Path, Path]:
     return artifact, work / "image.nii.gz"
 
 
-def main() -> None:
-    """Run all, and write the page."""
-    with tempfile.TemporaryDirectory(prefix="segonnx-faults-") as name:
-        work = Path(name)
-        small, other = _exported(work)
-        artifacts = [small, external(other, work / f"{other.name}-external")]
+def ensemble(work: Path) -> Path:
+    """A small ensemble of two configurations, whose images are those of ``predictor``."""
+    for configuration, axes in (("2d", (0, 1)), ("3d_fullres", (0, 1, 2))):
+        handmade.write(
+            work / "whole", handmade.several(), handmade.dataset(), configuration=configuration, mirror_axes=axes
+        )
+    command = [sys.executable, "-m", "segonnx", "export", "--nnunet", str(work / "whole" / "Dataset998_Whole")]
+    command += ["--ensemble", "2d", "3d_fullres", "--out", str(work / "ensemble")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (artifact,) = (work / "ensemble").iterdir()
+    return artifact
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """The parts of the campaign, each of which may have been done by an earlier run.
+
+    Attributes:
+        work: a folder for what they work on.
+        kept: a folder that keeps what each part found; None keeps nothing.
+    """
+
+    work: Path
+    kept: Path | None
+
+    def part(self, name: str) -> Any:
+        """What a part found: now, or in an earlier run."""
+        path = None if self.kept is None else self.kept / f"{name}.pickle"
+        if path is not None and path.exists():
+            return pickle.loads(path.read_bytes())
+        began = time.monotonic()
+        found = PARTS[name](self)
+        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+        if path is not None:
+            path.write_bytes(pickle.dumps(found))
+        return found
+
+    @functools.cached_property
+    def artifacts(self) -> list[Path]:
+        """Two small artifacts, one with its weights in a file of their own."""
+        small, other = _exported(self.work)
+        artifacts = [small, external(other, self.work / f"{other.name}-external")]
         for artifact in artifacts:
             verify(artifact)
-        stock = Stock(small, packing.pack(small, "zip", work / "packed.zip"), predictor(work))
-        outcomes = campaign(artifacts, MUTATIONS)
-        beyond = [damage(small, kind, seed) for kind in BEYOND for seed in range(10)]
-        killed = kills(stock, KILLS, list(commands(stock, work)))
-        assert stock.predictor is not None
-        (work / "documents").mkdir()
-        trials = faults_documents.campaign(faults_documents.prepare(work / "documents", stock.predictor[0]))
-        written = writing_faults.campaign(small, work)
-    failures = [one for one in outcomes if one.found_by is None or one.wrong]
-    for one in failures:
-        print(f"{one.kind} (seed {one.seed}): {one.wrong or 'not found'}")
-    bad = [why for its in killed.values() for why in its if why]
-    ends = [why for row in written for why in row.wrong]
-    print("\n".join(ends))
-    wrong = [one for one in trials if one.wrong is not None]
-    for trial in wrong:
-        print(f"{trial.command} of {trial.kind} {trial.seed}: {trial.wrong}")
-    text = f"{page(outcomes, beyond, killed)}\n{faults_documents.page(trials)}\n{writing_faults.page(written)}"
-    put_block(PAGE, "faults", text, "benchmarks.faults")
-    print(f"{len(failures)} of {len(outcomes)} damaged artifacts weren't reported as they should be")
-    print(f"{len(bad)} kills left a half result")
-    print(f"{len(wrong)} of {len(trials)} documents' readers ended as they shouldn't")
-    print(f"{len(ends)} of the commands that write ended wrong")
-    sys.exit(bool(failures or bad or wrong or ends))
+        return artifacts
+
+    @functools.cached_property
+    def predictor(self) -> tuple[Path, Path]:
+        """See ``predictor``."""
+        return predictor(self.work)
+
+    def damage(self) -> list[Outcome]:
+        """Damaged artifacts that must be found."""
+        return campaign(self.artifacts, MUTATIONS)
+
+    def beyond(self) -> list[Outcome]:
+        """Those that can't be."""
+        return [damage(self.artifacts[0], kind, seed) for kind in BEYOND for seed in range(10)]
+
+    def kills(self) -> dict[str, list[str | None]]:
+        """Killed commands."""
+        small = self.artifacts[0]
+        stock = Stock(small, packing.pack(small, "zip", self.work / "packed.zip"), self.predictor)
+        return kills(stock, KILLS, list(commands(stock, self.work)))
+
+    def documents(self) -> list[faults_documents.Trial]:
+        """Documents of strangers."""
+        (self.work / "documents").mkdir()
+        material = faults_documents.prepare(self.work / "documents", self.predictor[0], ensemble(self.work))
+        return faults_documents.campaign(material)
+
+    def writing(self) -> list[writing_faults.Row]:
+        """What writes."""
+        return writing_faults.campaign(self.artifacts[0], self.predictor[0], self.work)
+
+
+PARTS: dict[str, Callable[[Campaign], Any]] = {
+    "damage": Campaign.damage,
+    "beyond": Campaign.beyond,
+    "kills": Campaign.kills,
+    "documents": Campaign.documents,
+    "writing": Campaign.writing,
+}
+"""The parts of the campaign, by name."""
+
+
+def main() -> None:
+    """Run all, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="Keep each part's outcome, and take what is there.")
+    parser.add_argument("--part", action="append", choices=PARTS, help="Run this part alone, and write no page.")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="segonnx-faults-") as name:
+        its = Campaign(Path(name), asked.keep)
+        found = {part: its.part(part) for part in asked.part or PARTS}
+    wrong = _wrong(found)
+    if not asked.part:
+        parts = [
+            page(found["damage"], found["beyond"], found["kills"]),
+            faults_documents.page(found["documents"]),
+            writing_faults.page(found["writing"]),
+        ]
+        put_block(PAGE, "faults", "\n".join(parts), "benchmarks.faults")
+    print("\n".join([*wrong, f"{len(wrong)} ended as they shouldn't"]))
+    sys.exit(bool(wrong))
+
+
+def _wrong(found: Mapping[str, Any]) -> list[str]:
+    """A line for everything that ended as it shouldn't."""
+    damaged, tried = found.get("damage", []), found.get("documents", [])
+    lines = [
+        f"{one.kind} (seed {one.seed}): {one.wrong or 'not found'}" for one in damaged if one.wrong or not one.found_by
+    ]
+    lines += [why for its in found.get("kills", {}).values() for why in its if why]
+    lines += [f"{one.command} of {one.kind} {one.seed}: {one.wrong}" for one in tried if one.wrong is not None]
+    return [*lines, *(why for row in found.get("writing", []) for why in row.wrong)]
 
 
 def _exported(work: Path) -> tuple[Path, Path]:

@@ -7,6 +7,7 @@ digest made anew. No command may end in anything but an exit code of 0, 1 or 2, 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
@@ -39,10 +40,12 @@ from tests import fuzz, handmade
 from tests.conftest import message, run, steps_in_process
 from tests.report import results
 
-NUMBERS = {"manifest": 1000, "result": 500, "plans": 300, "checkpoint": 300}
+NUMBERS = {"manifest": 1000, "ensemble": 100, "result": 500, "plans": 300, "checkpoint": 300}
 """How many documents of each kind the campaign makes."""
 LIMIT_SECONDS = 60.0
 """All commands on one document."""
+LIMIT_BYTES = 4 * 10**9
+"""The most memory that a process may have held which makes all of them, PyTorch included."""
 MEMORY = 2**21
 """What predict is told that the machine has: enough for the image, and too little to spend minutes on one document."""
 
@@ -53,12 +56,14 @@ class Material:
 
     Attributes:
         artifact: predicts.
+        ensemble: of networks of the same images.
         image: fits it.
         result: of a bench.
         trained: a folder that nnU-Net trained.
     """
 
     artifact: Path
+    ensemble: Path
     image: Path
     result: Path
     trained: Path
@@ -85,27 +90,44 @@ class Trial:
     seconds: float
 
 
-def prepare(work: Path, artifact: Path) -> Material:
+def prepare(work: Path, artifact: Path, ensemble: Path) -> Material:
     """Make what there isn't yet.
 
     Args:
         work: an empty folder.
         artifact: of ``tests.handmade``'s network.
+        ensemble: of its configurations.
     """
     image = SimpleITK.GetImageFromArray(np.random.default_rng(0).normal(0, 200, (9, 12, 14)).astype(np.int16))
     image.SetSpacing((1.5, 1.5, 3.0))
     SimpleITK.WriteImage(image, str(work / "image.nii.gz"))
     results.make(names=("encoder-lcnet-100", "stunet-s")).write(work / "result.json")
     trained = handmade.write(work / "trained", handmade.plans(), handmade.dataset())
-    return Material(artifact, work / "image.nii.gz", work / "result.json", trained)
+    return Material(artifact, ensemble, work / "image.nii.gz", work / "result.json", trained)
 
 
 def trials(material: Material, kind: str, seed: int) -> list[Trial]:
     """Make a document, and give it to every command that reads its kind."""
     rng = random.Random(f"{kind} {seed}")
     with tempfile.TemporaryDirectory(prefix="segonnx-faults-") as name, steps_in_process():
-        acts = _ACTS[kind](material, rng, Path(name))
-        return [_trial(kind, command, seed, act) for command, act in acts.items()]
+        work = Path(name) / "around" / "work"
+        work.mkdir(parents=True)
+        acts = _ACTS[kind](material, rng, work)
+        found = [_trial(kind, command, seed, act) for command, act in acts.items()]
+        known = {name, *(str(path) for path in (work.parent, work, *(work / one for one in _NAMES)))}
+        strange = [
+            path for place in (Path(name), work.parent, work) for path in place.iterdir() if str(path) not in known
+        ]
+    wrong = [f"{path.name!r} was written" for path in strange]
+    if (peak := subprocesses.peak_rss_bytes()) > LIMIT_BYTES:
+        wrong.append(f"{peak / 1e9:.1f} GB of memory were taken")
+    return [*found, *(Trial(kind, "one of them", seed, None, what, 0.0) for what in wrong)]
+
+
+_NAMES = (
+    *packing.FORMATS, "artifact", "trained", "labels.nii.gz", "result.json", "page.html", "again.json", "compared.json",
+)  # fmt: skip
+"""What the commands read and may write."""
 
 
 Act = Callable[[], tuple[int, str]]
@@ -149,6 +171,26 @@ def _manifests(material: Material, rng: random.Random, work: Path) -> dict[str, 
     artifact = shutil.copytree(material.artifact, work / "artifact")
     path = artifact / layout.MANIFEST
     path.write_bytes(manifest.seal(fuzz.changed(json.loads(path.read_bytes()), manifest.schema(), rng)))
+    return _artifact(artifact, material, work)
+
+
+def _ensembles(material: Material, rng: random.Random, work: Path) -> dict[str, Act]:
+    """An ensemble whose own manifest, or that of a member, is changed."""
+    folder = shutil.copytree(material.ensemble, work / "artifact")
+    content = json.loads((folder / layout.MANIFEST).read_bytes())
+    if rng.random() < 0.5:
+        content = fuzz.changed(content, manifest.ensemble_schema(), rng)
+    else:
+        name = f"{rng.choice(content['members'])['folder']}/{layout.MANIFEST}"
+        data = manifest.seal(fuzz.changed(json.loads((folder / name).read_bytes()), manifest.schema(), rng))
+        (folder / name).write_bytes(data)
+        content["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    (folder / layout.MANIFEST).write_bytes(manifest.seal(content))
+    return _artifact(folder, material, work)
+
+
+def _artifact(artifact: Path, material: Material, work: Path) -> dict[str, Act]:
+    """Every command that reads an artifact."""
     predict = _command("predict", artifact, material.image, work / "labels.nii.gz")
 
     def predict_in_little() -> tuple[int, str]:
@@ -257,6 +299,7 @@ def _change_checkpoint(content: dict[str, Any], rng: random.Random) -> None:
 
 _ACTS: dict[str, Callable[[Material, random.Random, Path], dict[str, Act]]] = {
     "manifest": _manifests,
+    "ensemble": _ensembles,
     "result": _results,
     "plans": _plans,
     "checkpoint": _checkpoints,
@@ -302,6 +345,7 @@ def serve(channel: Connection) -> None:
 
 _TITLES = {
     "manifest": "manifests, hashes made anew",
+    "ensemble": "manifests of ensembles and of their members, hashes made anew",
     "result": "results of a bench",
     "plans": "plans.json or dataset.json of nnU-Net",
     "checkpoint": "checkpoints of nnU-Net",
@@ -320,8 +364,8 @@ def page(found: Sequence[Trial]) -> str:
     return f"""## Documents
 
 Real documents, each changed by a seed in up to {fuzz.CHANGES} places so that its schema still allows it, were given to
-every command that reads them. "otherwise" is a traceback, another exit code, more than one line, or more than
-{LIMIT_SECONDS:.0f} s.
+every command that reads them. "otherwise" is a traceback, another exit code, more than one line, more than
+{LIMIT_SECONDS:.0f} s, more than {LIMIT_BYTES / 1e9:.0f} GB of memory, or a file that isn't the command's.
 
 | documents | made | read by | exit code 0 | 1 | 2 | otherwise |
 |---|---|---|---|---|---|---|

@@ -8,6 +8,8 @@ A network of several channels takes ``-F image=@...`` for each, in order. An ima
 and one line, as is one that holds NaN. The answer is a .nii.gz file, for a network of pictures a .png, and for one of
 stacks (nnU-Net's Tiff3DIO) a .tif file. Put a server in front that knows who may ask.
 
+Files are decoded in a process of their own. Where Linux has Landlock (5.13 and later), that sees no other file.
+
 Environment variables:
 
     SEGONNX_ARTIFACT    the artifact's folder
@@ -15,6 +17,7 @@ Environment variables:
     SEGONNX_MAX_BYTES   the largest request, in bytes (default 256 MiB)
     SEGONNX_MAX_VOXELS  the largest image, in voxels, as sent and at the network's spacing (default 2^28)
     SEGONNX_MAX_MEMORY  the most memory that one prediction may take, in bytes (default: its share of what is free)
+    SEGONNX_MAX_DECODE  how many seconds reading an image may take (default 120)
     SEGONNX_MAX_WAITING how many requests may be under way or wait; more are answered with 503 (default 64)
     SEGONNX_MAX_SILENCE how many seconds a client may take for its next bytes (default 10)
 """
@@ -23,16 +26,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gzip
 import logging
 import math
 import os
 import re
+import shutil
 import sys
 import tempfile
 import threading
 import traceback
-import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +47,17 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from segonnx.core import hardware
-from segonnx.errors import InputError, ResourceError, SegonnxError
-from segonnx.predict import headers, images, memory
+from segonnx.core import confinement, hardware, subprocesses
+from segonnx.errors import InputError, ResourceError, SegonnxError, StageError
+from segonnx.predict import images, memory, uploads
 from segonnx.predict.predictor import Artifact
+from segonnx.predict.preprocessing import Times
 
 RUNNING = int(os.environ.get("SEGONNX_RUNNING", "1"))
 MAX_BYTES = int(os.environ.get("SEGONNX_MAX_BYTES", "268435456"))
 MAX_VOXELS = int(os.environ.get("SEGONNX_MAX_VOXELS", "268435456"))
 MAX_MEMORY = int(os.environ.get("SEGONNX_MAX_MEMORY", str(int(0.8 * hardware.available_memory() / RUNNING))))
+MAX_DECODE = float(os.environ.get("SEGONNX_MAX_DECODE", "120"))
 MAX_WAITING = int(os.environ.get("SEGONNX_MAX_WAITING", "64"))
 MAX_SILENCE = float(os.environ.get("SEGONNX_MAX_SILENCE", "10"))
 # The formats whose files need no other file. The header of a MetaImage or NRRD file may name any file of this machine.
@@ -66,8 +71,6 @@ ENDINGS = {
     "Tiff3DIO": TIFF,
 }
 ANSWERS = {"NaturalImage2DIO": (".png", "image/png"), "Tiff3DIO": (".tif", "image/tiff")}
-# SimpleITK goes by what a file holds, and may take another of its readers than the one of the file's ending.
-SIMPLEITK = {".nii": "NiftiImageIO", ".png": "PNGImageIO", ".tif": "TIFFImageIO", ".tiff": "TIFFImageIO"}
 
 try:
     artifact = Artifact(os.environ.get("SEGONNX_ARTIFACT", "SEGONNX_ARTIFACT (unset)"), concurrent=RUNNING)
@@ -81,6 +84,26 @@ log = logging.getLogger("uvicorn.error")
 
 class Gone(Exception):
     """The client has left: nobody waits for the answer."""
+
+
+class WhileWanted(Times):
+    """Ends a prediction before its next step where the client has left: a slice, a window, or a part between them."""
+
+    def __init__(self, gone: threading.Event) -> None:
+        super().__init__()
+        self.gone = gone
+
+    @contextlib.contextmanager
+    def of(self, step: str) -> Iterator[None]:
+        """Go on, or raise."""
+        self.go_on()
+        with super().of(step):
+            yield
+
+    def go_on(self, *_: object) -> None:
+        """Raise where the client has left."""
+        if self.gone.is_set():
+            raise Gone
 
 
 class Crowded:
@@ -166,6 +189,9 @@ close_silent_connections()
 for name in ("uvicorn.error", "asyncio"):
     logging.getLogger(name).addFilter(NoAddresses())
 SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+subprocesses.start_preloading(uploads.LIBRARIES)  # which the first request would wait for
+if not confinement.possible():
+    log.warning("this system has no Landlock: the process that decodes uploads sees the files that this one sees")
 app = FastAPI(title="segonnx", max_body_size=MAX_BYTES)
 app.add_middleware(Crowded)
 slots = anyio.CapacityLimiter(RUNNING)
@@ -192,19 +218,24 @@ async def predict(request: Request, image: list[UploadFile]) -> Response:
         group.start_soon(work)
         while (await request.receive())["type"] != "http.disconnect":
             pass  # the form is read: nothing else comes
-        gone.set()  # which ends the prediction after its next window, if it has begun
+        gone.set()  # which ends the prediction before its next step, if it has begun
         group.cancel_scope.cancel()
     return answer
 
 
-async def _answer(uploads: list[UploadFile], gone: threading.Event) -> Response:
+async def _answer(sent: list[UploadFile], gone: threading.Event) -> Response:
     """Predict once there is a place, and answer with the label map or with what is wrong."""
     try:
-        labels = await anyio.to_thread.run_sync(_predict, uploads, gone, limiter=slots)
+        labels = await anyio.to_thread.run_sync(_predict, sent, gone, limiter=slots)
     except Gone:
         return Response(status_code=499)
     except HTTPException as error:
         return JSONResponse({"detail": error.detail}, error.status_code)
+    except uploads.TooLargeError as error:
+        return JSONResponse({"detail": str(error)}, 413)
+    except StageError:
+        log.exception("decoding failed")
+        return JSONResponse({"detail": "the image can't be decoded"}, 422)
     except (ResourceError, MemoryError):  # the disk is full, say
         return JSONResponse({"detail": "the service lacks room"}, 503)
     except InputError as error:
@@ -221,60 +252,39 @@ async def refuse(_: Request, __: RequestValidationError) -> JSONResponse:
     return JSONResponse({"detail": "send a form whose field image is a file, once for each channel"}, 422)
 
 
-def _predict(uploads: list[UploadFile], gone: threading.Event | None = None) -> bytes:
+def _predict(sent: list[UploadFile], gone: threading.Event | None = None) -> bytes:
     """Predict, and return the bytes of the label map's file. No file stays behind, whatever happens."""
-    _require_count(uploads)
+    _require_count(sent)
+    times = WhileWanted(gone or threading.Event())
     with tempfile.TemporaryDirectory(prefix="segonnx-") as name:
         folder = Path(name)
         try:
-            paths = [_save(upload, folder / f"channel_{i}") for i, upload in enumerate(uploads)]
-            image = images.read(paths, reader)
+            paths = [_save(upload, folder / f"channel_{i}") for i, upload in enumerate(sent)]
+            image = uploads.decode(paths, reader, MAX_VOXELS, timeout=MAX_DECODE, progress=times.go_on)
             _require_size(image)
-
-            def go_on(*_: int) -> None:
-                if gone is not None and gone.is_set():
-                    raise Gone
-
-            go_on()
-            labels = artifact.predict(image.array, image.spacing, progress=go_on)
+            labels = artifact.predict(image.array, image.spacing, progress=times.go_on, times=times)
         except InputError as error:
             raise type(error)(str(error).replace(f"{folder}/", "")) from error
         images.write(labels, image, folder / f"labels{answer_ending}")
         return (folder / f"labels{answer_ending}").read_bytes()
 
 
-def _require_count(uploads: list[UploadFile]) -> None:
+def _require_count(sent: list[UploadFile]) -> None:
     """Refuse more or fewer files than the network has channels, before any is unpacked. A picture may hold several."""
     channels = len(artifact.config.channels)
-    if len(uploads) != channels and not (len(uploads) == 1 and artifact.config.natural):
-        raise InputError(f"{len(uploads)} files were sent; the network takes {channels}, a channel for each")
+    if len(sent) != channels and not (len(sent) == 1 and artifact.config.natural):
+        raise InputError(f"{len(sent)} files were sent; the network takes {channels}, a channel for each")
 
 
 def _save(upload: UploadFile, stem: Path) -> Path:
-    """Write an upload to a file whose name is ours, and check that it is intact and not too large to be read."""
+    """Write an upload as it is to a file whose name is ours, but for its ending."""
     endings = ENDINGS[reader]
     ending = next((known for known in endings if (upload.filename or "").lower().endswith(known)), None)
     if ending is None:
         raise InputError(f"{stem.name}: the file's name must end with one of {', '.join(endings)}")
-    packed = ending == ".nii.gz" and upload.file.read(2) == b"\x1f\x8b"
-    upload.file.seek(0)
-    path = stem.with_name(stem.name + ending.removesuffix(".gz"))
-    try:
-        with (
-            gzip.GzipFile(fileobj=upload.file, mode="rb") if packed else upload.file as source,
-            path.open("wb") as file,
-        ):
-            while chunk := source.read(1 << 20):
-                file.write(chunk)
-                _require(file.tell() / 8)  # no voxel takes more bytes
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{stem.name} isn't an intact gzip file: {error}") from error
-    headers.require_whole(path)
-    if reader.startswith("SimpleITKIO"):
-        chosen = SimpleITK.ImageFileReader.GetImageIOFromFileName(str(path))
-        if chosen != SIMPLEITK[path.suffix]:
-            raise InputError(f"{stem.name} can't be read as a {ending} file")
-    _require(images.count(path, reader))
+    path = stem.with_name(stem.name + ending)
+    with path.open("wb") as file:
+        shutil.copyfileobj(upload.file, file)
     return path
 
 

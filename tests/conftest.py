@@ -33,6 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 T = TypeVar("T")
 SMALL = "encoder-mobilenetv3-small"
 """The reference system with the cheapest pass."""
+CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+"""What ``dataset`` holds."""
 
 _BLOCK_TORCH = """
 from importlib.machinery import PathFinder
@@ -96,6 +98,35 @@ def hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
         export("--nnunet", folder, "--out", root / "artifacts")
 
     (artifact,) = (once(tmp_path_factory, "hand", make) / "artifacts").iterdir()
+    return artifact
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of a data set with four configurations; tests must leave them as they are."""
+
+    def make(root: Path) -> None:
+        for configuration in CONFIGURATIONS:
+            handmade.write(
+                root,
+                handmade.several(),
+                handmade.dataset(),
+                configuration=configuration,
+                mirror_axes=(0, 1) if configuration == "2d" else (0, 1, 2),
+            )
+
+    return once(tmp_path_factory, "whole", make) / "Dataset998_Whole"
+
+
+@pytest.fixture(scope="session")
+def ensemble(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The mean of 2d and of a cascade, whose first stage is inside; tests must leave it as it is."""
+
+    def make(root: Path) -> None:
+        printed = export("--nnunet", dataset, "--ensemble", "2d", "3d_cascade_fullres", "--out", root)
+        assert "the mean of 2 networks and 1 first stage" in printed
+
+    (artifact,) = once(tmp_path_factory, "ensemble", make).iterdir()
     return artifact
 
 

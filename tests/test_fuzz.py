@@ -19,12 +19,12 @@ from segonnx.core import documents
 from tests import fuzz, handmade
 
 SEEDS = st.integers(0, 2**32 - 1)
-COUNTS = {"manifest": 30, "result": 25, "plans": 20, "checkpoint": 30}
+COUNTS = {"manifest": 30, "ensemble": 10, "result": 25, "plans": 20, "checkpoint": 30}
 
 
 @pytest.fixture(scope="module")
-def material(hand: Path, tmp_path_factory: pytest.TempPathFactory) -> Material:
-    return faults_documents.prepare(tmp_path_factory.mktemp("fuzz"), hand)
+def material(hand: Path, ensemble: Path, tmp_path_factory: pytest.TempPathFactory) -> Material:
+    return faults_documents.prepare(tmp_path_factory.mktemp("fuzz"), hand, ensemble)
 
 
 @pytest.mark.parametrize("kind", COUNTS)
@@ -49,6 +49,16 @@ def test_the_page_tells_what_was_found() -> None:
         faults_documents.Trial("manifest", "verify", 1, None, "KeyError: 'x'", 1.0),
     ]
     assert "| manifests, hashes made anew | 2 | verify, predict | 1 | 0 | 1 | 1 |" in faults_documents.page(found)
+
+
+def test_a_file_elsewhere_is_told(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    def act(_: Material, __: random.Random, work: Path) -> dict[str, faults_documents.Act]:
+        return {"report": lambda: (0, str((work.parent / "evil").write_text("x"))[:0])}
+
+    monkeypatch.setitem(faults_documents._ACTS, "result", act)
+    monkeypatch.setattr(faults_documents, "LIMIT_BYTES", 1)
+    wrong = [str(one.wrong) for one in faults_documents.trials(material, "result", 0) if one.wrong is not None]
+    assert wrong[0] == "'evil' was written" and "GB of memory" in wrong[1]
 
 
 def test_another_end_is_told() -> None:

@@ -25,6 +25,11 @@ def contradiction(content: dict[str, Any]) -> str | None:
     return next((wrong for check in _CHECKS if (wrong := check(content)) is not None), None)
 
 
+def ensemble_contradiction(content: dict[str, Any]) -> str | None:
+    """The same of an ensemble's manifest. How its members go together is another matter: see ``ensembles``."""
+    return _files(content)
+
+
 def _sizes(content: dict[str, Any]) -> str | None:
     tensors = {f"{what}/{i}": one for what in ("inputs", "outputs") for i, one in enumerate(content[what])}
     names = [one["name"] for one in tensors.values()]

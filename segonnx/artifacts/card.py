@@ -34,12 +34,12 @@ def render(content: Manifest) -> str:
     if (why := content.get("network_only")) is not None:
         notice += (
             "\n> **The network alone.** `segonnx predict` can't prepare images for it; bring inference of your own. "
-            f"{why}\n"
+            f"{escape(why)}\n"
         )
     if edited := content.get("training", {}).get("edited"):
         notice += (
             "\n> **Edited plans.** These were changed after the training, and stand here as they were changed: "
-            f"{', '.join(edited)}.\n"
+            f"{', '.join(map(escape, edited))}.\n"
         )
     rows = "\n".join(
         f"| {escape(p['kind'])} | {_shape(p['shape'])} | {p['max_rel_error']:.1e} | {p['rms_rel_error']:.1e} "
@@ -107,37 +107,35 @@ Errors are relative to the standard deviation of the logits.
 
 
 def render_ensemble(content: Manifest, members: Mapping[str, Manifest]) -> str:
-    """The card of an ensemble in Markdown.
+    """The card of an ensemble in Markdown. What is a stranger's is shown as text, as in ``render``.
 
     Args:
         content: the ensemble's manifest.
         members: the members' manifests by their folders.
     """
     rows = "\n".join(
-        f"| [{entry['folder']}]({entry['folder']}/README.md) | {members[entry['folder']]['source']} "
-        f"| {'yes' if entry['averaged'] else 'no'} | {entry['previous'] or ''} |"
+        f"| [{escape(entry['folder'])}]({entry['folder']}/README.md) | {escape(members[entry['folder']]['source'])} "
+        f"| {'yes' if entry['averaged'] else 'no'} | {escape(entry['previous'] or '')} |"
         for entry in content["members"]
     )
     first = members[content["members"][0]["folder"]]
-    names = ", ".join(f"{label['value']} {label['name']}" for label in first["labels"])
+    names = ", ".join(f"{label['value']} {escape(label['name'])}" for label in first["labels"])
     steps = content["inference"].get("postprocessing", [])
     kept = "".join(f"\n- the largest component of {step['keep_largest_component']} stays" for step in steps)
     return f"""---
-library_name: onnx
-license: {content["weights"]["licence"]}
-tags: [image-segmentation, onnx, segonnx]
+{_front_matter(content["weights"]["licence"])}
 ---
 
-# {content["name"]}
+# {escape(content["name"])}
 
-An ensemble: {content["source"]}. Each member is an artifact of its own.
+An ensemble: {escape(content["source"])}. Each member is an artifact of its own.
 
 | member | network | in the mean | takes the label map of |
 |---|---|---|---|
 {rows}
 
 - **Labels:** {names}
-- **Licence of the weights:** {content["weights"]["licence"]}
+- **Licence of the weights:** {escape(content["weights"]["licence"])}
 
 The label of a voxel is decided by the mean of the members' probabilities.{" Then:" if kept else ""}
 {kept}

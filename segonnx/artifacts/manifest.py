@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from segonnx.artifacts.agreement import contradiction
+from segonnx.artifacts.agreement import contradiction, ensemble_contradiction
 from segonnx.artifacts.layout import MANIFEST
 from segonnx.core import documents, files
 from segonnx.core.decisions import Decision, of_output
@@ -92,7 +92,7 @@ def validate(content: object) -> None:
         VerifyError: it doesn't fit; the message names the first place.
     """
     if is_ensemble(content):
-        documents.require(content, ensemble_schema(), MANIFEST, error=VerifyError)
+        documents.require(content, ensemble_schema(), MANIFEST, ensemble_contradiction, error=VerifyError)
     else:
         documents.require(content, schema(), MANIFEST, contradiction, error=VerifyError)
 

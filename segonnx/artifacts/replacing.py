@@ -5,7 +5,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path, PurePosixPath
 
-from segonnx.artifacts import layout, manifest
+from segonnx.artifacts import ensembles, layout, manifest
 from segonnx.errors import InputError, VerifyError
 
 _OWN = frozenset(
@@ -30,7 +30,12 @@ def require_artifact(path: Path) -> None:
     names = {entry.name for entry in path.iterdir()}
     if not names:
         return
-    if others := sorted(names - _OWN - _known(path)):
+    known = _known(path)
+    if ensembles.MEMBERS in names - known and layout.MANIFEST in names:
+        for member in (path / ensembles.MEMBERS).iterdir():  # of a damaged ensemble
+            require_artifact(member)
+        known |= {ensembles.MEMBERS}
+    if others := sorted(names - _OWN - known):
         raise InputError(f"{path} holds {others[0]}, which is no file of an artifact: --overwrite leaves it alone")
     if not names & {layout.MANIFEST, layout.MODEL}:
         raise InputError(f"{path} isn't an artifact: --overwrite leaves it alone")

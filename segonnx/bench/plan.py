@@ -12,7 +12,7 @@ from segonnx.bench.result import Published, WeightsKind
 from segonnx.bench.rounds import Rule
 from segonnx.core import hardware
 from segonnx.core.decisions import Decision
-from segonnx.core.subprocesses import STEP_S, Progress
+from segonnx.core.subprocesses import STEP_S, Bounds, Progress
 from segonnx.errors import InputError
 from segonnx.runtimes.base import Options, Runtime
 
@@ -60,6 +60,11 @@ class Settings:
     profile: bool = False
     roofline: bool = False
     diagnose: bool = False
+
+    @property
+    def bounds(self) -> Bounds:
+        """Of the processes that check the graphs of the artifacts before they are timed."""
+        return Bounds(self.timeout_s, self.max_memory)
 
     def as_dict(self) -> dict[str, Any]:
         """The settings, as they stand in the result."""

@@ -14,7 +14,7 @@ from segonnx.artifacts.verify import verify
 from segonnx.bench.plan import Settings, Target, TorchNetwork
 from segonnx.bench.result import Published, WeightsKind
 from segonnx.core import hardware, synthetic_inputs
-from segonnx.core.subprocesses import Progress
+from segonnx.core.subprocesses import Bounds, Progress
 from segonnx.errors import InputError, ResourceError
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
@@ -37,6 +37,7 @@ def from_artifact(
     make_network: MakeNetwork | None = None,
     shape: tuple[int, ...] | None = None,
     baseline: Path | None = None,
+    bounds: Bounds | None = None,
 ) -> Target:
     """The target of an artifact, whose every byte is checked first.
 
@@ -47,13 +48,14 @@ def from_artifact(
             has a name; None leaves the runtimes out that need it.
         shape: of the input, (N, C, spatial...); None takes the one that the artifact was made for.
         baseline: an artifact of the same without rewrites.
+        bounds: what the check of the graph may take; see ``verify``.
 
     Raises:
         VerifyError: it isn't intact.
         InputError: it doesn't take that shape.
         ResourceError: the machine has no memory for its input.
     """
-    content = verify(folder, replay=False, progress=progress).manifest
+    content = verify(folder, replay=False, bounds=bounds, progress=progress).manifest
     require_one_network(content, folder, "a bench")
     own = tuple(content["parity"]["inputs"][0]["shape"])
     if shape is not None and shape != own:

@@ -211,7 +211,7 @@ def _bench(request: Request, specs: list[ModelSpec], settings: Settings, display
     from segonnx.bench import run, targets
     from segonnx.commands import bench_targets
 
-    timed = [bench_targets.from_artifact(artifact, display) for artifact in request.artifacts]
+    timed = [bench_targets.from_artifact(artifact, display, settings.bounds) for artifact in request.artifacts]
     timed += [
         bench_targets.from_system(
             spec, request.out, settings, lambda exported: display.echo(exported_line(exported)), display, shape, size

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from segonnx import runtimes
 from segonnx.bench import targets
 from segonnx.bench.plan import Settings, Target, TorchNetwork
-from segonnx.core.subprocesses import Progress
+from segonnx.core.subprocesses import Bounds, Progress
 from segonnx.errors import InputError
 from segonnx.exporters import pipeline, prepare
 from segonnx.sources.catalog import ModelSpec
@@ -33,9 +33,9 @@ def network(spec: ModelSpec, seed: int) -> TorchNetwork:
     )
 
 
-def from_artifact(folder: Path, progress: Progress) -> Target:
+def from_artifact(folder: Path, progress: Progress, bounds: Bounds | None = None) -> Target:
     """The target of an artifact; see ``bench.targets.from_artifact``."""
-    return targets.from_artifact(folder, progress, network)
+    return targets.from_artifact(folder, progress, network, bounds=bounds)
 
 
 def from_system(
@@ -81,11 +81,11 @@ def from_system(
     folder = out / pipeline.folder_name(spec)
     baseline = None
     if "baseline" in needs and (baseline := exported(out / "stock" / folder.name, "none")) is not None:
-        targets.from_artifact(baseline, progress, shape=shape)  # checks its bytes
+        targets.from_artifact(baseline, progress, shape=shape, bounds=settings.bounds)  # checks its bytes
     # What isn't in the catalogue is counted by the export.
     needed = folder.exists() or not own or spec.reference is None or "artifact" in needs
     if needed and (artifact := exported(folder, "cpu")) is not None:
-        return targets.from_artifact(artifact, progress, network, shape, baseline)
+        return targets.from_artifact(artifact, progress, network, shape, baseline, settings.bounds)
     if not own or spec.reference is None:
         raise InputError(f"{folder} isn't there, and exporting {spec.name} needs torch: pip install 'segonnx[export]'")
     return targets.from_spec(spec, network, baseline)

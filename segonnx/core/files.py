@@ -20,6 +20,10 @@ from segonnx.errors import InputError, ResourceError
 MARK = ".segonnx-scratch"
 """The file that tells that a scratch folder is ours. Whoever works in the folder holds a lock on it."""
 _MARK_TEXT = b"A scratch folder of segonnx, which clears it away once nobody holds the lock on this file.\n"
+_UNMARKED = ".segonnx-new"
+"""How the name of a scratch folder ends until it has its mark, and the mark its lock."""
+UNMARKED_S = 600.0
+"""The age at which a folder of such a name belongs to nobody: it has it for the time of three calls."""
 _PREVIOUS = "previous"
 """The folder in a scratch folder that holds what stood at the target, where the two can't change places in one step."""
 LOCK_PATIENCE_S = 60.0
@@ -84,8 +88,9 @@ def staging(target: Path) -> Iterator[Path]:
     Whatever is to stay must be moved out of it with ``publish``. What killed processes left behind is cleared away.
 
     Raises:
-        ResourceError: the folder can't be made.
+        ResourceError: the folder can't be made, or nothing can stand at ``target``.
     """
+    require_name(target)
     parent = target.parent
     with contextlib.ExitStack() as stack:
         try:
@@ -95,6 +100,25 @@ def staging(target: Path) -> Iterator[Path]:
         except OSError as error:
             raise ResourceError(f"can't write to {parent}: {error.strerror}") from error
         yield folder
+
+
+def require_name(path: Path) -> None:
+    """See to it that a path can be written to, before the work for it.
+
+    Raises:
+        ResourceError: a part of it is too long, it leads through a file, or it is the working folder or one around it.
+    """
+    if path.name in ("", ".."):  # which no rename replaces
+        raise ResourceError(f"can't write {path}: choose a name for what is made")
+    whole = path.absolute()
+    there = next(parent for parent in whole.parents if os.path.lexists(parent))
+    for part in whole.relative_to(there).parts:
+        try:
+            (there / part).lstat()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise ResourceError(f"can't write {path}: {error.strerror}") from error
 
 
 def is_scratch(folder: Path) -> bool:
@@ -301,15 +325,14 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def _scratch(parent: Path, name: str) -> Iterator[Path]:
-    """A new folder that is marked as ours, and locked before the mark can be seen."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{name[:60]}.", suffix=".partial", dir=parent))
+    """A new folder that is marked as ours and locked before it gets its name."""
+    folder = Path(tempfile.mkdtemp(prefix=".", suffix=_UNMARKED, dir=parent))
     descriptor = None
     try:
-        unseen = folder / f"{MARK}.new"
-        descriptor = os.open(unseen, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(folder / MARK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         _lock(descriptor)
         os.write(descriptor, _MARK_TEXT)
-        unseen.rename(folder / MARK)
+        folder = folder.rename(parent / f".{name[:40]}{folder.name.removesuffix(_UNMARKED)}.partial")
         yield folder
     finally:
         _remove(folder, descriptor)
@@ -318,15 +341,24 @@ def _scratch(parent: Path, name: str) -> Iterator[Path]:
 def _clear_abandoned(parent: Path) -> None:
     """Remove the scratch folders whose owner is dead: its lock went with it. What they took away is put back."""
     with os.scandir(parent) as scan:
-        names = [entry.name for entry in scan if entry.name.startswith(".") and entry.name.endswith(".partial")]
-    for name in names:
-        folder = parent / name
+        names = [entry.name for entry in scan if entry.name.startswith(".")]
+    for folder in (parent / name for name in names if name.endswith(_UNMARKED)):
+        _clear_unmarked(folder)
+    for folder in (parent / name for name in names if name.endswith(".partial")):
         if (descriptor := _taken_over(folder)) is not None:
             with contextlib.suppress(OSError):
                 for old in (folder / _PREVIOUS).iterdir():
                     if not os.path.lexists(parent / old.name):
                         old.rename(parent / old.name)
             _remove(folder, descriptor)
+
+
+def _clear_unmarked(folder: Path) -> None:
+    """Remove what a process left that was killed before it had marked its folder. It holds the mark, or nothing."""
+    with contextlib.suppress(OSError):
+        if not folder.is_symlink() and time.time() - folder.stat().st_mtime > UNMARKED_S:
+            (folder / MARK).unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def _taken_over(folder: Path) -> int | None:

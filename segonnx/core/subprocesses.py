@@ -268,12 +268,16 @@ def _without_main() -> Iterator[None]:
 
     A script without ``if __name__ == "__main__"`` would start itself again, and again.
     """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with _STARTING:  # a second thread would put aside what the first one put there
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
+
+
+_STARTING = threading.Lock()
 
 
 def cap_memory(limit: int) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 from segonnx._version import __version__
 from segonnx.artifacts import card, ensembles, layout, manifest
 from segonnx.artifacts.manifest import Manifest
+from segonnx.artifacts.replacing import require_artifact
 from segonnx.core import files, hardware, subprocesses
 from segonnx.core.subprocesses import Progress
-from segonnx.errors import InputError
+from segonnx.errors import InputError, ResourceError
 from segonnx.exporters import manifest_entries, nnunet, pipeline, postprocessing
 from segonnx.exporters.nnunet import Selection, Trained
 from segonnx.exporters.pipeline import Exported, Settings
@@ -25,6 +26,9 @@ from segonnx.exporters.steps import SpecSteps, Stage
 from segonnx.sources.nnunet import ensemble
 from segonnx.sources.nnunet.ensemble import Choice
 from segonnx.sources.nnunet.folder import Which, find_checkpoints
+
+MAX_SOURCE = 4000
+"""The longest line that says what is averaged; a longer one gives their number."""
 
 
 @dataclass(frozen=True)
@@ -171,9 +175,13 @@ def export(found: Ensemble, settings: Settings, progress: Progress = subprocesse
         "postprocessing": found.steps,
     }
     target = settings.out / re.sub(r"[^A-Za-z0-9._+-]", "-", found.name)[:200]
-    if os.path.lexists(target) and not settings.overwrite:
-        kept = SpecSteps(settings.weights, settings.threads, progress).existing(target, arguments)
-        return Exported(target, kept, True, {}, time.perf_counter() - started)
+    if os.path.lexists(target):
+        if not settings.overwrite:
+            kept = SpecSteps(settings.weights, settings.threads, progress).existing(target, arguments)
+            return Exported(target, kept, True, {}, time.perf_counter() - started)
+        require_artifact(target)
+    files.require_apart(target, *(path for member in found.members for path in member.network.checkpoints))
+    _require_writable(found, jobs, arguments)
     stages: dict[str, Stage] = {}
     with files.staging(target) as work:
         folder = work / "ensemble"
@@ -184,7 +192,10 @@ def export(found: Ensemble, settings: Settings, progress: Progress = subprocesse
             stages |= {f"{Path(member.folder).name}: {name}": stage for name, stage in made.stages.items()}
         progress("writing the ensemble")
         content = _write(folder, found, arguments)
-        files.publish(folder, target)
+        try:
+            files.publish(folder, target, replace=settings.overwrite, check=require_artifact)
+        except OSError as error:
+            raise ResourceError(f"can't write {target}: {error.strerror}") from error
     return Exported(target, content, False, stages, time.perf_counter() - started)
 
 
@@ -199,15 +210,32 @@ class _Words:
         self.progress(f"{self.member}: {step}")
 
 
-def _write(folder: Path, found: Ensemble, arguments: dict[str, Any]) -> Manifest:
-    """Write the card, and the manifest last."""
+def _require_writable(found: Ensemble, jobs: Sequence[tuple[Member, Settings]], arguments: dict[str, Any]) -> None:
+    """See to it that every manifest can be written, before the work.
+
+    Raises:
+        InputError: some text or number can't be written, or doesn't fit its schema; the message names it.
+    """
+    for member, own in jobs:
+        spec = member.network.spec
+        shape = input_shape(spec, None)
+        made_with = manifest_entries.arguments(spec, own, shape, random_weights=False)
+        manifest_entries.require_writable(spec, own, made_with, shape, random_weights=False)
+    content = _compose(found, arguments)
+    content["files"] = {layout.CARD: {"sha256": "0" * 64, "bytes": 0}}
+    manifest.sealed(content, found.name)
+
+
+def _compose(found: Ensemble, arguments: dict[str, Any]) -> Manifest:
+    """The manifest, but for its files."""
     averaged = [member.network.spec for member in found.members if member.averaged]
+    source = f"the mean of {' and '.join(spec.source for spec in averaged)}"
     licences = sorted({member.network.spec.licence for member in found.members})
-    content: Manifest = {
+    return {
         "schema_version": manifest.SCHEMA_VERSION,
         "name": found.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "source": f"the mean of {' and '.join(spec.source for spec in averaged)}",
+        "source": source if len(source) <= MAX_SOURCE else f"the mean of {len(averaged)} networks",
         "weights": {"source": "see the members' manifests", "licence": " and ".join(licences)},
         "members": [member.entry for member in found.members],
         "inference": {} if found.steps is None else {"postprocessing": found.steps},
@@ -215,9 +243,13 @@ def _write(folder: Path, found: Ensemble, arguments: dict[str, Any]) -> Manifest
         "producer": hardware.versions() | {"segonnx": __version__},
         "arguments": arguments,
     }
+
+
+def _write(folder: Path, found: Ensemble, arguments: dict[str, Any]) -> Manifest:
+    """Write the card, and the manifest last."""
+    content = _compose(found, arguments)
     members = {member.folder: manifest.read(folder / member.folder) for member in found.members}
     (folder / layout.CARD).write_text(card.render_ensemble(content, members), encoding="utf-8")
     content["files"] = manifest_entries.files(folder)
-    manifest.validate({**content, "digest": "0" * 64})
-    (folder / layout.MANIFEST).write_bytes(manifest.seal(content))
+    (folder / layout.MANIFEST).write_bytes(manifest.sealed(content, found.name))
     return content

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
-import zlib
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from segonnx.core import files
@@ -35,8 +33,8 @@ def require_whole(path: Path, *, detached: bool = False) -> None:
     name = path.name.lower()
     try:
         head = _head(path)
-    except (OSError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{path} can't be read as an image: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise InputError(f"{path} can't be read as an image: {error.strerror or error}") from error
     if name.endswith((".nii", ".nii.gz")):
         _require_nifti(path, head)
     elif name.endswith((".mha", ".mhd")):

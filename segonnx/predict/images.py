@@ -218,7 +218,6 @@ def write(labels: AnyArray, like: Image, path: Path) -> None:
         path: The file to write. Formats of several files get theirs beside it.
 
     Raises:
-        InputError: Label maps aren't written to files of this ending.
         ResourceError: The file can't be written, or reads otherwise than it was written.
     """
     reader = READERS[like.reader]

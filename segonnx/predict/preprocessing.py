@@ -100,6 +100,8 @@ def prepare(
         with np.errstate(over="ignore", invalid="ignore"):  # what comes of it isn't finite, and is refused below
             for values, channel in zip(image, config.channels, strict=True):
                 _normalise(values, mask, channel)
+        if not np.isfinite(image).all():
+            raise InputError("the image's numbers are too large, or too far apart, to be normalised in float32")
     with times.of("resample"):
         shape = image.shape[1:]
         if config.image_resampling.resamples:
@@ -118,8 +120,6 @@ def prepare(
             labels = resampling.resample_labels(labels, shape, config.label_resampling, axis)
             one_hot = np.stack([(labels == value).astype(np.float32) for value in config.previous_labels])
             image = np.concatenate([image, one_hot])
-        if not np.isfinite(image).all():
-            raise InputError("the image's numbers are too large, or too far apart, to be normalised in float32")
     return PreparedImage(image, full_shape, box, own, wanted)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import importlib.resources
 import json
@@ -27,13 +28,12 @@ def render(result: Result) -> str:
     """
     try:
         import jinja2
-        import vl_convert
+        import vl_convert  # noqa: F401 (which _library needs)
     except ImportError as error:
         raise InputError(f"{error.name} isn't installed: pip install 'segonnx[report]'") from None
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    library = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub has no defaults
-    scripts = [_safe_script(library), _asset("page.js")]
+    scripts = [_safe_script(_library()), _asset("page.js")]
     hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
     drawn = charts.charts(result)
     return environment.from_string(_asset("page.html.jinja")).render(
@@ -134,6 +134,15 @@ def _facts(content: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _asset(name: str) -> str:
     return importlib.resources.files("segonnx.report").joinpath("page", name).read_text("utf-8")
+
+
+@functools.cache
+def _library() -> str:
+    """The scripts that draw the charts; bundling them takes half a second."""
+    import vl_convert
+
+    bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub has no defaults
+    return bundle
 
 
 def _safe_script(text: str) -> str:

@@ -221,3 +221,50 @@ def test_what_no_file_holds_is_refused_before_it_is_written(value: object) -> No
     with pytest.raises(InputError, match="mine can't be written as an artifact: its manifest") as caught:
         manifest.sealed(content, "mine")
     assert "\n" not in str(caught.value)
+
+
+ENSEMBLE: Content = {
+    "schema_version": 2,
+    "name": "an ensemble",
+    "created": "2026-01-01T00:00:00+00:00",
+    "source": "the mean of a and b",
+    "weights": {"source": "see the members' manifests", "licence": "apache-2.0"},
+    "members": [{"folder": "members/0-2d", "averaged": True, "previous": None}],
+    "inference": {},
+    "files": {"README.md": {"sha256": "0" * 64, "bytes": 1}},
+    "producer": {"segonnx": "0.1.0"},
+    "arguments": {"members": []},
+    "digest": "0" * 64,
+}
+"""The manifest of an ensemble."""
+ENTRY = {"sha256": "0" * 64, "bytes": 1}
+
+
+@pytest.mark.parametrize(
+    ("place", "change"),
+    [
+        ("name", {"name": ".."}),
+        ("name", {"name": "a/b"}),
+        ("name", {"name": "x" * 256}),
+        ("name", {"name": "\x1b[2J"}),
+        ("created", {"created": "yesterday"}),
+        ("source", {"source": "two\nlines"}),
+        ("source", {"source": "x" * 4001}),
+        ("weights/source", {"weights": {"source": "\u202e", "licence": "mit"}}),
+        ("weights/licence", {"weights": {"source": "", "licence": "x" * 301}}),
+        ("files", {"files": {"../x": ENTRY}}),
+        ("files", {"files": {"a/" * 200_000 + "x": ENTRY}}),
+        ("files", {"files": {"manifest.json": ENTRY}}),
+        ("files", {"files": {"a": ENTRY, "A": ENTRY}}),
+        ("files", {"files": {"a": ENTRY, "a/b": ENTRY}}),
+        ("files/a/bytes", {"files": {"a": {**ENTRY, "bytes": 2**60}}}),
+        ("producer", {"producer": {"two words": "1"}}),
+        ("producer/a", {"producer": {"a": "x" * 301}}),
+        ("arguments", {"arguments": {"\n": 1}}),
+        ("arguments", {"arguments": {f"a{i}": i for i in range(101)}}),
+    ],
+)
+def test_the_manifest_of_an_ensemble_has_the_bounds_of_a_network_s(place: str, change: Content) -> None:
+    manifest.validate(ENSEMBLE)
+    with pytest.raises(VerifyError, match=f"doesn't fit its schema at {place}:"):
+        manifest.validate({**ENSEMBLE, **change})

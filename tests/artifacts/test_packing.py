@@ -25,6 +25,7 @@ from segonnx.artifacts.packing import contents, oci, triton
 from segonnx.artifacts.packing import zipped as zipped_form
 from segonnx.artifacts.verify import verify
 from segonnx.commands.pack import PACKINGS
+from segonnx.core import zips
 from segonnx.errors import InputError, ResourceError, SegonnxError, VerifyError
 from tests.artifacts.resealed import reseal
 from tests.conftest import ROOT, SMALL, message, run
@@ -304,6 +305,20 @@ def test_overwrite_replaces_its_own_kind_alone(artifact: Path, exports: Path, zi
     verify(artifact, replay=False)
 
 
+@pytest.mark.parametrize("form", packing.FORMATS)
+@pytest.mark.parametrize("out", [".", "..", "a" * 300, f"b/{'a' * 300}"], ids=["here", "around", "long", "long within"])
+def test_an_out_that_nothing_can_stand_at_is_refused_first(
+    out: str, form: str, exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(packing, "verify", lambda *_, **__: pytest.fail("the work began"))
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="can't write") as caught:
+            packing.pack(exports / SMALL, form, Path(out), overwrite=overwrite)
+        assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
 def test_of_several_at_once_one_wins_and_the_others_say_so(zipped: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "segonnx", "unpack", str(zipped), "--out", str(tmp_path / "out")]
     running = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(3)]
@@ -461,7 +476,7 @@ def test_a_zip_file_of_very_many_entries_is_not_read(zipped: Path, tmp_path: Pat
     data = bytearray(zipped.read_bytes())
     end = data.rindex(b"PK\x05\x06")
     listed = int.from_bytes(data[end + 16 : end + 20], "little")
-    longer = data[:listed] + data[listed:end] * (zipped_form.MAX_READ // (end - listed) + 1)
+    longer = data[:listed] + data[listed:end] * (zips.MAX_READ // (end - listed) + 1)
     tail = bytearray(data[end:])
     tail[12:16] = (len(longer) - listed).to_bytes(4, "little")
     (tmp_path / "long.zip").write_bytes(longer + tail)

@@ -7,8 +7,10 @@ import os
 import random
 import shutil
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime.backend
 import pytest
@@ -18,6 +20,7 @@ from onnx.backend.test.runner import Runner
 from segonnx.artifacts import graphs, layout, manifest, testdata
 from segonnx.artifacts.verify import inside, verify
 from segonnx.core import files
+from segonnx.core.tolerances import TOLERANCES
 from segonnx.errors import VerifyError
 from tests.artifacts.resealed import reseal
 from tests.conftest import SMALL, message, run
@@ -210,6 +213,28 @@ def test_a_wider_tolerance_is_refused(artifact: Path) -> None:
         with pytest.raises(VerifyError, match="parity/tolerance/dtype: |allows its replay .* more than segonnx does"):
             verify(artifact)
         (artifact / layout.MANIFEST).write_bytes(original)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_tolerance_of_another_type_lets_no_wrong_weights_pass(dtype: str, artifact: Path) -> None:
+    """The weights are off by bfloat16's rounding, and so is the replay: the manifest says that this is allowed."""
+    rng = np.random.default_rng(1)
+    model = onnx.load(artifact / layout.MODEL)
+    for weight in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(weight)
+        if values.dtype == np.float32 and values.size > 8:
+            near = (values * (1 + 0.004 * rng.standard_normal(values.shape))).astype(np.float32)
+            weight.CopyFrom(onnx.numpy_helper.from_array(near, weight.name))
+    (artifact / layout.MODEL).write_bytes(model.SerializeToString())
+    reseal(artifact, rehash=True)
+    with pytest.raises(VerifyError, match="the replay differs"):
+        verify(artifact)
+    allowed = {"dtype": dtype, **asdict(TOLERANCES["bfloat16"])}
+    _reseal(artifact, lambda m: m["parity"].update(tolerance=allowed))
+    with pytest.raises(VerifyError, match="parity/tolerance/dtype: |allows its replay .* more than segonnx does"):
+        verify(artifact)
+    done = run("verify", artifact)
+    assert done.returncode == 1 and "\n" not in message(done)
 
 
 @pytest.mark.parametrize("value", ["NaN", "1e999", '"\\ud800"', "[" * 900 + "]" * 900])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +24,11 @@ from segonnx.bench.rounds import Rule
 from segonnx.bench.session import Session
 from segonnx.commands import bench_targets
 from segonnx.core import hardware, subprocesses, synthetic_inputs
+from segonnx.core.subprocesses import Bounds
 from segonnx.errors import InputError, VerifyError
 from segonnx.exporters import pipeline
 from segonnx.runtimes.base import Operator
+from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
 from tests.bench import fakes
 from tests.conftest import ROOT, SMALL
@@ -169,6 +172,28 @@ def test_a_damaged_artifact_is_not_timed(artifact: Path) -> None:
         file.write(b"x")
     with pytest.raises(VerifyError):
         bench_targets.from_artifact(artifact, lambda _: None)
+
+
+def test_the_bounds_of_a_bench_hold_for_the_check_of_its_artifacts(
+    exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+
+    def look(*_: object, bounds: object, **__: object) -> None:
+        seen.append(bounds)
+        raise VerifyError("enough")
+
+    monkeypatch.setattr(targets, "verify", look)
+    shutil.copytree(exports / SMALL, tmp_path / "stock" / SMALL)
+    for named in (("--artifact", exports / SMALL), (SMALL, "--artifacts", exports)):
+        done = segonnx("bench", *named, "--backend", "ort", "--timeout", 7, "--max-memory", "3GB")
+        assert done.returncode == 1 and "enough" in done.stderr, done.stderr
+    with pytest.raises(VerifyError):
+        bench_targets.from_system(
+            catalog.find(SMALL), tmp_path, Settings(("ort-stock",), (1,), timeout_s=7, max_memory=3 * 10**9),
+            lambda _: None, lambda _: None,
+        )  # fmt: skip
+    assert seen == [Bounds(7, 3 * 10**9)] * 3
 
 
 @pytest.mark.usefixtures("steps_here")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks import faults, writing_faults
+from benchmarks import faults, faults_documents, writing_faults
 from segonnx.artifacts import packing
 from segonnx.artifacts.verify import verify
 from tests.conftest import SMALL
@@ -80,3 +82,43 @@ def test_an_archive_that_ends_wrong_is_told(
 
     monkeypatch.setattr(packing, "unpack", fail)
     assert "ZeroDivisionError" in str(writing_faults.unpack_damaged([packed], 0))
+
+
+def test_what_a_part_found_is_kept_and_the_page_is_written_from_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- faults: x -->\n<!-- /faults -->\n")
+    trial = faults_documents.Trial("plans", "export", 7, None, "KeyError: 'x'", 1.0)
+    found: dict[str, Any] = {
+        "damage": [
+            faults.Outcome("a", "flip", 0, None, None, 1.0),
+            faults.Outcome("a", "flip", 1, "hashing", None, 1.0),
+        ],
+        "beyond": [],
+        "kills": {"pack": [None, "half a zip file"]},
+        "documents": [trial],
+        "writing": [writing_faults.Row("races", 2, ["one was lost"])],
+    }
+    ran: list[str] = []
+
+    def part(name: str) -> Callable[[object], Any]:
+        def run(_: object) -> Any:
+            ran.append(name)
+            return found[name]
+
+        return run
+
+    monkeypatch.setattr(faults, "PAGE", page)
+    monkeypatch.setattr(faults, "PARTS", {name: part(name) for name in found})
+    for arguments, wanted in ((["--part", "kills"], ["kills"]), ([], [name for name in found if name != "kills"])):
+        ran.clear()
+        monkeypatch.setattr("sys.argv", ["faults", "--keep", str(tmp_path), *arguments])
+        with pytest.raises(SystemExit, match="True"):
+            faults.main()
+        assert ran == wanted
+        assert ("## Kills" in page.read_text()) is not bool(arguments)
+    said = capsys.readouterr().out
+    for line in ("flip (seed 0): not found", "half a zip file", "export of plans 7: KeyError", "one was lost"):
+        assert line in said
+    assert "4 ended as they shouldn't" in said

@@ -136,12 +136,44 @@ def test_scratch_folders_of_others_stay(tmp_path: Path) -> None:
     }  # fmt: skip
     for name, make in kinds.items():
         make(tmp_path / f".{name}.partial")
+    (tmp_path / ".x.segonnx-new").mkdir()
+    (tmp_path / ".x.segonnx-new" / "thesis.txt").touch()
+    os.utime(tmp_path / ".x.segonnx-new", times=(0, 0))
     _marked(tmp_path / ".whole.partial")
     before = set(os.listdir(tmp_path)) - {".whole.partial"}
     with files.staging(tmp_path / "b"):
         pass
     assert set(os.listdir(tmp_path)) == before
     assert (tmp_path / "scratch of somebody" / files.MARK).exists()
+
+
+@pytest.mark.parametrize("when", ["open", "_lock", "write", "rename"])
+def test_a_process_killed_before_the_mark_leaves_nothing_for_ever(when: str, tmp_path: Path) -> None:
+    """A folder that is as young as a living process's stays."""
+    module, name = ("files", when) if when == "_lock" else ("Path", when) if when == "rename" else ("os", when)
+    program = f"""
+import os, signal
+from pathlib import Path
+from segonnx.core import files
+with_the_mark = {module}.{name}
+def die(*arguments, **named):
+    if {when != "open"} or str(arguments[0]).endswith(files.MARK):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return with_the_mark(*arguments, **named)
+{module}.{name} = die
+with files.staging(Path({str(tmp_path / "a")!r})):
+    pass
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    with files.staging(tmp_path / "b"):
+        pass
+    assert left.exists()
+    os.utime(left, times=(0, 0))
+    with files.staging(tmp_path / "b"):
+        pass
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_scratch_folder_that_was_cleared_half_is_cleared_whole(tmp_path: Path) -> None:
@@ -396,3 +428,20 @@ def test_what_is_made_takes_nothing_of_what_is_read(tmp_path: Path) -> None:
     files.require_outside(tmp_path, source)
     with pytest.raises(InputError, match="lies in"):
         files.require_outside(source / "new", source)
+
+
+def test_a_name_that_is_as_long_as_may_be_is_written(tmp_path: Path) -> None:
+    for name in ("a" * 255, "\U0001f600" * 63):
+        files.write(tmp_path / name, "x")
+        assert (tmp_path / name).read_text() == "x"
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 300 + "/b", "file/b", ".", "..", "/"])
+def test_a_path_that_nothing_can_stand_at_is_said_before_the_work(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ResourceError, match="can't write"), files.staging(Path(name)):
+        pytest.fail("the work began")
+    assert os.listdir(tmp_path) == ["file"]

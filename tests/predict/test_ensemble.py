@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,49 +20,21 @@ import SimpleITK
 
 from benchmarks import against_nnunet
 from segonnx.artifacts import manifest
+from segonnx.artifacts.replacing import require_artifact
 from segonnx.artifacts.verify import verify
 from segonnx.errors import InputError, VerifyError
 from segonnx.exporters import ensemble as exporters
+from segonnx.exporters import pipeline as pipeline_of_exports
 from segonnx.exporters.nnunet import Selection
+from segonnx.exporters.settings import Settings
 from segonnx.predict import images, nnunet_files, pipeline
 from segonnx.predict.predictor import Artifact
 from tests import handmade, nnunet_folders
-from tests.conftest import ROOT, export, message, once, run
+from tests.conftest import ROOT, message, run
 from tests.nnunet_commands import nnunet
 from tests.predict.conftest import SHAPE, SPACING, save, volume
 
 pytestmark = pytest.mark.usefixtures("steps_here")
-
-CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
-
-
-@pytest.fixture(scope="session")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of a data set with four configurations; tests must leave them as they are."""
-
-    def make(root: Path) -> None:
-        for configuration in CONFIGURATIONS:
-            handmade.write(
-                root,
-                handmade.several(),
-                handmade.dataset(),
-                configuration=configuration,
-                mirror_axes=(0, 1) if configuration == "2d" else (0, 1, 2),
-            )
-
-    return once(tmp_path_factory, "whole", make) / "Dataset998_Whole"
-
-
-@pytest.fixture(scope="session")
-def ensemble(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The mean of 2d and of a cascade, whose first stage is inside; tests must leave it as it is."""
-
-    def make(root: Path) -> None:
-        printed = export("--nnunet", dataset, "--ensemble", "2d", "3d_cascade_fullres", "--out", root)
-        assert "the mean of 2 networks and 1 first stage" in printed
-
-    (artifact,) = once(tmp_path_factory, "ensemble", make).iterdir()
-    return artifact
 
 
 def labels_of(path: Path) -> np.ndarray[Any, Any]:
@@ -205,6 +178,72 @@ def test_an_ensemble_is_kept_where_nothing_changed(dataset: Path, ensemble: Path
     assert done.returncode == 0 and "kept" in done.stdout, done.stderr
     done = run(*words, "--dynamic")
     assert done.returncode == 2 and "--overwrite" in message(done)
+
+
+def words_of(dataset: Path, out: Path) -> tuple[object, ...]:
+    return ("export", "--nnunet", dataset, "--ensemble", "2d", "3d_cascade_fullres", "--out", out, "--overwrite")
+
+
+def test_overwrite_replaces_another_artifact_alone(dataset: Path, ensemble: Path, tmp_path: Path) -> None:
+    """Whole or damaged; a folder that holds something else stays, and so does what is read."""
+    target = tmp_path / "out" / ensemble.name
+    for made in (target / "thesis.txt", target / "members" / "thesis.txt"):
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.write_text("mine")
+        (target / "manifest.json").write_text("{}")
+        done = run(*words_of(dataset, tmp_path / "out"))
+        assert done.returncode == 2 and "leaves it alone" in message(done) and "\n" not in message(done)
+        assert made.read_text() == "mine"
+        shutil.rmtree(target)
+    target.symlink_to(dataset)
+    done = run(*words_of(dataset, tmp_path / "out"))
+    assert done.returncode == 2 and "which is read" in message(done), done.stderr
+    target.unlink()
+    shutil.copytree(ensemble, target, copy_function=shutil.copyfile)
+    (target / "manifest.json").write_text("{}")
+    require_artifact(target)
+    shutil.rmtree(target / "members" / "0-2d")
+    (target / "members" / "0-2d").mkdir()
+    require_artifact(target)
+
+
+def test_what_stands_at_the_target_at_the_end_is_looked_at(
+    dataset: Path, ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may have put something there since the beginning."""
+    target = tmp_path / "out" / ensemble.name
+
+    def write(folder: Path, *_: object) -> dict[str, Any]:
+        (folder / "manifest.json").write_text("{}")
+        target.mkdir()
+        (target / "thesis.txt").write_text("mine")
+        return {}
+
+    monkeypatch.setattr(pipeline_of_exports, "export", lambda *_: SimpleNamespace(stages={}))
+    monkeypatch.setattr(exporters, "_write", write)
+    for more in ((), ("--overwrite",)):
+        shutil.rmtree(target, ignore_errors=True)
+        done = run(*words_of(dataset, tmp_path / "out")[:-1], *more)
+        assert done.returncode == 2 and "\n" not in message(done), done.stderr
+        assert (target / "thesis.txt").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [ensemble.name]
+
+
+@pytest.mark.parametrize("which", ["member", "ensemble"])
+def test_what_no_manifest_can_hold_is_refused_before_the_work(
+    which: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline_of_exports, "export", lambda *_: pytest.fail("the work began"))
+    found = exporters.find(dataset, ("2d", "3d_fullres"), Selection())
+    if which == "ensemble":
+        found = replace(found, name="two\nlines")
+    else:
+        last = found.members[-1]
+        spec = replace(last.network.spec, source="half \ud800")
+        found = replace(found, members=(*found.members[:-1], replace(last, network=replace(last.network, spec=spec))))
+    with pytest.raises(InputError, match="can't be written as an artifact"):
+        exporters.export(found, Settings(out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def information(dataset: Path, *configurations: str) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -27,11 +28,13 @@ import numpy as np
 import pytest
 import SimpleITK
 import tifffile
-from fastapi import HTTPException, UploadFile
+from fastapi import UploadFile
 
+from segonnx.core import subprocesses
 from segonnx.errors import InputError
-from segonnx.predict import images
+from segonnx.predict import images, uploads
 from segonnx.predict.predictor import Artifact
+from segonnx.predict.preprocessing import Times
 from segonnx.predict.readers import READERS
 from tests.conftest import ROOT, SMALL
 from tests.predict.conftest import SHAPE, SPACING, save, volume
@@ -55,8 +58,9 @@ class Service:
     """What it has printed so far."""
 
     def left(self) -> list[str]:
-        """Temporary files that are there now, but ONNX Runtime's own."""
-        return [path.name for path in self.temporary.iterdir() if path.name != ".ses"]
+        """Temporary files that are there now, but ONNX Runtime's own, and the socket that decoders are started by."""
+        own = (".ses", "pymp-")
+        return [path.name for path in self.temporary.iterdir() if not path.name.startswith(own)]
 
     def predict(self, *files: Path) -> httpx.Response:
         return self.client.post("/predict", files=[("image", (file.name, file.read_bytes())) for file in files])
@@ -325,10 +329,11 @@ def test_what_says_it_is_too_large_is_not_read(
         imageio.v3.imwrite(tmp_path / name, np.zeros((500, 500), np.uint8))
     else:
         save(np.zeros((101, 100, 10), np.uint8), tmp_path / name)
-    monkeypatch.setattr(images, "read", lambda *_: pytest.fail("it was read"))
-    with pytest.raises(HTTPException) as caught:
+    with pytest.raises(uploads.TooLargeError):
         served(example, reader, tmp_path / name)
-    assert caught.value.status_code == 413
+    monkeypatch.setattr(images, "read", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(uploads.TooLargeError):
+        uploads.decoded([tmp_path / name], reader, MAX_VOXELS)
 
 
 def test_a_wrong_request_is_refused_in_one_line(service: Service) -> None:
@@ -437,15 +442,18 @@ async def _ask(module: Any, body: bytes, leave: Callable[[], bool]) -> int:
     return int(said[0]["status"])
 
 
-def test_a_client_that_leaves_gives_up_its_place(module: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("between", ["windows", "steps"])
+def test_a_client_that_leaves_gives_up_its_place(between: str, module: Any, tmp_path: Path) -> None:
     began, ended = threading.Event(), threading.Event()
 
-    def predict(*_: object, progress: Callable[[int, int], None]) -> None:
+    def predict(*_: object, progress: Callable[[int, int], None], times: Times) -> None:
         began.set()
         try:
             while True:
-                progress(1, 10**9)
-                time.sleep(0.01)
+                if between == "windows":
+                    progress(1, 10**9)
+                with times.of("resample") if between == "steps" else contextlib.nullcontext():
+                    time.sleep(0.01)
         finally:
             ended.set()
 
@@ -453,6 +461,25 @@ def test_a_client_that_leaves_gives_up_its_place(module: Any, tmp_path: Path) ->
     anyio.run(_ask, module, _form(tmp_path), began.is_set)
     assert ended.is_set()
     assert module.slots.borrowed_tokens == 0
+
+
+def test_a_client_that_leaves_while_its_image_is_decoded_ends_the_process(module: Any, tmp_path: Path) -> None:
+    began = threading.Event()
+
+    def decode(*_: object, progress: Callable[[str], None], **__: object) -> None:
+        began.set()
+        subprocesses.call(tell_for_ever, progress=progress)
+
+    module.uploads = SimpleNamespace(decode=decode, TooLargeError=uploads.TooLargeError)
+    module.artifact.predict = None  # nobody comes so far
+    anyio.run(_ask, module, _form(tmp_path), began.is_set)
+    assert module.slots.borrowed_tokens == 0
+
+
+def tell_for_ever(progress: Callable[[str], None]) -> None:
+    while True:
+        progress("decoding")
+        time.sleep(0.01)
 
 
 def test_a_client_that_waits_may_leave_too(module: Any, tmp_path: Path) -> None:

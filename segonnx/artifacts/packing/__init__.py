@@ -154,8 +154,9 @@ def _require_free(out: Path, may_go: Callable[[Path], None], *, overwrite: bool)
 
     Raises:
         InputError: Something is there that stays.
-        ResourceError: It can't be replaced by a file.
+        ResourceError: It can't be replaced by a file, or the system takes no such name.
     """
+    files.require_name(out)
     if os.path.lexists(out):
         if not overwrite:
             raise InputError(f"{out} exists: --overwrite replaces it")

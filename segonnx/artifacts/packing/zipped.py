@@ -7,21 +7,18 @@ disk.
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 import stat
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from segonnx.artifacts import layout, manifest
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.packing import contents
 from segonnx.artifacts.packing.contents import Source
-from segonnx.core import files
+from segonnx.core import zips
 from segonnx.core.subprocesses import Progress
-from segonnx.errors import InputError, SegonnxError, VerifyError, first_line
+from segonnx.errors import VerifyError
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip file can hold. Every entry gets it, so that the bytes are the same each time."""
@@ -29,8 +26,6 @@ MODE = (stat.S_IFREG | 0o644) << 16
 """The attributes of every entry: a plain file that everybody may read."""
 MAX_GROWTH = 100
 """How many times its size a zip file may grow. Weights stay below; zeros and overlapping entries don't."""
-MAX_READ = 8 * 2**20
-"""The most bytes that are read at once: a list of entries that is longer isn't read."""
 
 
 def write(source: Source, out: Path, progress: Progress) -> None:
@@ -54,50 +49,8 @@ def opened(path: Path) -> Iterator[Zipped]:
     Raises:
         InputError: The file is no zip file, or is damaged.
     """
-    with contextlib.ExitStack() as stack:
-        with _reading(path):
-            file = stack.enter_context(files.opened(path))
-            archive = stack.enter_context(zipfile.ZipFile(_Bounded(file)))
-        yield Zipped(archive, path, os.fstat(file.fileno()).st_size)
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Say in one line what is wrong with a zip file. The file is a stranger's, and there are many classes of errors."""
-    try:
-        yield
-    except SegonnxError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror or error}") from error
-    except Exception as error:
-        raise InputError(f"{path} is no zip file, or a damaged one: {first_line(error)}") from error
-
-
-class _Bounded(io.RawIOBase):
-    """A file of which no more is read at once than makes sense, whatever it says itself."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__()
-        self._file = file
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = self._file.read(min(size, MAX_READ + 1) if size is not None and size >= 0 else MAX_READ + 1)
-        if len(data) > MAX_READ:
-            raise zipfile.BadZipFile("its list of entries is too long")
-        return data
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
+    with zips.opened(path) as (archive, size):
+        yield Zipped(archive, path, size)
 
 
 class Zipped:
@@ -145,7 +98,7 @@ class Zipped:
             yield name, contents.checked(self._blocks(name), entry["bytes"], entry["sha256"], name)
 
     def _blocks(self, name: str) -> Iterator[bytes]:
-        with _reading(self._path), self._archive.open(name) as file:
+        with zips.reading(self._path), self._archive.open(name) as file:
             yield from contents.blocks(file)
 
     def _read(self, name: str) -> bytes:

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from segonnx.core import zips
 from segonnx.core.files import require_space
-from segonnx.errors import InputError, SegonnxError, first_line
+from segonnx.errors import InputError, SegonnxError
 from segonnx.sources.nnunet.plans import DATASET, MAX_BYTES, PLANS
 
 MAX_GROWTH = 100
@@ -36,13 +37,8 @@ def unpacked(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="segonnx-") as name:
         root = Path(name) / (path.stem or "archive")
         root.mkdir()
-        try:
-            with zipfile.ZipFile(path) as archive:
-                _extract(archive, path, root)
-        except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, ValueError) as error:
-            raise InputError(f"{path} is no zip file, or a damaged one: {first_line(error)}") from error
-        except OSError as error:
-            raise InputError(f"{path} can't be unpacked: {error.strerror or error}") from error
+        with zips.opened(path) as (archive, size), zips.reading(path, "unpacked"):
+            _extract(archive, path, size, root)
         try:
             yield _innermost(root)
         except SegonnxError as error:
@@ -50,7 +46,7 @@ def unpacked(path: Path) -> Iterator[Path]:
             raise type(error)(str(error).replace(str(root), str(path))) from error
 
 
-def _extract(archive: zipfile.ZipFile, path: Path, root: Path) -> None:
+def _extract(archive: zipfile.ZipFile, path: Path, size: int, root: Path) -> None:
     """Write what is needed below ``root``; nothing else is written."""
     entries = [entry for entry in archive.infolist() if not entry.is_dir()]
     names = [entry.filename for entry in entries]
@@ -66,7 +62,7 @@ def _extract(archive: zipfile.ZipFile, path: Path, root: Path) -> None:
         if not entry.filename.endswith(".pth") and entry.file_size > MAX_BYTES:
             raise InputError(f"{path}: {entry.filename[:200]} is larger than {MAX_BYTES:,} bytes")
     total = sum(entry.file_size for entry in chosen)
-    if total > MAX_GROWTH * path.stat().st_size:
+    if total > MAX_GROWTH * size:
         raise InputError(f"{path} would grow more than {MAX_GROWTH}-fold: a bomb")
     if not any(entry.filename.endswith(PLANS) for entry in chosen):
         raise InputError(f"{path} holds no {PLANS}: nnUNetv2_export_model_to_zip wrote no such file")

@@ -93,7 +93,28 @@ _SPLINES = {
         "force_separate_z": {"type": ["boolean", "null"]},
     },
 }
-_OPTIONS = {"anyOf": [{"type": "null"}, _SCALARS]}
+_FLAG = {"type": "boolean"}
+_OPTIONS = {
+    "anyOf": [
+        {"type": "null"},
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "eps": {"type": "number", "minimum": 0, "maximum": 1e6},
+                "momentum": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
+                "affine": _FLAG,
+                "track_running_stats": _FLAG,
+                "p": {"type": "number", "minimum": 0, "maximum": 1},
+                "inplace": _FLAG,
+                "negative_slope": _NUMBER,
+                "alpha": _NUMBER,
+                "approximate": {"enum": ["none", "tanh"]},
+            },
+        },
+    ]
+}
+"""What the classes of norms, dropouts and activations take."""
 _CLASS = {"enum": [None, *CLASSES]}
 _BLOCK_COUNTS = _one_or(_integer(1, 64))
 _CONVOLUTIONAL = {

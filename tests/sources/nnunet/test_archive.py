@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import lzma
+import os
 import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
+from segonnx.core import zips
 from segonnx.errors import InputError, ResourceError
 from segonnx.sources.nnunet import archive
 from segonnx.sources.nnunet.folder import find_checkpoints, locate
@@ -97,6 +102,48 @@ def _flipped(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"weights", b"weighty", 1))
 
 
+def _bad_stream(path: Path) -> None:
+    """The bytes of a file that aren't deflate's."""
+    _zip(path, {f"{MODEL}/plans.json": b"{}" * 100})
+    data = bytearray(path.read_bytes())
+    start = 30 + len(f"{MODEL}/plans.json")
+    data[start : start + 2] = b"\xff\xff"
+    path.write_bytes(data)
+
+
+def _strange_version(path: Path) -> None:
+    """A file that only a later program can unpack."""
+    _zip(path, FILES)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\1\2") + 6] = 99
+    path.write_bytes(data)
+
+
+def _short_extra(path: Path) -> None:
+    """An extra field of an entry that ends before its numbers."""
+    _zip(path, FILES)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"PK\1\2")
+    name = start + 46
+    size = int.from_bytes(data[start + 28 : start + 30], "little")
+    data[start + 24 : start + 28] = b"\xff\xff\xff\xff"
+    data[start + 30 : start + 32] = b"\6\0"
+    data[name + size : name + size] = b"\1\0\2\0\0\0"
+    end = data.index(b"PK\5\6")
+    data[end + 12 : end + 16] = (int.from_bytes(data[end + 12 : end + 16], "little") + 6).to_bytes(4, "little")
+    path.write_bytes(data)
+
+
+def _long_list(path: Path) -> None:
+    """A list of entries that is repeated until no reader should hold it."""
+    _zip(path, FILES)
+    data = path.read_bytes()
+    start, end = data.index(b"PK\1\2"), data.index(b"PK\5\6")
+    times = zips.MAX_READ // (end - start) + 1
+    size = (times * (end - start)).to_bytes(4, "little")
+    path.write_bytes(data[:start] + data[start:end] * times + data[end : end + 12] + size + data[end + 16 :])
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -104,6 +151,11 @@ def _flipped(path: Path) -> None:
         (lambda path: path.write_bytes(b""), "is no zip file, or a damaged one"),
         (_cut, "is no zip file, or a damaged one"),
         (_flipped, "is no zip file, or a damaged one: Bad CRC-32"),
+        (_bad_stream, "is no zip file, or a damaged one: Error -3 while decompressing"),
+        (_strange_version, "is no zip file, or a damaged one: zip file version 9.9"),
+        (_short_extra, "is no zip file, or a damaged one: Corrupt zip64 extra field"),
+        (_long_list, "its list of entries is too long"),
+        (os.mkfifo, "isn't a plain file"),
         (_link, "isn't a plain file within the folder"),
         (_twice, "holds files of the same name"),
         (lambda path: _zip(path, FILES | {"../plans.json": b"{}"}), "isn't a plain file within the folder"),
@@ -125,6 +177,20 @@ def test_zip_files_of_strangers_are_refused_in_one_line(
         pass
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [struct.error("unpack"), lzma.LZMAError("x"), zlib.error("x"), NotImplementedError("x"), EOFError(), KeyError("x")],
+)
+def test_whatever_a_damaged_file_makes_the_library_raise_is_one_line(error: Exception, tmp_path: Path) -> None:
+    path = _zip(tmp_path / "model.zip", FILES)
+    with (
+        mock.patch.object(zipfile.ZipFile, "open", side_effect=error),
+        pytest.raises(InputError, match="is no zip file, or a damaged one"),
+        archive.unpacked(path),
+    ):
+        pass
 
 
 def test_files_that_are_too_large_are_refused_before_they_are_written(tmp_path: Path) -> None:
