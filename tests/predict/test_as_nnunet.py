@@ -80,6 +80,8 @@ def test_an_edited_plan_predicts_as_nnunet_predicts_with_it(
         {"labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}, "regions_class_order": [2, 1]},
         {"labels": {"background": 0, "w": [1, 2], "a": ["1"], "b": 2}, "regions_class_order": [7, 5, 9]},
         {"labels": {"background": 0, "w": [1, 2], "a": 1, "b": [2], "air": [0, 0]}, "regions_class_order": [1, 2, 2]},
+        {"labels": {"background": 0, "a": 4, "b": 2, "ignore": 5}},
+        {"labels": {"background": 0, "w": [1, 300], "a": 300, "b": "12"}, "regions_class_order": [1, 2, 200]},
         {"channel_names": {"3": "CT"}},
         {"channel_names": ["CT"]},
     ],

@@ -271,7 +271,8 @@ class OutputChannel:
     Attributes:
         name: the name of the label or region.
         value: what a voxel of it gets in the label map.
-        labels: the labels that it is made of: itself, or those of a region.
+        labels: the labels that it is made of: those of a region, or its own. That differs from ``value`` where the
+            labels have gaps.
         listed: a region of one label, which dataset.json has as a list.
     """
 
@@ -335,6 +336,11 @@ class Plan:
     def foreground(self) -> tuple[int, ...]:
         """The labels but for the background, in order: a second stage gets a channel for each."""
         return tuple(sorted({label for output in self.outputs for label in output.labels} - {0}))
+
+    @property
+    def moved(self) -> tuple[OutputChannel, ...]:
+        """The labels that are another number in the label map: those above a gap."""
+        return () if self.regions else tuple(output for output in self.outputs if output.labels != (output.value,))
 
     @property
     def input_channels(self) -> int:
@@ -647,9 +653,8 @@ def _outputs(dataset: Mapping[str, Any], where: Path) -> tuple[tuple[OutputChann
     by_value: dict[int, str] = {}
     for name, values in labels.items():
         by_value.setdefault(values[0], name)
-    if sorted(by_value) != list(range(len(by_value))):
-        raise InputError(f"{at}/labels: labels must follow one another from 0; found {sorted(by_value)}")
-    return tuple(OutputChannel(by_value[value], value, (value,)) for value in sorted(by_value)), False
+    # nnU-Net writes the index of the channel, also where the labels in dataset.json have gaps.
+    return tuple(OutputChannel(by_value[v], index, (v,)) for index, v in enumerate(sorted(by_value))), False
 
 
 def _is_background(value: object) -> bool:
