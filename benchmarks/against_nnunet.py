@@ -10,7 +10,8 @@
     python -m benchmarks.against_nnunet race KIND FOLDER ARTIFACT FOLD
                                                     print the seconds of both from file to file, by turns
     python -m benchmarks.against_nnunet table ROOT
-                                                    train, export, agree and race, into docs/predict.md; idle machine
+                                                    train, export, agree, race and read: both tables of docs/predict.md;
+                                                    idle machine
 
 Runs in processes of its own, like that.
 """
@@ -503,7 +504,9 @@ def _run(module: str, *arguments: object) -> str:
 def main(command: str, *rest: str) -> None:
     """Run one of the commands."""
     if command == "table":
-        put_block(PAGE, "nnunet", table(Path(rest[0])), "benchmarks.against_nnunet")
+        made = table(Path(rest[0])), readers_table(Path(rest[0]))
+        for mark, content in zip(("nnunet", "readers"), made, strict=True):
+            put_block(PAGE, mark, content, "benchmarks.against_nnunet")
         return
     if command == "whole":
         kind, dataset, artifact, steps, *configurations = rest
@@ -516,8 +519,8 @@ def main(command: str, *rest: str) -> None:
         put_block(PAGE, "readers", readers_table(Path(rest[0])), "benchmarks.against_nnunet")
         return
     kind, folder, artifact, fold, *more = rest
-    made = (agree if command == "agree" else race)(kind, Path(folder), Path(artifact), fold, *map(Path, more))
-    print(json.dumps(made))
+    found = (agree if command == "agree" else race)(kind, Path(folder), Path(artifact), fold, *map(Path, more))
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Each check takes a manifest that fits the schema, and gives the first contradict
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from segonnx.artifacts import layout
@@ -93,9 +93,6 @@ def _preparation(content: dict[str, Any]) -> str | None:
             return f"preprocessing/{key}: {len(given[key])} numbers for {x[1]} channels"
     if "channels" not in given:
         return "inference: without preprocessing/channels it tells nothing" if "inference" in content else None
-    axes = len(x) - 2
-    if len(given["spacing"]) != axes:
-        return f"preprocessing/spacing: {len(given['spacing'])} numbers for {axes} axes"
     forward, backward = given["transpose_forward"], given["transpose_backward"]
     if sorted(forward) != [0, 1, 2]:
         return f"preprocessing/transpose_forward: {forward} is no permutation"
@@ -106,10 +103,23 @@ def _preparation(content: dict[str, Any]) -> str | None:
         return "preprocessing/previous_stage/labels: one is there twice"
     if len(given["channels"]) + len(earlier) != x[1]:
         return f"preprocessing/channels: {len(given['channels'])}, and {len(earlier)} labels, for {x[1]} channels"
+    if "network_only" in content:  # which says what is wrong with it
+        return None
     for i, channel in enumerate(given["channels"]):
-        known = channel["intensities"]
-        if channel["normalization"] == "CTNormalization" and known["percentile_00_5"] > known["percentile_99_5"]:
-            return f"preprocessing/channels/{i}/intensities: percentile_00_5 is above percentile_99_5"
+        if channel["normalization"] == "CTNormalization" and (wrong := _intensities(channel["intensities"])):
+            return f"preprocessing/channels/{i}/intensities: {wrong}"
+    return None
+
+
+def _intensities(known: Mapping[str, float]) -> str | None:
+    """Of a CT: what it is cut at and divided by."""
+    for key in ("mean", "std", "percentile_00_5", "percentile_99_5"):
+        if key not in known:
+            return f"{key!r} is a required property"
+    if known["std"] < 0:
+        return f"std: {known['std']} is less than the minimum of 0"
+    if known["percentile_00_5"] > known["percentile_99_5"]:
+        return "percentile_00_5 is above percentile_99_5"
     return None
 
 

@@ -18,7 +18,7 @@ from segonnx.errors import InputError, SegonnxError
 if TYPE_CHECKING:
     from segonnx.core.progress import Display
     from segonnx.core.subprocesses import Bounds
-    from segonnx.exporters.nnunet import Selection
+    from segonnx.exporters.nnunet import Selection, Trained
     from segonnx.exporters.pipeline import Exported, Settings
     from segonnx.sources.catalog import ModelSpec
 
@@ -194,7 +194,7 @@ def command(json_path: Path | None, **asked: Any) -> None:
     with options.display() as display, contextlib.ExitStack() as stack:
         failed: dict[str, SegonnxError] = {}
         if request.ensemble:
-            done = [_export_ensemble(request, display)]
+            done = [_export_ensemble(request, display, stack)]
         else:
             jobs = _jobs(request, specs, display, stack)
             done, failed = _export(jobs, display)
@@ -270,13 +270,19 @@ def _require_for_all(request: Request) -> None:
         raise InputError(f"{given[0]} is for one network: --ensemble exports several, and averages their probabilities")
 
 
-def _export_ensemble(request: Request, display: Display) -> Exported:
-    """What was exported of --nnunet DATASET --ensemble."""
-    from segonnx.exporters import ensemble
+def _export_ensemble(request: Request, display: Display, stack: contextlib.ExitStack) -> Exported:
+    """What was exported of --nnunet DATASET --ensemble.
+
+    What is unpacked for that stays until ``stack`` is closed.
+    """
+    from segonnx.exporters import ensemble, nnunet
 
     assert request.nnunet is not None
-    found = ensemble.find(request.nnunet, request.names, _selection(request), display)
-    exported = ensemble.export(found, _settings(request), display.within(f"{found.name}: "))
+    folder = stack.enter_context(nnunet.opened(request.nnunet))
+    found = ensemble.find(folder, request.names, _selection(request), display)
+    networks = _checked([member.network for member in found.members], request, display)
+    members = tuple(replace(member, network=own) for member, own in zip(found.members, networks, strict=True))
+    exported = ensemble.export(replace(found, members=members), _settings(request), display.within(f"{found.name}: "))
     display.echo(ensemble_line(exported))
     return exported
 
@@ -294,13 +300,8 @@ def _jobs(
     settings = _settings(request)
     if request.nnunet is not None:
         folder = stack.enter_context(nnunet.opened(request.nnunet))
-        found = nnunet.trained(folder, _selection(request), display)
-        jobs = [
-            (_predictable(trained.spec, request), replace(settings, checkpoints=trained.checkpoints))
-            for trained in found
-        ]
-        for note in (note for trained in found for note in trained.notes):
-            display.echo(f"segonnx: {note}", err=True)
+        found = _checked(nnunet.trained(folder, _selection(request), display), request, display)
+        jobs = [(trained.spec, replace(settings, checkpoints=trained.checkpoints)) for trained in found]
     elif request.smp is not None:
         spec, weights = smp.find(request.smp)
         jobs = [(spec, replace(settings, checkpoints=(weights,)))]
@@ -324,6 +325,18 @@ def _selection(request: Request) -> Selection:
         postprocessing=request.postprocessing,
         reading=request.reading,
     )
+
+
+def _checked(networks: Sequence[Trained], request: Request, display: Display) -> list[Trained]:
+    """The networks of a trained folder as they are exported; what a user should know of them is printed.
+
+    Raises:
+        InputError: ``segonnx predict`` won't take one of them, and the user doesn't allow that.
+    """
+    checked = [replace(network, spec=_predictable(network.spec, request)) for network in networks]
+    for note in dict.fromkeys(note for network in networks for note in network.notes):
+        display.echo(f"segonnx: {note}", err=True)
+    return checked
 
 
 def _predictable(spec: ModelSpec, request: Request) -> ModelSpec:

@@ -104,6 +104,8 @@ def _add(model: Path, choice: Choice, selection: Selection, found: dict[Path, Me
     fold = selection.fold or choice.folds or _folds(model, selection.which)
     networks = nnunet.trained(model, replace(selection, fold=fold, configuration=None, postprocessing="none"), progress)
     (network,) = networks
+    # Its notes speak of a fold, and there are several folders that have one of the name.
+    network = replace(network, notes=tuple(f"{model.name}: {note}" for note in network.notes))
     stage = network.spec.described["preprocessing"]["previous_stage"]
     previous = None
     if stage is not None:

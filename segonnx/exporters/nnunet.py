@@ -210,7 +210,7 @@ def _plan(
     if plans_from == "checkpoint":
         if own is None:
             raise InputError(f"{meta.path} holds no plans that can be read: leave --plans-from checkpoint out")
-        return own, (), ()
+        return own, (), _told_of_gaps(own)
     plan = plans.plan(planned, data, meta.configuration, model)
     found = edits(own, plan)
     if any(edit.what == "architecture" for edit in found):
@@ -219,12 +219,21 @@ def _plan(
             "architecture, or take the checkpoint's plans with --plans-from checkpoint"
         )
     if not found:
-        return plan, (), ()
+        return plan, (), _told_of_gaps(plan)
     note = (
         f"{meta.path.parent.name}: {PLANS} or {DATASET} was changed after the training: {', '.join(map(str, found))}; "
         "the changed files are taken, as nnU-Net does (--plans-from checkpoint takes the others)"
     )
-    return plan, tuple(edit.what for edit in found), (note,)
+    return plan, tuple(edit.what for edit in found), (note, *_told_of_gaps(plan))
+
+
+def _told_of_gaps(plan: Plan) -> tuple[str, ...]:
+    """What to tell of labels that aren't what their label maps hold."""
+    moved = [f"{output.name} {output.labels[0]} is {output.value}" for output in plan.moved]
+    if not moved:
+        return ()
+    told = ", ".join(moved[:4] + ["..."] * (len(moved) > 4))
+    return (f"the labels in {DATASET} have gaps, and label maps have none, as nnU-Net writes them: {told}",)
 
 
 def _read_checkpoint(path: Path, selection: Selection) -> tuple[CheckpointMeta, dict[str, torch.Tensor]]:

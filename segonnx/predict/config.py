@@ -106,7 +106,8 @@ class InferenceConfig:
 
     Attributes:
         channels: The normalization of each channel of the image.
-        spacing: The spacing that the network was trained on, in mm. A 2D network has two numbers, a 3D network three.
+        spacing: The spacing that the network was trained on, in mm: three numbers, or the last two axes'. Most 2D
+            networks have two numbers, and leave the slices where they are.
         transpose_forward: For each axis of the network, the axis of the image.
         transpose_backward: For each axis of the image, the axis of the network.
         crop: Crop the image to the box of its nonzero voxels.
@@ -288,6 +289,13 @@ def _channel(given: Mapping[str, Any], where: Path | str) -> ChannelNormalizatio
         raise InputError(
             f"{where}: the channel {given['name']!r} is normalised as a CT, by intensities of the training set; "
             f"missing or no numbers are {', '.join(missing)}"
+        )
+    if scheme == "CTNormalization" and (
+        statistics["std"] < 0 or statistics["percentile_00_5"] > statistics["percentile_99_5"]
+    ):
+        raise InputError(
+            f"{where}: the channel {given['name']!r} is normalised as a CT by std {statistics['std']:g}, from "
+            f"{statistics['percentile_00_5']:g} to {statistics['percentile_99_5']:g}: no such intensities can be"
         )
     return ChannelNormalization(scheme, given["use_mask"], statistics)
 

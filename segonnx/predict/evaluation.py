@@ -43,7 +43,8 @@ class Evaluated:
         unnamed = [{"value": value, "labels": [value]} for value in ([1] if classes == 1 else range(classes))]
         entries: list[dict[str, Any]] = described["labels"] or unnamed
         if not inference.get("regions"):
-            return cls({str(entry["value"]): (entry["value"],) for entry in entries if entry["value"]}, ignore)
+            foreground = [tuple(entry["labels"]) for entry in entries if entry["value"]]
+            return cls({str(label): (label,) for (label,) in foreground}, ignore)
         return cls({_key(entry): tuple(entry["labels"]) for entry in entries}, ignore)
 
 

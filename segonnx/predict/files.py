@@ -291,6 +291,8 @@ def _predict_case(
 def _read_reference(path: Path, image: images.Image, config: InferenceConfig) -> AnyArray:
     """Read a label map that a predicted one is compared with."""
     found = images.read([path], config.reader).array
+    if len(found) != 1:
+        raise InputError(f"{path} has {len(found)} channels; a label map has one")
     if found.shape != (1, *image.array.shape[1:]):
         raise InputError(f"{path} has the shape {found.shape[1:]}, its image {image.array.shape[1:]}")
     reference: AnyArray = found[0]

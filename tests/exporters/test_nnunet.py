@@ -326,6 +326,11 @@ def test_folds_that_were_trained_with_other_plans_are_not_averaged(fold: str, co
         _read(copy, fold, plans_from="checkpoint")
 
 
+def _intensities(**changed: float) -> dict[str, Any]:
+    key = "foreground_intensity_properties_per_channel"
+    return {key: {"0": handmade.plans()[key]["0"] | changed}}
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -344,6 +349,8 @@ def test_folds_that_were_trained_with_other_plans_are_not_averaged(fold: str, co
             {"foreground_intensity_properties_per_channel": {"0": {"mean": float("nan"), "std": 1}}},
             "missing or no numbers are mean, percentile_00_5, percentile_99_5",
         ),
+        (_intensities(std=-1.0), "by std -1, from -700 to 250: no such intensities can be"),
+        (_intensities(percentile_99_5=-701.0), "from -700 to -701: no such"),
     ],
 )
 def test_what_predict_would_refuse_is_refused_at_export(
@@ -359,7 +366,7 @@ def test_what_predict_would_refuse_is_refused_at_export(
     assert done.returncode == 2, done.stderr
     assert reason in message(done) and "--allow-network-only" in message(done) and "\n" not in message(done)
     assert not (tmp_path / "out").exists()
-    if "preprocessor_name" not in change:
+    if not change.keys() & {"preprocessor_name", "foreground_intensity_properties_per_channel"}:
         return
     done = run(*command, "--allow-network-only", "--optimize", "none")
     assert done.returncode == 0, done.stderr

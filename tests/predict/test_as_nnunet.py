@@ -50,6 +50,7 @@ APART: dict[str, Any] = {"force_separate_z": None, "separate_z_anisotropy_thresh
     [
         {"architecture": {**handmade.ARCHITECTURE, "network_class_name": "PlainConvUNet"}},
         {"patch_size": [8, 16, 16]},
+        {"spacing": [1.5, 1.0]},
         {"normalization_schemes": ["RescaleTo01Normalization"]},
         {"normalization_schemes": ["ZScoreNormalization", "CTNormalization"], "use_mask_for_norm": [None, True]},
         _functions(SPLINES, {**APART, "order": 3}, {"is_seg": True}, {**APART, "order": 1}),
@@ -80,8 +81,11 @@ def test_an_edited_plan_predicts_as_nnunet_predicts_with_it(
         {"labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}, "regions_class_order": [2, 1]},
         {"labels": {"background": 0, "w": [1, 2], "a": ["1"], "b": 2}, "regions_class_order": [7, 5, 9]},
         {"labels": {"background": 0, "w": [1, 2], "a": 1, "b": [2], "air": [0, 0]}, "regions_class_order": [1, 2, 2]},
+        {"labels": {"background": 0, "a": 4, "b": 2, "ignore": 5}},
+        {"labels": {"background": 0, "w": [1, 300], "a": 300, "b": "12"}, "regions_class_order": [1, 2, 200]},
         {"channel_names": {"3": "CT"}},
         {"channel_names": ["CT"]},
+        {"channel_names": {"0": None}},
     ],
 )
 def test_a_data_set_that_is_told_loosely_predicts_as_nnunet_predicts_with_it(
@@ -116,6 +120,65 @@ def test_a_first_stages_labels_are_resampled_as_nnunet_does(
     _require_equal(model, monkeypatch, labels)
 
 
+@pytest.mark.parametrize("hollow", [False, True])
+@pytest.mark.parametrize(
+    ("schemes", "masks"),
+    [
+        (("ZScoreNormalization", "CTNormalization"), (True, True)),
+        (("RescaleTo01Normalization", "ZScoreNormalization"), (True, False)),
+        (("NoNormalization", "ZScoreNormalization"), (False, True)),
+    ],
+)
+def test_what_is_zero_is_cropped_and_masked_as_by_nnunet(
+    schemes: tuple[str, ...], masks: tuple[bool, ...], hollow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = handmade.plans()
+    chosen = {"normalization_schemes": list(schemes), "use_mask_for_norm": list(masks)}
+    planned["configurations"]["3d_fullres"] |= chosen
+    statistics = planned["foreground_intensity_properties_per_channel"]
+    statistics["1"] = statistics["0"]
+    model = handmade.write(tmp_path, planned, handmade.dataset() | {"channel_names": {"0": "a", "1": "b"}})
+    _require_equal(model, monkeypatch, image=_with_zeros(2, hollow=hollow))
+
+
+@pytest.mark.parametrize("function", [SPLINES, TORCH])
+@pytest.mark.parametrize("hollow", [False, True])
+def test_a_second_stage_crops_what_is_zero_as_nnunet_does(
+    function: str, hollow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = handmade.plans()
+    planned["configurations"]["3d_fullres"] |= {
+        "previous_stage": "3d_lowres", "resampling_fn_seg": function, "resampling_fn_seg_kwargs": {"is_seg": True},
+    }  # fmt: skip
+    model = handmade.write(tmp_path, planned, handmade.dataset())
+    labels = np.random.default_rng(1).integers(0, 3, SHAPE).astype(np.int16)
+    _require_equal(model, monkeypatch, labels, _with_zeros(1, hollow=hollow))
+
+
+@pytest.mark.parametrize(
+    ("spacing", "forward", "backward"),
+    [([1.5, 1.5], [0, 1, 2], [0, 1, 2]), ([2.0, 1.5, 2.5], [1, 2, 0], [2, 0, 1])],
+)
+def test_a_flat_network_resamples_the_slices_where_the_plan_has_three_spacings(
+    spacing: list[float], forward: list[int], backward: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = handmade.several()
+    planned["configurations"]["2d"]["spacing"] = spacing
+    planned |= {"transpose_forward": forward, "transpose_backward": backward}
+    model = handmade.write(tmp_path, planned, handmade.dataset(), configuration="2d", mirror_axes=(0, 1))
+    _require_equal(model, monkeypatch)
+
+
+def _with_zeros(channels: int, *, hollow: bool) -> Any:
+    """An image that is 0 around, or in holes, some of which are open."""
+    image = np.random.default_rng(0).normal(0, 200, (channels, *SHAPE)).astype(np.float32)
+    if hollow:
+        image[:, 2:-2, 4:9, 5:12] = image[:, :, :3] = image[:, :2, :, -5:] = 0
+    else:
+        image[:, :3] = image[:, :, -4:] = image[..., :2] = 0
+    return image
+
+
 def _copy(folder: Path, root: Path, planned: dict[str, Any], described: dict[str, Any]) -> Path:
     model = shutil.copytree(folder, root / folder.parent.name / folder.name)
     (model / "plans.json").write_text(json.dumps(planned))
@@ -123,9 +186,10 @@ def _copy(folder: Path, root: Path, planned: dict[str, Any], described: dict[str
     return model
 
 
-def _require_equal(model: Path, monkeypatch: pytest.MonkeyPatch, previous: Any = None) -> None:
+def _require_equal(model: Path, monkeypatch: pytest.MonkeyPatch, previous: Any = None, image: Any = None) -> None:
     monkeypatch.setattr(torch, "half", torch.float32)  # what nnU-Net adds its windows up in
-    image = np.random.default_rng(0).normal(0, 200, (1, *SHAPE)).astype(np.float32)
+    if image is None:
+        image = np.random.default_rng(0).normal(0, 200, (1, *SHAPE)).astype(np.float32)
     theirs = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False, use_mirroring=False)
     theirs.initialize_from_trained_model_folder(str(model), [0])
     before = None if previous is None else previous[None]

@@ -9,6 +9,8 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tempfile
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -308,6 +310,72 @@ def test_configurations_of_other_labels_do_not_go_together(dataset: Path, tmp_pa
     handmade.write(tmp_path, handmade.several(), handmade.dataset(3), configuration="2d", mirror_axes=(0, 1))
     done = run("export", "--nnunet", copy, "--ensemble", "2d", "3d_fullres", "--out", tmp_path / "out")
     assert done.returncode == 2 and "differ in their labels" in message(done), done.stderr
+
+
+def edit(model: Path, change: dict[str, Any]) -> None:
+    """Change the configuration of a trained folder in the plans beside its folds."""
+    planned = json.loads((model / "plans.json").read_text())
+    planned["configurations"][model.name.rpartition("__")[2]] |= change
+    (model / "plans.json").write_text(json.dumps(planned))
+
+
+def test_an_ensemble_in_a_zip_file_of_nnunets_is_read_as_it_is(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(dataset, tmp_path / "results" / dataset.name)
+    information(copy, "2d", "3d_cascade_fullres")
+    models = [f"nnUNetTrainer__nnUNetPlans__{configuration}" for configuration in ("2d", "3d_cascade_fullres")]
+    steps = copy / "ensembles" / f"ensemble___{models[0]}___{models[1]}___0" / "postprocessing.pkl"
+    steps.parent.mkdir(parents=True)
+    against_nnunet.write_postprocessing("whole", steps)
+    path = tmp_path / "models.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(copy.rglob("*.*")):  # named from the folder of all data sets, as nnU-Net does
+            archive.write(file, file.relative_to(tmp_path / "results"))
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    words = ("--ensemble", "--optimize", "none", "--out", tmp_path / "out")
+    done = run("export", "--nnunet", path, *words)
+    assert done.returncode == 0 and "the mean of 2 networks and 1 first stage" in done.stdout, done.stderr
+    assert list((tmp_path / "scratch").iterdir()) == []
+    (artifact,) = (tmp_path / "out").iterdir()
+    content = verify(artifact).manifest
+    assert [member["folder"] for member in content["members"]] == [
+        "members/0-2d", "members/1-3d_lowres", "members/2-3d_cascade_fullres",
+    ]  # fmt: skip
+    kept = [step["keep_largest_component"] for step in content["inference"]["postprocessing"]]
+    assert kept == [[1, 2], [1], [2]]
+    # The data set's folder gives the same, and what is wrong with the file is said of the file.
+    done = run("export", "--nnunet", copy, *words)
+    assert done.returncode == 0 and "kept" in done.stdout, done.stderr
+    done = run("export", "--nnunet", path, "--ensemble", "3d_other", "--out", tmp_path / "out")
+    assert done.returncode == 2 and f"{path}/{dataset.name} holds no trained folder" in message(done), done.stderr
+
+
+def test_what_predict_would_refuse_of_a_member_is_refused_at_export(dataset: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(dataset, tmp_path / dataset.name)
+    stage = copy / "nnUNetTrainer__nnUNetPlans__3d_lowres"
+    edit(stage, {"preprocessor_name": "MyPreprocessor"})
+    words = ("--optimize", "none", "--out", tmp_path / "out")
+    command = ("export", "--nnunet", copy, "--ensemble", "2d", "3d_cascade_fullres", *words)
+    done = run(*command)
+    assert done.returncode == 2, done.stderr
+    assert "the preprocessor is 'MyPreprocessor'" in message(done) and "--allow-network-only" in message(done)
+    assert not (tmp_path / "out").exists()
+    done = run(*command, "--allow-network-only")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("MyPreprocessor") == 1
+    assert f"segonnx: {stage.name}: fold_0: plans.json or dataset.json was changed after the training" in done.stderr
+    (artifact,) = (tmp_path / "out").iterdir()
+    assert "MyPreprocessor" in manifest.read(artifact / "members/1-3d_lowres")["network_only"]
+    assert "network_only" not in manifest.read(artifact / "members/0-2d")
+    assert verify(artifact).manifest["members"]
+    save(volume(), tmp_path / "ct.nii.gz")
+    done = run("predict", artifact, tmp_path / "ct.nii.gz", tmp_path / "labels.nii.gz")
+    assert done.returncode == 2 and "MyPreprocessor" in message(done)
+    # What nobody asked for isn't looked at.
+    done = run("export", "--nnunet", copy, "--ensemble", "2d", "3d_fullres", *words)
+    assert done.returncode == 0 and "changed after" not in done.stderr, done.stderr
 
 
 def test_an_ensemble_takes_no_first_stage(ensemble: Path, tmp_path: Path) -> None:

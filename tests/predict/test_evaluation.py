@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 import SimpleITK
@@ -27,6 +28,14 @@ DATASETS: dict[str, dict[str, Any]] = {
 }
 
 
+PICTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "pictures": (".png", {"background": 0, "road": 1, "roof": 2}),
+    "gaps": (".bmp", {"background": 0, "road": 1, "roof": 4}),
+    "overlapping": (".tif", {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}),
+}
+"""The endings of the files, and the labels."""
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained folder for each of ``DATASETS``, and its artifact in a folder beside them."""
@@ -40,6 +49,32 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             export("--nnunet", folder, "--out", root / "artifacts" / name)
 
     return once(tmp_path_factory, "evaluated", make)
+
+
+@pytest.fixture(scope="session")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for each of ``PICTURES``, by nnU-Net's reader of pictures."""
+
+    def make(root: Path) -> None:
+        for number, (name, (ending, labels)) in enumerate(PICTURES.items()):
+            planned = handmade.several(f"Dataset98{number}_{name}")
+            planned |= {
+                "image_reader_writer": "NaturalImage2DIO",
+                "transpose_forward": [0, 1, 2],
+                "transpose_backward": [0, 1, 2],
+            }
+            planned["configurations"]["2d"] |= {
+                "normalization_schemes": ["RGBTo01Normalization"] * 3, "use_mask_for_norm": [False] * 3,
+                "spacing": [1.0, 1.0],
+            }  # fmt: skip
+            described = {
+                "channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": labels, "file_ending": ending,
+                "regions_class_order": [1, 2],
+            }  # fmt: skip
+            folder = handmade.write(root / name, planned, described, configuration="2d", mirror_axes=(0, 1))
+            export("--nnunet", folder, "--out", root / "artifacts" / name)
+
+    return once(tmp_path_factory, "pictured", make)
 
 
 def drawn(seed: int, highest: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray[Any, Any]:
@@ -78,6 +113,51 @@ def test_the_summary_is_that_of_nnunets_command(kind: str, trained: Path, tmp_pa
         # A label that no case has is NaN in the mean over cases and in the foreground's, as in nnU-Net.
         nowhere = [one["metrics"]["3"]["n_ref"] + one["metrics"]["3"]["n_pred"] for one in found["metric_per_case"]]
         assert math.isnan(dice) == (sum(nowhere) == 0)
+
+
+def picture(array: np.ndarray[Any, Any], path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    imageio.imwrite(path, array)
+
+
+@pytest.mark.parametrize("kind", list(PICTURES))
+def test_the_summary_of_pictures_is_that_of_nnunets_command(kind: str, pictured: Path, tmp_path: Path) -> None:
+    (artifact,) = (pictured / "artifacts" / kind).iterdir()
+    (folder,) = next((pictured / kind).iterdir()).iterdir()
+    ending, labels = PICTURES[kind]
+    highest = max(value for value in labels.values() if isinstance(value, int))
+    for case in range(3):
+        colours = np.random.default_rng(case).integers(0, 256, (40, 50 + case, 3)).astype(np.uint8)
+        picture(colours, tmp_path / "in" / f"case{case}_0000{ending}")
+        picture(drawn(case, highest, (1, 40, 50 + case))[0], tmp_path / "drawn" / f"case{case}{ending}")
+    done = run("predict", artifact, tmp_path / "in", tmp_path / "out", "--evaluate", tmp_path / "drawn")
+    assert done.returncode == 0, done.stderr
+    ours = tmp_path / "ours.json"
+    (tmp_path / "out" / "summary.json").rename(ours)
+    nnunet(
+        "nnUNetv2_evaluate_folder", tmp_path / "drawn", tmp_path / "out", "-np", 1,
+        "-djfile", folder / "dataset.json", "-pfile", folder / "plans.json",
+    )  # fmt: skip
+    assert ours.read_text() == (tmp_path / "out" / "summary.json").read_text()
+    found = json.loads(ours.read_text())
+    assert len(found["metric_per_case"]) == 3
+    assert found["foreground_mean"]["n_pred"] > 0
+    if kind == "gaps":  # a class is what it is called, and its label maps have another number
+        assert found["mean"].keys() == {"1", "4"}
+        assert found["mean"]["4"]["n_ref"] > 0
+        assert found["mean"]["4"]["n_pred"] == 0
+
+
+def test_a_reference_in_colours_is_refused(pictured: Path, tmp_path: Path) -> None:
+    """nnU-Net counts each of the colours as a label map of its own."""
+    (artifact,) = (pictured / "artifacts" / "pictures").iterdir()
+    colours = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    picture(colours, tmp_path / "a.png")
+    picture(colours // 100, tmp_path / "drawn.png")
+    words = ("predict", artifact, tmp_path / "a.png", tmp_path / "out.png")
+    done = run(*words, "--evaluate", tmp_path / "drawn.png")
+    assert done.returncode == 2, done.stderr
+    assert "drawn.png has 3 channels; a label map has one" in message(done)
 
 
 def test_metrics_of_labels_that_are_nowhere_are_no_numbers() -> None:

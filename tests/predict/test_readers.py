@@ -155,14 +155,16 @@ def picture(array: AnyArray, mode: str | None = None, **how: Any) -> Callable[[P
     return make
 
 
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def png(width: int, height: int, bits: int, colour: int, rows: bytes, extra: bytes = b"") -> Callable[[Path], object]:
     """A PNG file whose bit depth and colour type Pillow doesn't write."""
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    parts = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    image = png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+    parts = png_chunk(b"IHDR", header) + extra + image
     return lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
 
 
@@ -207,6 +209,32 @@ def ome(file: str, *, uuid: bool) -> Callable[[Path], object]:
     return make
 
 
+def nrrd(fields: str, data: bytes) -> Callable[[Path], object]:
+    """A NRRD file of int16 with these lines in its header, which SimpleITK doesn't write."""
+    return lambda path: path.write_bytes(f"NRRD0004\ntype: short\n{fields}\n\n".encode() + data)
+
+
+def metaimage(fields: str, array: AnyArray, sizes: str = "7 6 5") -> Callable[[Path], object]:
+    """A MetaImage file with these lines in its header, which SimpleITK doesn't write."""
+    kind = {"i2": "MET_SHORT", "f8": "MET_DOUBLE"}[array.dtype.str[1:]]
+    head = (
+        f"ObjectType = Image\nNDims = {len(sizes.split())}\nBinaryData = True\nBinaryDataByteOrderMSB = False\n{fields}"
+        f"DimSize = {sizes}\nElementType = {kind}\nElementDataFile = LOCAL\n"
+    )
+    return lambda path: path.write_bytes(head.encode() + array.tobytes())
+
+
+def bmp(bits: int, height: int, *, palette: AnyArray | None = None, masks: bytes = b"") -> Callable[[Path], object]:
+    """A BMP file, 4 pixels wide, of a depth that Pillow doesn't write; of a negative height it begins at the top."""
+    rows = np.random.default_rng(bits).integers(0, 256, abs(height) * max(4, bits // 2)).astype(np.uint8).tobytes()
+    colours = b"" if palette is None else np.pad(palette, ((0, 0), (0, 1))).astype(np.uint8).tobytes()
+    head = 14 + 40 + len(masks) + len(colours)
+    count, packed = len(colours) // 4, 3 if masks else 0
+    fields = (40, 4, height, 1, bits, packed, len(rows), 0, 0, count, 0)
+    start = struct.pack("<2sIHHI", b"BM", head + len(rows), 0, 0, head) + struct.pack("<IiiHHIIiiII", *fields)
+    return lambda path: path.write_bytes(start + masks + colours + rows)
+
+
 def pyramid(path: Path) -> None:
     with tifffile.TiffWriter(path) as file:
         file.write(COLOURS, subifds=1, photometric="rgb")
@@ -226,6 +254,12 @@ NOT_FINITE[1, 2, 3], NOT_FINITE[0, 0, 0], NOT_FINITE[4, 5, 6] = np.nan, np.inf, 
 FINITE = "aren't finite"
 SHEARED = np.array([[1, 0, 0, 0], [0, 1, 0.14, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
 FLIPPED = np.diag([-1.0, -1.5, 2.0, 1.0])
+NRRD = "dimension: 3\nsizes: 7 6 5\nendian: little\n"
+AXES = "space directions: {}\nspace origin: (1,2,3)\n"
+PAIRS = "dimension: 4\nsizes: {}\nkinds: {}\nendian: little\n"
+TWICE = np.repeat(VOLUME, 2)
+GREYS = np.arange(256, dtype=np.uint8)[:, None].repeat(3, 1)
+TONES = RANDOM.integers(0, 256, (256, 3)).astype(np.uint8)
 RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 
 TABLE = [
@@ -317,6 +351,33 @@ TABLE = [
     Line("colours", "case_0000.png", itk(COLOURS, vector=True), ITK),
     Line("four dimensions", "case_0000.nrrd", itk(np.stack([VOLUME] * 2)), ITK),
     Line("grey", "case_0000.jpg", itk(GREY), ("SimpleITKIO",), "aren't written"),
+    *(
+        Line(name, "case_0000.nrrd", nrrd(f"{fields}encoding: {packing}", data), ITK)
+        for name, fields, packing, data in (
+            ("in words", NRRD, "ascii", " ".join(map(str, VOLUME.ravel())).encode()),
+            ("packed", NRRD, "gzip", gzip.compress(VOLUME.tobytes())),
+            ("spacings alone", f"{NRRD}spacings: 0.5 2 3\n", "raw", VOLUME.tobytes()),
+            ("big-endian", NRRD.replace("little", "big"), "raw", VOLUME.astype(">i2").tobytes()),
+            ("RAS", f"{NRRD}space: RAS\n{AXES.format('(0,2,0) (0,0,3) (1,0,0)')}", "raw", VOLUME.tobytes()),
+            ("left-handed", f"{NRRD}space: LPS\n{AXES.format('(-1,0,0) (0,1,0) (0,0,3)')}", "raw", VOLUME.tobytes()),
+            ("sheared", f"{NRRD}space: LPS\n{AXES.format('(1,0,0) (0.2,1,0) (0,0,3)')}", "raw", VOLUME.tobytes()),
+            ("vectors", f"{PAIRS.format('2 7 6 5', 'vector domain domain domain')}", "raw", TWICE.tobytes()),
+            ("a list", f"{PAIRS.format('7 6 5 2', 'domain domain domain list')}", "raw", TWICE.tobytes()),
+        )
+    ),
+    *(
+        Line(name, "case_0000.mha", metaimage(fields, array, sizes), ITK)
+        for name, fields, array, sizes in (
+            ("without a spacing", "", VOLUME, "7 6 5"),
+            ("sizes of elements alone", "ElementSize = 2 2 2\n", VOLUME, "7 6 5"),
+            ("turned", "TransformMatrix = 0 1 0 1 0 0 0 0 -1\nElementSpacing = 1 2 3\n", VOLUME, "7 6 5"),
+            ("sheared", "TransformMatrix = 1 0 0 0.3 1 0 0 0 1\n", VOLUME, "7 6 5"),
+            ("channels", "ElementNumberOfChannels = 2\n", TWICE, "7 6 5"),
+            ("four dimensions", "ElementSpacing = 1 2 3 4\n", TWICE, "7 6 5 2"),
+            ("two dimensions", "ElementSpacing = 1 2\n", VOLUME[0], "7 6"),
+            ("float64", "", VOLUME / 3, "7 6 5"),
+        )
+    ),
     # Pictures.
     *(Line(f"{n} dpi", "a_0000.tif", tiff(COLOURS, resolution=(n, n), resolutionunit=2), PICTURE) for n in (72, 300)),
     Line("in tiles", "a_0000.tif", tiff(COLOURS, tile=(16, 16), photometric="rgb"), PICTURE),
@@ -361,6 +422,38 @@ TABLE = [
     Line("16 bits of grey and transparency", "a_0000.png", png(2, 2, 16, 4, (b"\0" + bytes(range(8))) * 2), PICTURE),
     Line("three rows of grey and transparency", "a_0000.png", picture(COLOURS[:3], "LA"), PICTURE),
     Line("run lengths", "a_0000.bmp", rle_bmp, PICTURE),
+    *(Line(f"{bits} bits", "a_0000.bmp", bmp(bits, 2), PICTURE) for bits in (16, 24, 32)),
+    *(Line(f"{b} bits of grey", "a_0000.bmp", bmp(b, 2, palette=GREYS[:: 255 // (2**b - 1)]), PICTURE) for b in (1, 4)),
+    *(Line(f"{b} bits of a palette", "a_0000.bmp", bmp(b, 2, palette=TONES[: 2**b]), PICTURE) for b in (1, 4, 8)),
+    Line("black is 1", "a_0000.bmp", bmp(1, 2, palette=GREYS[::-255]), PICTURE),
+    Line("5, 6 and 5 bits", "a_0000.bmp", bmp(16, 2, masks=struct.pack("<3I", 0xF800, 0x7E0, 0x1F)), PICTURE),
+    Line("from the top", "a_0000.bmp", bmp(24, -2), PICTURE),
+    *(
+        Line(name, "a_0000.png", png(8, 2, 8, 0, (b"\0" + bytes(range(8))) * 2, png_chunk(kind, data)), PICTURE)
+        for name, kind, data in (
+            ("gamma", b"gAMA", struct.pack(">I", 100000)), ("300 dpi", b"pHYs", struct.pack(">IIB", 11811, 11811, 1)),
+            ("a transparent grey", b"tRNS", b"\0\3"), ("5 bits that count", b"sBIT", b"\5"),
+        )
+    ),
+    *(
+        Line(name, "a_0000.png", png(4, 1, bits, 3, row, png_chunk(b"PLTE", palette.tobytes())), PICTURE)
+        for name, bits, row, palette in (
+            ("a palette of grey", 8, b"\0\0\1\2\3", GREYS[:4]), ("a palette of 2 bits", 2, b"\0\x1b", TONES[:4]),
+        )
+    ),
+    Line("16 bits and transparency", "a_0000.png", png(2, 2, 16, 6, (b"\0" + bytes(range(16))) * 2), PICTURE),
+    Line("one pixel", "a_0000.png", png(1, 1, 8, 0, b"\0\7"), PICTURE),
+    Line("four columns", "a_0000.png", picture(GREY[:5, :4]), PICTURE),
+    *(Line(f"a file {e}", "a_0000.png", renamed(picture(COLOURS), f"a{e}"), PICTURE) for e in (".gif", ".jp2", ".ppm")),
+    Line("inks", "a_0000.tif", tiff(RGBA, photometric="separated"), PICTURE),
+    Line("CIELAB", "a_0000.tif", tiff(COLOURS, photometric="cielab"), PICTURE),
+    *(Line(kind, "a_0000.tif", tiff((GREY / 3).astype(kind)), PICTURE) for kind in ("f2", "i1", "i8")),
+    Line("colours of 16 bits apart", "a_0000.tif", tiff(APART.astype("u2") * 200, **PLANES), PICTURE),
+    Line("two planes apart", "a_0000.tif", tiff(APART[:2], photometric="minisblack", planarconfig=2), PICTURE),
+    Line("transparency apart", "a_0000.tif", tiff(np.moveaxis(RGBA, -1, 0), extrasamples=[2], **PLANES), PICTURE),
+    Line("ImageJ's channels", "a_0000.tif", tiff(APART.astype("u2"), imagej=True, metadata={"axes": "CYX"}), PICTURE),
+    Line("turned by a tag", "a_0000.tif", tiff(COLOURS, photometric="rgb", extratags=[(274, 3, 1, 6, True)]), PICTURE),
+    Line("YCbCr", "a_0000.tif", tiff(COLOURS, photometric="ycbcr", compression="jpeg", subsampling=(2, 2)), PICTURE),
     Line("upside down", "a_0000.bmp", renamed(picture(COLOURS), "a.bmp"), PICTURE),
     Line("turned by EXIF", "a_0000.png", oriented, PICTURE),
     Line("moving", "a_0000.png", picture(COLOURS, save_all=True, append_images=[PIL.Image.fromarray(GREY)]), PICTURE),
@@ -470,6 +563,20 @@ def test_a_reader_is_nnunets_of_its_name(reader: str, line: Line, tmp_path: Path
         return
     assert written(target.parent) == written(tmp_path / "theirs")
     assert {path.name for path in made} == {path.name for path in target.parent.iterdir()}
+
+
+@pytest.mark.parametrize("reader", ITK)
+@pytest.mark.parametrize("ending", [".dcm", ".DICOM"])
+def test_dicom_is_read_and_not_written(reader: str, ending: str, tmp_path: Path) -> None:
+    """SimpleITK's compressed writer ends the process."""
+    itk(VOLUME[:1])(tmp_path / "a_0000.dcm")
+    with printing():
+        expected, properties = theirs(reader).read_images([str(tmp_path / "a_0000.dcm")])
+    image = images.read([tmp_path / "a_0000.dcm"], reader)
+    np.testing.assert_array_equal(image.array.astype(np.float32), expected)
+    assert image.spacing == tuple(map(float, properties["spacing"]))
+    with pytest.raises(InputError, match="aren't written to such files"):
+        images.outputs(tmp_path / f"labels{ending}", reader, ".nii.gz", highest=3)
 
 
 def test_the_table_holds_every_reader() -> None:

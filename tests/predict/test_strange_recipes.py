@@ -33,7 +33,7 @@ CHANGES: dict[str, Callable[[Content], object]] = {
     "order x": lambda c: c["preprocessing"]["resampling"]["data"]["arguments"].update(order="x"),
     "order 9": lambda c: c["preprocessing"]["resampling"]["data"]["arguments"].update(order=9),
     "no intensities": lambda c: c["preprocessing"]["channels"][0].update(intensities={}),
-    "a deviation of 0": lambda c: c["preprocessing"]["channels"][0]["intensities"].update(std=0),
+    "a deviation below 0": lambda c: c["preprocessing"]["channels"][0]["intensities"].update(std=-1),
     "no labels": lambda c: c.update(labels=[]),
     "too many labels": lambda c: c["labels"].append(c["labels"][0]),
     "a label of 10^9": lambda c: c["labels"][1].update(value=10**9),

@@ -21,6 +21,7 @@ PICTURE_DEPTH = 999
 """nnU-Net's z spacing of a flat image, in multiples of its larger spacing within the plane."""
 _FLOATS = {"16": "f4", "64": "f8"}
 """NIfTI's codes of the types that hold NaN."""
+_DICOM = (".dcm", ".dicom")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class SimpleITKIO(Reader):
 
     def write(self, labels: AnyArray, geometry: Geometry, path: Path) -> None:
         itk = _itk()
+        if path.name.lower().endswith(_DICOM):
+            raise ValueError("ITK's writer of DICOM ends the process where a label map takes a byte a voxel")
         flat = len(geometry.spacing) == 2
         image = itk.GetImageFromArray(np.ascontiguousarray(labels[0] if flat else labels))
         image.SetSpacing(geometry.spacing)

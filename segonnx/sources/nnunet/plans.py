@@ -7,6 +7,7 @@ that nothing uses) is read as loosely. Nothing here needs torch or nnU-Net.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -225,7 +226,6 @@ _PLANS: dict[str, Any] = {
             "minProperties": 1,
             "maxProperties": 1000,
             "propertyNames": _NAME,
-            "additionalProperties": _HEIR,
         },
         "foreground_intensity_properties_per_channel": _INTENSITIES,
         "foreground_intensity_properties_by_modality": _INTENSITIES,
@@ -233,10 +233,11 @@ _PLANS: dict[str, Any] = {
 }  # fmt: skip
 _CHANNELS = {
     "anyOf": [
-        {"type": "object", "minProperties": 1, "maxProperties": 1024, "additionalProperties": _NAME},
-        _several(_NAME, 1, 1024),
+        {"type": "object", "minProperties": 1, "maxProperties": 1024},
+        _several({}, 1, 1024),
     ]
 }
+"""Their names decided on the normalization when they were planned: inference counts them alone."""
 _DATASET = {
     "type": "object",
     "required": ["labels", "file_ending"],
@@ -292,7 +293,8 @@ class OutputChannel:
     Attributes:
         name: the name of the label or region.
         value: what a voxel of it gets in the label map.
-        labels: the labels that it is made of: itself, or those of a region.
+        labels: the labels that it is made of: those of a region, or its own. That differs from ``value`` where the
+            labels have gaps.
         listed: a region of one label, which dataset.json has as a list.
     """
 
@@ -320,7 +322,7 @@ class Plan:
         configuration: the name of the configuration, such as ``3d_fullres``.
         architecture: the network.
         patch_size: the size of a window.
-        spacing: the spacing of the images that the network sees.
+        spacing: the spacing of the images that the network sees. Of two numbers, the first axis keeps the image's.
         channels: the channels of the images, in order.
         outputs: the channels of the network's output, in order.
         regions: the outputs overlap: each has a sigmoid of its own.
@@ -356,6 +358,11 @@ class Plan:
     def foreground(self) -> tuple[int, ...]:
         """The labels but for the background, in order: a second stage gets a channel for each."""
         return tuple(sorted({label for output in self.outputs for label in output.labels} - {0}))
+
+    @property
+    def moved(self) -> tuple[OutputChannel, ...]:
+        """The labels that are another number in the label map: those above a gap."""
+        return () if self.regions else tuple(output for output in self.outputs if output.labels != (output.value,))
 
     @property
     def input_channels(self) -> int:
@@ -422,8 +429,6 @@ def plan(plans: Mapping[str, Any], dataset: Mapping[str, Any], configuration: st
     at = where / PLANS / "configurations" / configuration
     _check(chosen, _CONFIGURATION, at)
     axes = len(chosen["patch_size"])
-    if len(chosen["spacing"]) != axes:
-        raise InputError(f"{at}: {axes} sizes of the patch, but {len(chosen['spacing'])} of the spacing")
     forward, backward = tuple(plans["transpose_forward"]), tuple(plans["transpose_backward"])
     if sorted(forward) != [0, 1, 2] or any(forward[axis] != i for i, axis in enumerate(backward)):
         raise InputError(f"{where / PLANS}: transpose_forward {forward} and transpose_backward {backward} don't match")
@@ -490,6 +495,8 @@ def _resolve(every: Mapping[str, Any], name: str, where: Path) -> dict[str, Any]
         if chain[-1] not in every:
             heir = f" (which {chain[-2]} inherits from)" if len(chain) > 1 else ""
             raise InputError(f"{where / PLANS} has no configuration {chain[-1]!r}{heir}; it has {', '.join(every)}")
+        # Those that nobody asks for may be anything.
+        _check(every[chain[-1]], _HEIR, where / PLANS / "configurations" / chain[-1])
         parent = every[chain[-1]].get("inherits_from")
         if parent is None:
             break
@@ -622,18 +629,29 @@ def _channels(
     key = "foreground_intensity_properties_"
     every = plans.get(f"{key}per_channel", plans.get(f"{key}by_modality")) or {}
     return tuple(
-        InputChannel(name, schemes[index], bool(masks[index]), _intensities(every.get(str(index))))
+        InputChannel(_told(name, index), schemes[index], bool(masks[index]), _intensities(every.get(str(index))))
         for index, name in enumerate(names)
     )
 
 
+def _told(name: object, index: int) -> str:
+    """What a channel is called: its name as a line of text, or its number where it has none."""
+    words = "" if name is None else "".join(c if c.isprintable() else " " for c in str(name)).split()
+    return " ".join(words)[:300] or f"channel {index}"
+
+
 def _intensities(given: object) -> dict[str, float]:
-    """The statistics of a channel that are numbers: not all are where they were never computed, or by hand."""
+    """The statistics of a channel that are numbers: not all are where they were never computed, or by hand.
+
+    A bound of a CT that is infinite becomes the largest number: it cuts nothing off either.
+    """
     if not isinstance(given, Mapping):
         return {}
+    bounds = {"Infinity": MAX_NUMBER, "-Infinity": -MAX_NUMBER}
+    known = {key: bounds.get(str(value), value) if "percentile" in key else value for key, value in given.items()}
     return {
         key: value
-        for key, value in given.items()
+        for key, value in known.items()
         if key in STATISTICS
         and isinstance(value, int | float)
         and not isinstance(value, bool)
@@ -668,9 +686,8 @@ def _outputs(dataset: Mapping[str, Any], where: Path) -> tuple[tuple[OutputChann
     by_value: dict[int, str] = {}
     for name, values in labels.items():
         by_value.setdefault(values[0], name)
-    if sorted(by_value) != list(range(len(by_value))):
-        raise InputError(f"{at}/labels: labels must follow one another from 0; found {sorted(by_value)}")
-    return tuple(OutputChannel(by_value[value], value, (value,)) for value in sorted(by_value)), False
+    # nnU-Net writes the index of the channel, also where the labels in dataset.json have gaps.
+    return tuple(OutputChannel(by_value[v], index, (v,)) for index, v in enumerate(sorted(by_value))), False
 
 
 def _is_background(value: object) -> bool:
@@ -705,12 +722,13 @@ def _labels(value: object, at: str) -> tuple[int, ...]:
 
 
 def _label(value: object, at: str) -> int:
-    """A label: a whole number, also one that stands in a string or ends in .0."""
+    """A label: a whole number, also one that ends in .0, or stands in a string as Python's ``int`` reads it."""
     found = -1
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         found = int(value) if value == int(value) else -1
-    elif isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
-        found = int(value)
+    elif isinstance(value, str) and len(value) < 20:
+        with contextlib.suppress(ValueError):
+            found = int(value)
     if not 0 <= found <= MAX_LABEL:
         raise InputError(f"{at}: a label is a whole number from 0 to {MAX_LABEL}; found {value!r:.100}")
     return found

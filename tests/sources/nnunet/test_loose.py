@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,7 +37,9 @@ def _require_as_nnunet(labels: dict[str, Any], order: Any) -> Plan:
         found = [region if isinstance(region, tuple) else (region,) for region in theirs.foreground_regions]
         assert [output.labels for output in ours.outputs] == [tuple(map(int, region)) for region in found]
     else:
-        assert [output.value for output in ours.outputs] == theirs.all_labels
+        assert [output.labels for output in ours.outputs] == [(label,) for label in theirs.all_labels]
+        heads = np.eye(len(theirs.all_labels), dtype=np.float32)
+        assert [output.value for output in ours.outputs] == theirs.convert_logits_to_segmentation(heads).tolist()
     return ours
 
 
@@ -51,6 +54,9 @@ def _require_as_nnunet(labels: dict[str, Any], order: Any) -> Plan:
         ({"background": 0, "a": 1, "ignore": None}, None),
         ({"background": 0, "a": [1], "b": 2, "ignore": 3}, None),
         ({"background": 0, "a": 1, "same": 1}, None),
+        ({"background": 0, "a": 3, "b": 1, "ignore": 4}, None),
+        ({"background": 0, "a": "300"}, None),
+        ({"background": 0, "a": "+1", "b": " 0_2\n"}, None),
         ({"background": 0, "whole": [1, 2], "core": 2}, [1, 2]),
         ({"background": 0, "whole": ["1", "2"], "core": "2"}, ["1", "2"]),
         ({"background": 0, "whole": [2, 1], "core": [2], "ignore": 3}, [2, 1]),
@@ -87,10 +93,6 @@ def test_what_nnunet_refuses_is_refused_and_the_rest_is_equal(labels: Any, backg
         with pytest.raises(InputError, match="every region is background"):
             _plan(labels=labels, regions_class_order=order)
         return
-    if not theirs.has_regions and theirs.all_labels != list(range(len(theirs.all_labels))):
-        with pytest.raises(InputError, match="must follow one another"):
-            _plan(labels=labels, regions_class_order=order)
-        return
     _require_as_nnunet(labels, order)
 
 
@@ -121,6 +123,9 @@ def test_labels_that_are_none_are_refused_with_what_must_stand_there(labels: Any
         ({"channel_names": {"1": "T1", "2": "T2"}}, ["T1", "T2"]),
         ({"channel_names": {"1": "T2", "0": "T1"}}, ["T1", "T2"]),
         ({"channel_names": ["T1", "T2"]}, ["T1", "T2"]),
+        ({"channel_names": {"0": None, "1": 7}}, ["channel 0", "7"]),
+        ({"channel_names": {"0": "", "1": " T2\n\x1b[1m"}}, ["channel 0", "T2 [1m"]),
+        ({"channel_names": [["T1", "a"], "T2"]}, ["['T1', 'a']", "T2"]),
         ({"modality": {"0": "T1", "1": "T2"}, "channel_names": {"0": "CT"}}, ["T1", "T2"]),
     ],
 )
@@ -155,6 +160,25 @@ def test_statistics_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
     assert _plan(planned).channels[0].intensities == {}
     older = {**planned, "foreground_intensity_properties_by_modality": {"0": {"mean": 1, "std": 2}}}
     assert _plan(older).channels[0].intensities == {"mean": 1, "std": 2}
+
+
+def test_an_infinite_bound_cuts_nothing_off(tmp_path: Path) -> None:
+    planned = handmade.plans()
+    bounds = {"percentile_00_5": float("-inf"), "percentile_99_5": float("inf")}
+    planned["foreground_intensity_properties_per_channel"]["0"] |= bounds
+    path = tmp_path / "plans.json"
+    path.write_text(json.dumps(planned))
+    (channel,) = _plan(plans.read_json(path)).channels
+    assert (channel.intensities["percentile_00_5"], channel.intensities["percentile_99_5"]) == (-1e30, 1e30)
+    json.dumps(dict(channel.intensities), allow_nan=False)
+
+
+def test_configurations_that_nobody_asks_for_may_be_anything() -> None:
+    planned = handmade.plans()
+    planned["configurations"] |= {"none": None, "number": 5, "heir": {"inherits_from": "nowhere"}}
+    assert _plan(planned) == _plan()
+    with pytest.raises(InputError, match="configurations/none/.*None is not of type 'object'"):
+        plans.plan(planned, handmade.dataset(), "none", HERE)
 
 
 def test_a_number_that_is_used_must_be_one(tmp_path: Path) -> None:
@@ -199,8 +223,6 @@ def test_a_class_of_another_package_says_so() -> None:
 
 
 def test_what_a_checkpoint_remembers_is_read_as_from_a_file() -> None:
-    import numpy as np
-
     found = plans.as_json({"a": (1, np.float32(0.5)), "b": float("nan"), 0: np.arange(2)})
     assert found == {"a": [1, 0.5], "b": "NaN", "0": [0, 1]}
     assert plans.as_json({"a": object()}) is None
