@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segonnx.core import synthetic_inputs
+from segonnx.core import subprocesses, synthetic_inputs
 from segonnx.core.files import sha256
 from segonnx.core.subprocesses import Bounds, Progress
 from segonnx.core.synthetic_inputs import ParityInput
+from segonnx.errors import InputError, first_line
 from segonnx.exporters.parity_inputs import halved
 from segonnx.sources.catalog import ModelSpec
+from segonnx.sources.smp import TIMM
 
 if TYPE_CHECKING:
     from segonnx.models.base import BuiltModel
@@ -73,13 +75,19 @@ def adapt(spec: ModelSpec, weights: Weights, progress: Progress) -> ModelSpec:
     if weights.pretrained:
         progress("looking up the published weights")
         return models.pretrained(spec)
-    if len(weights.checkpoints) != 1 or spec.builder not in infer_sizes.BUILDERS:
-        return spec
-    path = weights.checkpoints[0]
-    progress(f"reading {path.name}")
-    if "arguments" in spec.options:  # of a folder of smp, which tells the sizes
-        return smp.describe(spec, path)
-    return infer_sizes.infer(spec, files.read(path, weights.trust, weights.reading), path)
+    if len(weights.checkpoints) == 1 and spec.builder in infer_sizes.BUILDERS:
+        path = weights.checkpoints[0]
+        progress(f"reading {path.name}")
+        if "arguments" in spec.options:  # of a folder of smp, which tells the sizes
+            spec = smp.describe(spec, path)
+        else:
+            spec = infer_sizes.infer(spec, files.read(path, weights.trust, weights.reading), path)
+    return smp.sized(spec) if spec.builder == "smp" else spec
+
+
+def needs_adapting(spec: ModelSpec, weights: Weights) -> bool:
+    """Whether ``adapt`` may change the spec: otherwise nobody need import torch for it."""
+    return not weights.random or (spec.builder == "smp" and spec.options["encoder"].startswith(TIMM))
 
 
 def network_with_weights(spec: ModelSpec, weights: Weights, progress: Progress) -> BuiltModel:
@@ -149,17 +157,39 @@ def prepare(preparation: Preparation, weights: Weights, threads: int, progress: 
 
     Raises:
         CheckpointError: the checkpoint can't be used.
+        InputError: the network can't take inputs of the shape.
         ParityError: the built network isn't the published one.
     """
     import torch
 
+    torch.set_num_threads(threads)
+    progress("counting the network")
+    macs = _macs(preparation.spec, preparation.shape)
+    built = network_with_weights(preparation.spec, weights, progress)
+    return _write_down(built, macs, preparation, progress)
+
+
+def _macs(spec: ModelSpec, shape: tuple[int, ...]) -> int:
+    """Multiply-adds of one pass at a shape.
+
+    Raises:
+        InputError: the network can't take it.
+    """
     from segonnx import models
     from segonnx.models import counting
 
-    torch.set_num_threads(threads)
-    built = network_with_weights(preparation.spec, weights, progress)
-    macs = counting.macs(models.build_meta(preparation.spec).finalized(), preparation.shape, all_heads=False)
-    return _write_down(built, macs, preparation, progress)
+    try:
+        return counting.macs(models.build_meta(spec).finalized(), shape, all_heads=False)
+    except InputError:
+        raise
+    except Exception:  # noqa: BLE001 (the network can't take the shape, or computes with tensors of its own on the CPU)
+        built = models.build(spec).finalized()
+    try:
+        return counting.macs(built, shape, all_heads=False)
+    except Exception as error:
+        if subprocesses.ran_out_of_memory(error):
+            raise
+        raise InputError(f"{spec.name} takes no input of {'x'.join(map(str, shape))}: {first_line(error)}") from error
 
 
 def prepare_network(built: BuiltModel, preparation: Preparation, progress: Progress) -> Prepared:

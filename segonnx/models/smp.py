@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 import torch
 
-from segonnx.errors import InputError
+from segonnx.core import subprocesses
+from segonnx.errors import InputError, first_line
 from segonnx.models.base import BuiltModel
-from segonnx.sources import smp
+from segonnx.sources import smp as folders
 from segonnx.sources.catalog import ModelSpec
 
 
@@ -39,27 +41,30 @@ def build(
         InputError: smp knows no such architecture or encoder, or the two don't go together.
     """
     import segmentation_models_pytorch as smp
-    from segmentation_models_pytorch.encoders import encoders
+    from segmentation_models_pytorch.encoders import encoders, is_equivalent_to_timm_universal
 
     architectures = sorted(name.lower() for name in smp.MODEL_ARCHITECTURES_MAPPING)
     _known(architecture.lower(), architectures, "architecture")
-    if not encoder.startswith("tu-"):  # tu- opens timm's encoders, which smp resolves itself
+    # tu- opens timm's encoders, which smp resolves itself, and so are some that begin with timm-.
+    if not encoder.startswith(folders.TIMM) and not is_equivalent_to_timm_universal(encoder):
         _known(encoder, sorted(encoders), "encoder")
     try:
-        module = smp.create_model(
-            architecture,
-            encoder_name=encoder,
-            encoder_weights=None,
-            in_channels=in_channels,
-            classes=num_classes,
-            aux_params=None if auxiliary is None else dict(auxiliary),
-            **(arguments or {}),
-        )
-    except (ValueError, KeyError, RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise InputError(f"smp can't build {architecture} on {encoder}: {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on encoders that have other names now
+            module = smp.create_model(
+                architecture,
+                encoder_name=encoder,
+                encoder_weights=None,
+                in_channels=in_channels,
+                classes=num_classes,
+                aux_params=None if auxiliary is None else dict(auxiliary),
+                **(arguments or {}),
+            )
+    except Exception as error:  # of any kind, smp's or timm's: which of both refuses an encoder is theirs to say
+        if subprocesses.ran_out_of_memory(error):
+            raise
+        raise InputError(f"smp can't build {architecture} on {encoder}: {first_line(error)}") from error
     unused = {}
-    if "efficientnet" in encoder and not encoder.startswith("tu-"):
-        unused[r"encoder\.(_conv_head|_bn1|conv_head|bn2)\..*"] = "the encoder's layer before its classifier"
     if auxiliary is not None:
         module.register_forward_hook(_mask)
         unused[r"classification_head\..*"] = "second head, which classifies the image"
@@ -71,6 +76,30 @@ def _mask(_module: object, _inputs: object, outputs: tuple[torch.Tensor, torch.T
     return outputs[0]
 
 
+def sized(spec: ModelSpec) -> ModelSpec:
+    """The spec with the size that its encoder takes, where timm says that it takes one alone, and what sizes divide by.
+
+    Raises:
+        InputError: smp can't build it.
+    """
+    from segonnx import models  # which imports this module
+
+    if not spec.options["encoder"].startswith(folders.TIMM):
+        return spec
+    encoder: Any = models.build_meta(spec).module.encoder
+    arguments = spec.options.get("arguments", {})
+    known = getattr(encoder.model, "pretrained_cfg", None) or {}
+    size: Any = arguments.get("img_size")
+    if size is None and known.get("fixed_input_size") and not arguments.get("dynamic_img_size"):
+        size = known["input_size"][1:]
+    if isinstance(size, int):
+        size = (size, size)
+    if size is not None:
+        spec = replace(spec, input_shape=(*spec.input_shape[:2], *size))
+    # Only encoders for DPT have patches of any size; of others, smp asks for multiples of powers of two.
+    return replace(spec, divisors=(encoder.output_stride,) * 2) if spec.options["architecture"] == "dpt" else spec
+
+
 def describe(spec: ModelSpec, path: Path) -> ModelSpec:
     """The spec with the preprocessing that its encoder was pretrained with, where smp knows it.
 
@@ -79,7 +108,7 @@ def describe(spec: ModelSpec, path: Path) -> ModelSpec:
     from segmentation_models_pytorch.encoders import get_preprocessing_params
 
     encoder = spec.options["encoder"]
-    config = smp.config(path.parent / smp.CONFIG)
+    config = folders.config(path.parent / folders.CONFIG)
     pretrained = config.get("encoder_weights") or "imagenet"
     try:
         found = get_preprocessing_params(encoder, pretrained)

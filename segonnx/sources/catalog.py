@@ -287,4 +287,5 @@ def _smp(name: str) -> ModelSpec:
         num_classes=117,
         modality="RGB",
         source=f"segmentation-models-pytorch {architecture} on {encoder}",
+        divisors=(1, 1) if architecture.lower() == "dpt" else (),  # its encoder says which
     )
