@@ -51,12 +51,7 @@ def render(content: Manifest) -> str:
         f"| allowed | | {tolerance['max_rel_error']:.1e} | {tolerance['rms_rel_error']:.1e} "
         f"| {100 * tolerance['label_agreement']:.4f} % |"
     )
-    regions = content.get("inference", {}).get("regions", False)
-    holds, decide = "a logit per class", ".argmax(axis=1)"
-    if regions:
-        holds, decide = "a logit per region", " > 0  # one label map per region"
-    if gives_labels(content):
-        holds, decide = f"the class of each voxel, from 0 to {y['classes'] - 1}", ""
+    holds, decide = _decision(content)
     names = ", ".join(f"{label['value']} {escape(label['name'])}" for label in content["labels"])
     labels = f"\n- **Labels:** {names}" if names else ""
     note = escape(content["preprocessing"]["note"])
@@ -106,6 +101,23 @@ Errors are relative to the standard deviation of the logits.
 """
 
 
+def _decision(content: Manifest) -> tuple[str, str]:
+    """What the output holds, and what of Python behind it makes labels."""
+    y, activation = content["outputs"][0], content.get("activation")
+    if gives_labels(content):
+        return f"the class of each voxel, from 0 to {y['classes'] - 1}", ""
+    behind = ""
+    if activation is not None:
+        behind = f"; the network was saved with {escape(activation)} behind it, which the file leaves out"
+    if content.get("inference", {}).get("regions", False):
+        return f"a logit per region{behind}", " > 0  # one label map per region"
+    if y["shape"][1] == 1:
+        return f"a logit, above 0 where the class is{behind}", "[:, 0] > 0"
+    if activation == "sigmoid":
+        return f"a logit per class, and classes may overlap{behind}", " > 0  # one label map per class"
+    return f"a logit per class{behind}", ".argmax(axis=1)"
+
+
 def render_ensemble(content: Manifest, members: Mapping[str, Manifest]) -> str:
     """The card of an ensemble in Markdown.
 
@@ -123,9 +135,7 @@ def render_ensemble(content: Manifest, members: Mapping[str, Manifest]) -> str:
     steps = content["inference"].get("postprocessing", [])
     kept = "".join(f"\n- the largest component of {step['keep_largest_component']} stays" for step in steps)
     return f"""---
-library_name: onnx
-license: {content["weights"]["licence"]}
-tags: [image-segmentation, onnx, segonnx]
+{_front_matter(content["weights"]["licence"])}
 ---
 
 # {content["name"]}

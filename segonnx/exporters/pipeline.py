@@ -17,7 +17,7 @@ from segonnx.core import files, subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.errors import ResourceError
-from segonnx.exporters import labels, manifest_entries, parity_inputs, resources
+from segonnx.exporters import labels, manifest_entries, naming, parity_inputs, resources
 from segonnx.exporters.assemble import Converted, assemble
 from segonnx.exporters.convert import Conversion
 from segonnx.exporters.manifest_entries import Findings
@@ -87,7 +87,9 @@ def export(
     require_tunable(settings)
     tuning = None if settings.tuning is None else read_tuning(settings.tuning)
     steps = _steps(settings, progress, built)
+    naming.require_normalisation(settings.mean, settings.std)
     spec = steps.adapt(spec)
+    spec = naming.named(naming.normalised(spec, settings.mean, settings.std), settings.labels)
     if settings.output == "labels":
         labels.require(spec)
     shape = input_shape(spec, settings.shape, settings.batch)

@@ -48,6 +48,7 @@ class Weights:
         pretrained: take the weights that the network's library publishes.
         seed: the seed of random weights, where there's neither.
         reading: what reading a checkpoint may take.
+        prefix: what the names of the network's tensors begin with in a checkpoint; None finds it.
     """
 
     checkpoints: tuple[Path, ...] = ()
@@ -55,6 +56,7 @@ class Weights:
     pretrained: bool = False
     seed: int = 0
     reading: Bounds = field(default_factory=Bounds)
+    prefix: str | None = None
 
     @property
     def random(self) -> bool:
@@ -79,9 +81,11 @@ def adapt(spec: ModelSpec, weights: Weights, progress: Progress) -> ModelSpec:
         path = weights.checkpoints[0]
         progress(f"reading {path.name}")
         if "arguments" in spec.options:  # of a folder of smp, which tells the sizes
-            spec = smp.describe(spec, path)
+            spec = smp.describe(spec, smp.folder_weights(path))
         else:
-            spec = infer_sizes.infer(spec, files.read(path, weights.trust, weights.reading), path)
+            named = files.read(path, weights.trust, weights.reading, weights.prefix)
+            spec = infer_sizes.infer(infer_sizes.noted(spec, named.note, path), named.values, path)
+            spec = smp.describe(spec) if spec.builder == "smp" else spec
     return smp.sized(spec) if spec.builder == "smp" else spec
 
 
@@ -122,7 +126,7 @@ def network_with_weights(spec: ModelSpec, weights: Weights, progress: Progress) 
     elif weights.checkpoints:
         (path,) = weights.checkpoints
         progress(f"loading {path.name}")
-        built = files.load(built, path, weights.trust, weights.reading)
+        built = files.load(built, path, weights.trust, weights.reading, weights.prefix)
     built = built.finalized()
     progress("checking parameter parity")
     parameters.require(spec, counting.parameters_per_module(built.module), training_parameters)

@@ -61,7 +61,7 @@ def build_meta(spec: ModelSpec, **overrides: Any) -> BuiltModel:
         # Some constructors compute with tensors (RegNet its widths, mit_b0 its drop rates). What is truly wrong fails
         # again on the CPU.
         built = build(spec, **overrides)
-    # Others make some layers anew on the CPU, whatever the device is (smp its first one, for other than three channels).
+    # Others make layers anew on the CPU, whatever the device is (smp its first one, for other than three channels).
     built.module.to("meta")
     return built
 

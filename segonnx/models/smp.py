@@ -100,28 +100,57 @@ def sized(spec: ModelSpec) -> ModelSpec:
     return replace(spec, divisors=(encoder.output_stride,) * 2) if spec.options["architecture"] == "dpt" else spec
 
 
-def describe(spec: ModelSpec, path: Path) -> ModelSpec:
-    """The spec with the preprocessing that its encoder was pretrained with, where smp knows it.
+def describe(spec: ModelSpec, pretrained: str | None = None) -> ModelSpec:
+    """The spec with the preprocessing that its encoder was pretrained with, where that is known.
 
-    A folder of smp doesn't tell with what the network was trained; it's most often that.
+    Nothing tells with what a network of smp was trained; it's most often that.
+
+    Args:
+        spec: of a network with weights of its own.
+        pretrained: which weights its encoder began with, by smp's name; None takes the usual ones.
     """
-    from segmentation_models_pytorch.encoders import get_preprocessing_params
-
     encoder = spec.options["encoder"]
-    config = folders.config(path.parent / folders.CONFIG)
-    pretrained = config.get("encoder_weights") or "imagenet"
-    try:
-        found = get_preprocessing_params(encoder, pretrained)
-    except Exception:  # noqa: BLE001 (not in the cache, no network, no such weights: there's nothing to tell)
-        found = {}
-    if not len(found.get("mean") or ()) == len(found.get("std") or ()) == spec.input_shape[1]:
-        note = "as the network was trained; smp's folder doesn't tell"
+    found = normalisation(encoder, pretrained)
+    if found is None or len(found["mean"]) != spec.input_shape[1]:
+        note = "as the network was trained; nothing tells how"
         return replace(spec, described={**spec.described, "preprocessing": _note(spec, note)})
     note = (
         f"scaled to {found['input_range']}, then normalised per channel with mean and standard deviation as for "
-        f"{encoder}'s {pretrained} weights, if the network was trained so: smp's folder doesn't tell"
+        f"{encoder}'s {pretrained or 'imagenet'} weights, if the network was trained so: nothing tells"
     )
     return replace(spec, described={**spec.described, "preprocessing": {**_note(spec, note), **found}})
+
+
+def folder_weights(path: Path) -> str | None:
+    """Which weights the encoder of smp's folder began with, as its configuration says; ``path`` is its weights'."""
+    named = folders.config(path.parent / folders.CONFIG).get("encoder_weights")
+    return None if named is None else str(named)
+
+
+def normalisation(encoder: str, pretrained: str | None = None) -> dict[str, Any] | None:
+    """Mean and standard deviation that an encoder's published weights were trained with; None where timm says none.
+
+    timm carries those of its encoders. Those of smp's own are as smp 0.4 listed them for each; later it left that to
+    the hub, which isn't asked: an export gives the same with a network and without.
+    """
+    import timm
+    from segmentation_models_pytorch.encoders import is_equivalent_to_timm_universal
+    from timm.data import constants
+
+    mean, std = constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD
+    if encoder.startswith(folders.TIMM) or is_equivalent_to_timm_universal(encoder):
+        name = encoder.removeprefix(folders.TIMM).removeprefix("timm-")
+        if "mobilenetv3" in name and encoder.startswith("timm-"):  # as smp names it for timm
+            name = f"tf_{name}"
+        told = timm.get_pretrained_cfg(name)
+        if told is None:
+            return None
+        mean, std = told.mean, told.std
+    elif encoder.startswith("dpn"):
+        mean, std = constants.IMAGENET_DPN_MEAN, constants.IMAGENET_DPN_STD
+    elif encoder.startswith(("inception", "xception", "timm-tf_efficientnet_lite")) or pretrained == "advprop":
+        mean, std = constants.IMAGENET_INCEPTION_MEAN, constants.IMAGENET_INCEPTION_STD
+    return {"input_space": "RGB", "input_range": [0, 1], "mean": list(mean), "std": list(std)}
 
 
 def _note(spec: ModelSpec, note: str) -> dict[str, Any]:
