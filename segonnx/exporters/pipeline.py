@@ -23,13 +23,14 @@ from segonnx.exporters.convert import Conversion
 from segonnx.exporters.manifest_entries import Findings
 from segonnx.exporters.parity import ParityCheck, measure
 from segonnx.exporters.prepare import STATE, Preparation
-from segonnx.exporters.settings import TUNE_S, Settings, at_shape, folder_name, input_shape, require_tunable
+from segonnx.exporters.settings import TUNE_S, Settings, folder_name, input_shape, require_tunable
 from segonnx.exporters.steps import ModuleSteps, SpecSteps, Stage, Steps
 from segonnx.optimize import Optimize
 from segonnx.optimize.choices import Choices
 from segonnx.optimize.search import tune
 from segonnx.optimize.tuning import parse as parse_tuning
 from segonnx.optimize.tuning import read as read_tuning
+from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def export(
     if settings.output == "labels":
         labels.require(spec)
     shape = input_shape(spec, settings.shape, settings.batch)
-    spec = at_shape(spec, shape)
+    spec = catalog.at_shape(spec, shape)
     arguments = manifest_entries.arguments(spec, settings, shape, tuning, random_weights=steps.random_weights)
     target = settings.out / (settings.folder or folder_name(spec))
     if os.path.lexists(target):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -141,12 +141,3 @@ def input_shape(spec: ModelSpec, spatial: tuple[int, ...] | None, batch: int = 1
     if (wanted == 3 or spec.family == "nnunet") and spatial == spec.divisors:
         raise InputError(f"{spec.name} needs more than one voxel at its deepest level: double a size of --shape")
     return (batch, spec.input_shape[1], *spatial)
-
-
-def at_shape(spec: ModelSpec, shape: tuple[int, ...]) -> ModelSpec:
-    """The spec for inputs of a shape, where it has no size of its own.
-
-    The reference systems were counted at a size, and their random weights are those of that size. A network of smp may
-    take one size alone, or none as small as another, so its random weights are scaled on inputs of the export's.
-    """
-    return replace(spec, input_shape=(1, *shape[1:])) if spec.family == "smp" else spec
