@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,8 @@ def normalisation(encoder: str, pretrained: str | None = None) -> dict[str, Any]
     from segmentation_models_pytorch.encoders import is_equivalent_to_timm_universal
     from timm.data import constants
 
-    mean, std = constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD
+    mean: Sequence[float] = constants.IMAGENET_DEFAULT_MEAN
+    std: Sequence[float] = constants.IMAGENET_DEFAULT_STD
     if encoder.startswith(folders.TIMM) or is_equivalent_to_timm_universal(encoder):
         name = encoder.removeprefix(folders.TIMM).removeprefix("timm-")
         if "mobilenetv3" in name and encoder.startswith("timm-"):  # as smp names it for timm

@@ -21,18 +21,17 @@ def explain(built: BuiltModel, twin: nn.Module, x: torch.Tensor) -> BuiltModel:
         twin: the same on the meta device, where a pass takes no time.
         x: an input, (N, C, spatial...).
     """
-    names = [
-        name
-        for name in without_gradient(twin, x.to("meta"))
-        if not any(re.fullmatch(pattern, name) for pattern in built.unused)
-    ]
+    found = without_gradient(twin, x.to("meta"))
+    if found is None:  # it computes with tensors of its own, which are on the CPU
+        found = without_gradient(built.module, x) or []
+    names = [name for name in found if not any(re.fullmatch(pattern, name) for pattern in built.unused)]
     if not names or not same_with_nan(built.module, names, x):
         return built
     return replace(built, unused={**built.unused, "|".join(map(re.escape, names)): REASON})
 
 
-def without_gradient(module: nn.Module, x: torch.Tensor) -> list[str]:
-    """The parameters that no gradient of the output reaches; none where that can't be told.
+def without_gradient(module: nn.Module, x: torch.Tensor) -> list[str] | None:
+    """The parameters that no gradient of the output reaches; None where that can't be told.
 
     Args:
         module: in inference form; every one of its parameters gets to want a gradient.
@@ -44,8 +43,8 @@ def without_gradient(module: nn.Module, x: torch.Tensor) -> list[str]:
             parameter.requires_grad_(True)
         output = module.eval()(x)
         gradients = torch.autograd.grad(output.sum(), [*parameters.values()], allow_unused=True)
-    except (RuntimeError, NotImplementedError):  # what computes in place or on the CPU alone
-        return []
+    except Exception:  # noqa: BLE001 (whatever fails there, such as computing in place, tells nothing)
+        return None
     return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
 
 

@@ -25,7 +25,7 @@ class Deep(nn.Module):
         self.deeper(x)
         if self.cut is not None:
             x = x + self.cut(x).detach()
-        return self.head(x)  # type: ignore[no-any-return]
+        return self.head(x)
 
 
 def _explained(module: nn.Module, **unused: str) -> dict[str, str]:
@@ -61,4 +61,18 @@ def test_networks_that_compute_in_place_tell_nothing() -> None:
             self.first.weight.mul_(1)
             return super().forward(x)
 
-    assert unreached.without_gradient(InPlace(), torch.zeros(1, 2, 4, 4)) == []
+    assert unreached.without_gradient(InPlace(), torch.zeros(1, 2, 4, 4)) is None
+    assert _explained(InPlace()) == {}
+
+
+def test_networks_with_tensors_of_their_own_run_where_these_are() -> None:
+    class Own(Deep):
+        def __init__(self) -> None:
+            super().__init__()
+            self.grid = torch.ones(1, 2, 4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x * self.grid)
+
+    assert unreached.without_gradient(Own().to("meta"), torch.zeros(1, 2, 4, 4, device="meta")) is None
+    assert list(_explained(Own()).values()) == [unreached.REASON]
