@@ -180,12 +180,15 @@ def _decided(content: Manifest) -> tuple[str, str]:
         return f"the class of each voxel, from 0 to {y['classes'] - 1}", ""
     one = {"logits": "logit", "probabilities": "probability"}[y.get("kind", "logits")]
     rule = given_rule(content)
+    behind = ""
+    if (activation := content.get("activation")) is not None and one == "logit":
+        behind = f"; the network was saved with {escape(activation)} behind it, which the file leaves out"
     if rule.above is None:
-        return f"a {one} per class; the largest wins", ".argmax(axis=1)"
+        return f"a {one} per class; the largest wins{behind}", ".argmax(axis=1)"
     if y["shape"][1] == 1:
-        return f"a {one} of the one class, which is there {rule.text}", f"[:, 0] > {rule.above:g}"
+        return f"a {one} of the one class, which is there {rule.text}{behind}", f"[:, 0] > {rule.above:g}"
     each = "region" if content.get("inference", {}).get("regions") else "class"
-    what = f"a {one} per {each}; each {each} is there {rule.text}, and they may overlap"
+    what = f"a {one} per {each}; each {each} is there {rule.text}, and they may overlap{behind}"
     return what, f" > {rule.above:g}  # one mask per {each}"
 
 

@@ -153,7 +153,10 @@ def _spec(content: Manifest) -> ModelSpec | None:
         spec = catalog.find(content["name"])
     except InputError:
         return None
-    return spec if (spec.family, spec.source) == (content.get("family"), content.get("source")) else None
+    if (spec.family, spec.source) != (content.get("family"), content.get("source")):
+        return None
+    shape = content["arguments"].get("shape", ())
+    return catalog.at_shape(spec, shape) if len(shape) == len(spec.input_shape) else spec
 
 
 def _num_classes(content: Manifest) -> int:

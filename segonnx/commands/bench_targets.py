@@ -14,6 +14,7 @@ from segonnx.core.subprocesses import Bounds, Progress
 from segonnx.errors import InputError
 from segonnx.exporters import pipeline, prepare
 from segonnx.sources.catalog import ModelSpec
+from segonnx.sources.smp import TIMM
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,6 +66,9 @@ def from_system(
     """
     shape = pipeline.input_shape(spec, spatial, batch)
     own = shape == spec.input_shape
+    # An encoder of timm's may take one size alone, which its export finds.
+    found = spatial is None and batch == 1 and spec.family == "smp" and spec.options["encoder"].startswith(TIMM)
+    expected = None if found else shape
     if not own:
         out /= "x".join(map(str, shape))
     torch = runtimes.get("eager").missing() is None
@@ -81,11 +85,11 @@ def from_system(
     folder = out / pipeline.folder_name(spec)
     baseline = None
     if "baseline" in needs and (baseline := exported(out / "stock" / folder.name, "none")) is not None:
-        targets.from_artifact(baseline, progress, shape=shape, bounds=settings.bounds)  # checks its bytes
+        targets.from_artifact(baseline, progress, shape=expected, bounds=settings.bounds)  # checks its bytes
     # What isn't in the catalogue is counted by the export.
     needed = folder.exists() or not own or spec.reference is None or "artifact" in needs
     if needed and (artifact := exported(folder, "cpu")) is not None:
-        return targets.from_artifact(artifact, progress, network, shape, baseline, settings.bounds)
+        return targets.from_artifact(artifact, progress, network, expected, baseline, settings.bounds)
     if not own or spec.reference is None:
         raise InputError(f"{folder} isn't there, and exporting {spec.name} needs torch: pip install 'segonnx[export]'")
     return targets.from_spec(spec, network, baseline)

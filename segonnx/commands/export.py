@@ -36,6 +36,7 @@ class Request:
     everything: bool
     out: Path
     weights: Path | None
+    weights_prefix: str | None
     trust_checkpoint: bool
     pretrained: bool
     smp: str | None
@@ -57,6 +58,9 @@ class Request:
     tuning: Path | None
     max_weight_growth: float | None
     output: Literal["logits", "probabilities", "labels"]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    labels: Path | None
     overwrite: bool
     threads: int | None
     timeout: float | None
@@ -78,6 +82,11 @@ class Request:
     "--weights",
     type=options.PATH,
     help="Checkpoint to load: safetensors, or a torch file read without running its code.",
+)
+@click.option(
+    "--weights-prefix",
+    metavar="PREFIX",
+    help="Of --weights: take the tensors whose names begin so, and leave the others out. [default: found]",
 )
 @click.option(
     "--trust-checkpoint",
@@ -163,6 +172,18 @@ class Request:
     show_default=True,
     help="What the file gives: logits or probabilities of each class, or one label per voxel.",
 )
+@click.option(
+    "--mean",
+    type=options.Reals(),
+    help="Of pictures in 0..1, for each channel: what `segonnx predict` takes off. [default: of the encoder's weights]",
+)
+@click.option("--std", type=options.Reals(), help="What `segonnx predict` then divides by. Goes with --mean.")
+@click.option(
+    "--labels",
+    type=options.PATH,
+    metavar="FILE",
+    help="Names of the classes: one a line, or JSON, a list or an object of values and names.",
+)
 @options.overwrite("Replace artifacts that are there already.")
 @options.threads("Threads for the checks.")
 @options.timeout("reading a checkpoint", "by its size")
@@ -186,11 +207,14 @@ def command(json_path: Path | None, **asked: Any) -> None:
     segonnx export stunet-b --tune
     segonnx export encoder-lcnet-100 --pretrained
     segonnx export --smp FOLDER --shape 256,256
+    segonnx export smp:unet:resnet34 --weights best.ckpt --mean 0.5,0.5,0.5 --std 0.25,0.25,0.25 --labels names.txt
     """
     request = Request(**asked)
     specs = _named(request)
     options.require_torch("export")
-    options.require_writable(json_path, *(path for path in (request.weights, request.nnunet) if path is not None))
+    options.require_writable(
+        json_path, *(path for path in (request.weights, request.nnunet, request.labels) if path is not None)
+    )
     with options.display() as display, contextlib.ExitStack() as stack:
         failed: dict[str, SegonnxError] = {}
         if request.ensemble:
@@ -220,8 +244,11 @@ def _named(request: Request) -> list[ModelSpec]:
         raise InputError(f"{' and '.join(given)} each say where the weights are: give one")
     if request.trust_checkpoint and (not given or request.pretrained):
         raise InputError("--trust-checkpoint is for the file of --weights, or the folder of --smp or --nnunet")
+    if request.weights_prefix is not None and (request.weights is None or not request.weights_prefix.strip(".")):
+        raise InputError("--weights-prefix PREFIX goes with --weights FILE, whose tensors' names begin so")
     if request.tune_time is not None and not request.tune:
         raise InputError("--tune-time goes with --tune")
+    _require_said_of_pictures(request)
     if request.nnunet is None:
         _require_nnunet(request)
     if request.ensemble:
@@ -235,6 +262,20 @@ def _named(request: Request) -> list[ModelSpec]:
     if request.weights is not None and len(specs) > 1:
         raise InputError("--weights is one network's: name one system")
     return specs
+
+
+def _require_said_of_pictures(request: Request) -> None:
+    """See to it that what is said of pictures and classes is whole, and not of a folder that tells it.
+
+    Raises:
+        InputError: it isn't.
+    """
+    from segonnx.exporters import naming
+
+    naming.require_normalisation(request.mean, request.std)
+    given = {"--mean": request.mean, "--std": request.std, "--labels": request.labels}
+    if request.nnunet is not None and (found := [option for option, value in given.items() if value is not None]):
+        raise InputError(f"--nnunet FOLDER says how images are prepared and what the classes are: leave {found[0]} out")
 
 
 def _require_nnunet(request: Request) -> None:
@@ -358,12 +399,13 @@ def _predictable(spec: ModelSpec, request: Request) -> ModelSpec:
 
 def _settings(request: Request) -> Settings:
     from segonnx.core import hardware
-    from segonnx.exporters import pipeline
+    from segonnx.exporters import naming, pipeline
 
     return pipeline.Settings(
         out=request.out,
         checkpoints=() if request.weights is None else (request.weights,),
         trust=request.trust_checkpoint,
+        weights_prefix=request.weights_prefix,
         pretrained=request.pretrained,
         seed=request.seed,
         shape=request.shape,
@@ -375,6 +417,9 @@ def _settings(request: Request) -> Settings:
         tuning=request.tuning,
         max_weight_growth=request.max_weight_growth,
         output=request.output,
+        mean=request.mean,
+        std=request.std,
+        labels=None if request.labels is None else naming.read_labels(request.labels),
         overwrite=request.overwrite,
         threads=request.threads or hardware.usable_cores(),
         reading=request.reading,
@@ -405,6 +450,8 @@ def _export(
         else:
             done.append(exported)
             display.echo(place + exported_line(exported))
+            if settings.checkpoints and exported.manifest["family"] == "smp" and (line := _unprepared(exported)):
+                display.echo(f"segonnx: {line}", err=True)
     return done, failed
 
 
@@ -414,6 +461,16 @@ def _fail(done: Sequence[Exported], failed: dict[str, SegonnxError]) -> None:
         raise InputError(message)
     terminal.line(f"segonnx: {message}", err=True)
     sys.exit(1)
+
+
+def _unprepared(exported: Exported) -> str | None:
+    """What to say where nothing tells how pictures are normalised."""
+    if "mean" in exported.manifest["preprocessing"]:
+        return None
+    return (
+        f"{exported.manifest['name']}: nothing tells mean and standard deviation of its pictures, so `segonnx predict` "
+        "can't prepare any: --mean and --std say them"
+    )
 
 
 def exported_line(exported: Exported) -> str:

@@ -84,6 +84,28 @@ class Numbers(_Type):
         return tuple(dict.fromkeys(map(int, parts)))
 
 
+class Reals(_Type):
+    """Numbers, separated by commas, one for each channel."""
+
+    name = "reals"
+    metavar = "X[,X]..."
+    takes = "numbers, one for each channel, for example 0.485,0.456,0.406"
+
+    def convert(
+        self, value: str | tuple[float, ...], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        del ctx
+        if isinstance(value, tuple):
+            return value
+        try:
+            found = tuple(float(number) for number in value.split(","))
+        except ValueError:
+            self.refuse(value, param)
+        if not all(map(math.isfinite, found)):
+            self.refuse(value, param)
+        return found
+
+
 class Percentage(_Type):
     """A fraction above 0, as 3% or 0.03."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -96,7 +97,9 @@ def account(
     folded = {source for origin in here.values() for source in origin.sources} - used
     # Tensors with the same values may be stored once.
     missing = [name for name in parameters if name not in used | folded]
-    shared = _shared(missing, sizes, used & sizes.keys(), read)
+    shared = _shared(missing, sizes, (used | folded) & sizes.keys(), read)
+    used |= {name for name, others in shared.items() if others & used}
+    folded |= shared.keys() - used
     reasons: dict[str, int] = {}
     for name in missing:
         if name in shared:
@@ -111,7 +114,7 @@ def account(
             )
         reasons[reason] = reasons.get(reason, 0) + sizes[name]
     return Account(
-        used=sum(sizes[name] for name in parameters if name in used | shared),
+        used=sum(sizes[name] for name in parameters if name in used),
         folded=sum(sizes[name] for name in parameters if name in folded),
         unused=sum(reasons.values()),
         unused_reasons=reasons,
@@ -166,10 +169,20 @@ def _fold(origin: Origin, read: Read) -> npt.NDArray[np.float64]:
     return result
 
 
-def _shared(missing: list[str], sizes: Mapping[str, int], used: set[str], read: Read) -> set[str]:
-    """The missing tensors whose values are those of a used one of the same size."""
-    return {
-        name
-        for name in missing
-        if any(sizes[other] == sizes[name] and np.array_equal(read(other), read(name)) for other in used)
-    }
+def _shared(missing: list[str], sizes: Mapping[str, int], there: set[str], read: Read) -> dict[str, set[str]]:
+    """The missing tensors whose values are those of others of the same shape that are in the file, and these.
+
+    Those others stand in the file as they are, or were computed into another tensor: equal ones give equal tensors.
+    """
+    wanted = {sizes[name] for name in missing}
+    by_digest: dict[bytes, set[str]] = {}
+    for name in there:
+        if sizes[name] in wanted:
+            by_digest.setdefault(_values(read(name)), set()).add(name)
+    found = {name: by_digest.get(_values(read(name)), set()) for name in missing}
+    return {name: others for name, others in found.items() if others}
+
+
+def _values(array: npt.NDArray[Any]) -> bytes:
+    """A digest of a tensor's shape and values; zeros are alike whatever their sign."""
+    return hashlib.sha256(repr(array.shape).encode() + (array + array.dtype.type(0)).tobytes()).digest()

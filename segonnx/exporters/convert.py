@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from segonnx.core import subprocesses
 from segonnx.core.subprocesses import Progress
+from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.errors import ConversionError, ResourceError, first_line
 from segonnx.exporters.activation import final
 from segonnx.exporters.assemble import Converted
@@ -60,10 +61,17 @@ class Conversion:
 
 def convert(conversion: Conversion, progress: Progress) -> Converted:
     """Convert the network whose weights ``prepare`` left beside the ONNX file: see ``convert_network``."""
-    from segonnx.models import checkpoints
+    import torch
+
+    from segonnx import models
+    from segonnx.models import checkpoints, unreached
 
     progress("loading the network")
-    built = checkpoints.restore(conversion.spec, conversion.path.with_name(STATE))
+    spec = conversion.spec
+    built = checkpoints.restore(spec, conversion.path.with_name(STATE))
+    progress("looking for layers that the output doesn't depend on")
+    x = torch.from_numpy(ParityInput("noise", conversion.shape).make(spec.modality))
+    built = unreached.explain(built, models.build_meta(spec).finalized().module, x)
     return convert_network(built, conversion, progress)
 
 

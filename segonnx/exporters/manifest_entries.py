@@ -109,6 +109,12 @@ def arguments(
         found["output"] = settings.output
     if settings.trust:
         found["trusted"] = True
+    if settings.mean is not None and settings.std is not None:
+        found["mean"], found["std"] = list(settings.mean), list(settings.std)
+    if settings.labels is not None:
+        found["labels_sha256"] = _digest(sorted(settings.labels.items()))
+    if settings.weights_prefix is not None:
+        found["weights_prefix"] = settings.weights_prefix
     if spec.described:
         found["plans_sha256"] = _digest([spec.options, spec.described])
     return found

@@ -7,7 +7,6 @@ pickled. That process prepares and converts it; the checks of the file run in pr
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from segonnx.core import hardware, subprocesses
 from segonnx.core.decisions import Kind
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, first_line
-from segonnx.exporters import module_checks, module_inputs, module_outputs, pipeline
+from segonnx.exporters import module_checks, module_inputs, module_outputs, naming, pipeline
 from segonnx.exporters.module_inputs import MORE_TYPES, Call, dtype_of
 from segonnx.exporters.module_outputs import Key, OutputAxes
 from segonnx.exporters.pipeline import Exported
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".onnx", ".zip", ".pt", ".pth", ".tar", ".ckpt", ".safetensors")
 """Endings of files, which the folder of an artifact hardly was meant to have."""
+WORDS = ("mean=", "std=")
+"""What the numbers of ``naming.normalised`` are here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ def _check_arguments(call: Call, path: Path, how: ModuleExport) -> None:
             f"divisor={how.divisor}"
         )
     _check_names(call, how)
-    _check_statistics(image, how)
+    naming.require_normalisation(how.mean, how.std, WORDS)
 
 
 def _check_names(call: Call, how: ModuleExport) -> None:
@@ -123,20 +124,6 @@ def _check_names(call: Call, how: ModuleExport) -> None:
     names = [*module_inputs.input_names(call, how.input_names), *how.output_names]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"{twice!r} is the name of two inputs or outputs: give each a name of its own")
-
-
-def _check_statistics(image: tuple[int, ...], how: ModuleExport) -> None:
-    if (how.mean is None) != (how.std is None):
-        raise InputError("mean= and std= go together")
-    if how.mean is None or how.std is None:
-        return
-    if len(image) != 4:
-        raise InputError(f"mean= and std= are of pictures (N, C, H, W), and the example input is {image}")
-    for argument, numbers in (("mean", how.mean), ("std", how.std)):
-        if len(numbers) != image[1] or not all(math.isfinite(number) for number in numbers):
-            raise InputError(f"{argument}={list(numbers)}: it takes a number for each of {image[1]} channels")
-    if min(how.std) <= 0:
-        raise InputError(f"std={list(how.std)}: every number must be above 0")
 
 
 class _Answers:
@@ -242,11 +229,9 @@ def _describe(
     module: nn.Module, call: Call, given: tuple[torch.Tensor, ...], name: str, how: ModuleExport
 ) -> ModelSpec:
     classes = given[0].shape[1]
-    labels = _labels(classes, how.labels)
-    pictures = {} if how.mean is None or how.std is None else {"preprocessing": _preprocessing(how.mean, how.std)}
     first, *others = module_inputs.input_names(call, how.input_names)
     more = zip(others, call.tensors[1:], call.arguments[1:], strict=True)
-    return ModelSpec(
+    spec = ModelSpec(
         name=how.name or name,
         family="module",
         builder="module",
@@ -266,30 +251,8 @@ def _describe(
         more_outputs=tuple(how.output_names[1:]),
         weights_source="the module's own, as it was in memory",
         parameters=sum(parameter.numel() for parameter in module.parameters()),
-        described={**pictures, **({"labels": labels} if labels else {})},
     )
-
-
-def _labels(classes: int, names: Sequence[str] | None) -> list[dict[str, Any]]:
-    """The entries of a manifest for the classes' names; one class is 1, beside a background that is 0.
-
-    Raises:
-        InputError: there are others than classes.
-    """
-    if names is None:
-        return []
-    if isinstance(names, str) or len(names) != classes:
-        count = 1 if isinstance(names, str) else len(names)
-        alone = "; the one class is named, and not its background" if classes == 1 else ""
-        raise InputError(f"the module gives {classes} classes, labels= names {count}{alone}")
-    first = 1 if classes == 1 else 0
-    return [{"name": str(name), "value": value, "labels": [value]} for value, name in enumerate(names, first)]
-
-
-def _preprocessing(mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
-    return {
-        "modality": "RGB" if len(mean) == 3 else "other",
-        "note": "pictures scaled to 0..1, then normalised per channel with mean and standard deviation",
-        "mean": [float(number) for number in mean],
-        "std": [float(number) for number in std],
-    }
+    labels = (
+        None if how.labels is None else dict(enumerate([how.labels] if isinstance(how.labels, str) else how.labels))
+    )
+    return naming.named(naming.normalised(spec, how.mean, how.std, WORDS), labels, "labels=")

@@ -17,7 +17,7 @@ from segonnx.core import files, subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.errors import ResourceError
-from segonnx.exporters import manifest_entries, outputs, parity_inputs, resources
+from segonnx.exporters import manifest_entries, naming, outputs, parity_inputs, resources
 from segonnx.exporters.assemble import Converted, assemble
 from segonnx.exporters.convert import Conversion
 from segonnx.exporters.manifest_entries import Findings
@@ -30,6 +30,7 @@ from segonnx.optimize.choices import Choices
 from segonnx.optimize.search import tune
 from segonnx.optimize.tuning import parse as parse_tuning
 from segonnx.optimize.tuning import read as read_tuning
+from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
 
 if TYPE_CHECKING:
@@ -87,9 +88,12 @@ def export(
     require_tunable(settings)
     tuning = None if settings.tuning is None else read_tuning(settings.tuning)
     steps = _steps(settings, progress, built)
+    naming.require_normalisation(settings.mean, settings.std)
     spec = steps.adapt(spec)
+    spec = naming.named(naming.normalised(spec, settings.mean, settings.std), settings.labels)
     outputs.require(spec, settings.output)
     shape = input_shape(spec, settings.shape, settings.batch)
+    spec = catalog.at_shape(spec, shape)
     arguments = manifest_entries.arguments(spec, settings, shape, tuning, random_weights=steps.random_weights)
     target = settings.out / (settings.folder or folder_name(spec))
     if os.path.lexists(target):

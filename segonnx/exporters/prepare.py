@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segonnx.core import synthetic_inputs
+from segonnx.core import subprocesses, synthetic_inputs
 from segonnx.core.files import sha256
 from segonnx.core.subprocesses import Bounds, Progress
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.errors import ConversionError, InputError, ParityError, first_line
 from segonnx.exporters.parity_inputs import RESAMPLED, Feeds, ModuleInput, feeds, halved
 from segonnx.sources.catalog import ModelSpec
+from segonnx.sources.smp import TIMM
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +90,7 @@ class Weights:
         pretrained: take the weights that the network's library publishes.
         seed: the seed of random weights, where there's neither.
         reading: what reading a checkpoint may take.
+        prefix: what the names of the network's tensors begin with in a checkpoint; None finds it.
     """
 
     checkpoints: tuple[Path, ...] = ()
@@ -96,6 +98,7 @@ class Weights:
     pretrained: bool = False
     seed: int = 0
     reading: Bounds = field(default_factory=Bounds)
+    prefix: str | None = None
 
     @property
     def random(self) -> bool:
@@ -116,13 +119,21 @@ def adapt(spec: ModelSpec, weights: Weights, progress: Progress) -> ModelSpec:
     if weights.pretrained:
         progress("looking up the published weights")
         return models.pretrained(spec)
-    if len(weights.checkpoints) != 1 or spec.builder not in infer_sizes.BUILDERS:
-        return spec
-    path = weights.checkpoints[0]
-    progress(f"reading {path.name}")
-    if "arguments" in spec.options:  # of a folder of smp, which tells the sizes
-        return smp.describe(spec, path)
-    return infer_sizes.infer(spec, files.read(path, weights.trust, weights.reading), path)
+    if len(weights.checkpoints) == 1 and spec.builder in infer_sizes.BUILDERS:
+        path = weights.checkpoints[0]
+        progress(f"reading {path.name}")
+        if "arguments" in spec.options:  # of a folder of smp, which tells the sizes
+            spec = smp.describe(spec, smp.folder_weights(path))
+        else:
+            named = files.read(path, weights.trust, weights.reading, weights.prefix)
+            spec = infer_sizes.infer(infer_sizes.noted(spec, named.note, path), named.values, path)
+            spec = smp.describe(spec) if spec.builder == "smp" else spec
+    return smp.sized(spec) if spec.builder == "smp" else spec
+
+
+def needs_adapting(spec: ModelSpec, weights: Weights) -> bool:
+    """Whether ``adapt`` may change the spec: otherwise nobody need import torch for it."""
+    return not weights.random or (spec.builder == "smp" and spec.options["encoder"].startswith(TIMM))
 
 
 def network_with_weights(spec: ModelSpec, weights: Weights, progress: Progress) -> BuiltModel:
@@ -157,7 +168,7 @@ def network_with_weights(spec: ModelSpec, weights: Weights, progress: Progress) 
     elif weights.checkpoints:
         (path,) = weights.checkpoints
         progress(f"loading {path.name}")
-        built = files.load(built, path, weights.trust, weights.reading)
+        built = files.load(built, path, weights.trust, weights.reading, weights.prefix)
     built = built.finalized()
     progress("checking parameter parity")
     parameters.require(spec, counting.parameters_per_module(built.module), training_parameters)
@@ -193,17 +204,39 @@ def prepare(preparation: Preparation, weights: Weights, threads: int, progress: 
 
     Raises:
         CheckpointError: the checkpoint can't be used.
+        InputError: the network can't take inputs of the shape.
         ParityError: the built network isn't the published one.
     """
     import torch
 
+    torch.set_num_threads(threads)
+    progress("counting the network")
+    macs = _macs(preparation.spec, preparation.shape)
+    built = network_with_weights(preparation.spec, weights, progress)
+    return _write_down(built, macs, preparation, progress)
+
+
+def _macs(spec: ModelSpec, shape: tuple[int, ...]) -> int:
+    """Multiply-adds of one pass at a shape.
+
+    Raises:
+        InputError: the network can't take it.
+    """
     from segonnx import models
     from segonnx.models import counting
 
-    torch.set_num_threads(threads)
-    built = network_with_weights(preparation.spec, weights, progress)
-    macs = counting.macs(models.build_meta(preparation.spec).finalized(), preparation.shape, all_heads=False)
-    return _write_down(built, macs, preparation, progress)
+    try:
+        return counting.macs(models.build_meta(spec).finalized(), shape, all_heads=False)
+    except InputError:
+        raise
+    except Exception:  # noqa: BLE001 (the network can't take the shape, or computes with tensors of its own on the CPU)
+        built = models.build(spec).finalized()
+    try:
+        return counting.macs(built, shape, all_heads=False)
+    except Exception as error:
+        if subprocesses.ran_out_of_memory(error):
+            raise
+        raise InputError(f"{spec.name} takes no input of {'x'.join(map(str, shape))}: {first_line(error)}") from error
 
 
 def prepare_network(built: BuiltModel, preparation: Preparation, progress: Progress) -> Prepared:

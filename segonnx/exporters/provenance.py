@@ -89,7 +89,11 @@ def trace(model: ir.Model, tensors: Mapping[str, str]) -> Trace:
         # The shape of a parameter isn't made of its values.
         if node.op_type in ("Shape", "Size"):
             inputs = []
-        if all(name in found.derived for name in inputs) and not any(v in model.graph.inputs for v in node.inputs):
+        # Whatever it's cast like, a value is made of itself (GroupNorm casts its weight like what it normalises).
+        whole = node.inputs[:1] if node.op_type == "CastLike" else node.inputs
+        if node.op_type == "CastLike":
+            inputs = inputs[:1]
+        if all(name in found.derived for name in inputs) and not any(v in model.graph.inputs for v in whole):
             sources = tuple(dict.fromkeys(source for name in inputs for source in found.derived[name]))
             for value in node.outputs:
                 found.derived[value.name or ""] = sources

@@ -9,6 +9,7 @@ from typing import Literal
 from segonnx.core import hardware
 from segonnx.core.subprocesses import Bounds
 from segonnx.errors import InputError
+from segonnx.exporters.naming import Labels
 from segonnx.exporters.prepare import Weights
 from segonnx.optimize import Optimize
 from segonnx.sources.catalog import ModelSpec
@@ -45,6 +46,10 @@ class Settings:
         threads: threads of PyTorch and ONNX Runtime.
         folder: the name of the artifact's folder in ``out``, where it isn't that of the spec.
         reading: what reading a checkpoint may take.
+        mean: of each channel of pictures in 0..1, where the user says it.
+        std: the standard deviation, alike.
+        labels: the names of the classes by their values, where the user says them.
+        weights_prefix: what the names of the network's tensors begin with in a checkpoint; None finds it.
     """
 
     out: Path
@@ -65,11 +70,15 @@ class Settings:
     threads: int = field(default_factory=hardware.usable_cores)
     folder: str | None = None
     reading: Bounds = field(default_factory=Bounds)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    labels: Labels | None = None
+    weights_prefix: str | None = None
 
     @property
     def weights(self) -> Weights:
         """Where the weights come from."""
-        return Weights(self.checkpoints, self.trust, self.pretrained, self.seed, self.reading)
+        return Weights(self.checkpoints, self.trust, self.pretrained, self.seed, self.reading, self.weights_prefix)
 
     @property
     def stable_norm(self) -> bool:

@@ -24,7 +24,7 @@ from segonnx.errors import InputError, VerifyError
 from segonnx.exporters.assemble import Converted
 from segonnx.exporters.convert import Conversion, convert, convert_network
 from segonnx.exporters.parity_inputs import of_module
-from segonnx.exporters.prepare import Preparation, Prepared, Weights, adapt, prepare, prepare_network
+from segonnx.exporters.prepare import Preparation, Prepared, Weights, adapt, needs_adapting, prepare, prepare_network
 from segonnx.sources.catalog import ModelSpec
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class SpecSteps(Steps):
         self.random_weights = weights.random
 
     def adapt(self, spec: ModelSpec) -> ModelSpec:
-        return spec if self._weights.random else self.spawn("adapt", adapt, spec, self._weights)
+        return self.spawn("adapt", adapt, spec, self._weights) if needs_adapting(spec, self._weights) else spec
 
     def existing(self, target: Path, arguments: dict[str, Any]) -> Manifest:
         try:

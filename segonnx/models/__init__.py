@@ -54,15 +54,16 @@ def build_meta(spec: ModelSpec, **overrides: Any) -> BuiltModel:
     """Build the spec's network on the meta device: shapes and names, no memory for weights."""
     try:
         with torch.device("meta"):
-            return build(spec, **overrides)
+            built = build(spec, **overrides)
     except (NotImplementedError, RuntimeError, InputError) as error:
         if isinstance(error, InputError) and spec.builder == "nnunet":
             raise  # a stranger's plan, which would be as wrong in full, and may ask for any memory
         # Some constructors compute with tensors (RegNet its widths, mit_b0 its drop rates). What is truly wrong fails
         # again on the CPU.
         built = build(spec, **overrides)
-        built.module.to("meta")
-        return built
+    # Others make layers anew on the CPU, whatever the device is (smp its first one, for other than three channels).
+    built.module.to("meta")
+    return built
 
 
 def build_without_weights(spec: ModelSpec) -> BuiltModel:
@@ -71,8 +72,16 @@ def build_without_weights(spec: ModelSpec) -> BuiltModel:
     Networks that keep tensors as plain attributes, which no file of weights holds, are built in full.
     """
     built = build_meta(spec)
-    attributes = (value for child in built.module.modules() for value in vars(child).values())
-    return build(spec) if any(isinstance(value, torch.Tensor) for value in attributes) else built
+    attributes = (item for child in built.module.modules() for item in vars(child).items())
+    return build(spec) if any(_holds_tensors(*item) for item in attributes) else built
+
+
+def _holds_tensors(name: str, value: object) -> bool:
+    """Whether a module's attribute is a tensor, or a list or dict of some, that is neither parameter nor buffer."""
+    if name in ("_parameters", "_buffers"):
+        return False
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+    return any(isinstance(one, torch.Tensor) for one in values)
 
 
 def build_empty(spec: ModelSpec) -> BuiltModel:

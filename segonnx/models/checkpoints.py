@@ -10,7 +10,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -22,17 +22,18 @@ from torch import nn
 from segonnx import models
 from segonnx.core import hardware, subprocesses
 from segonnx.core.subprocesses import STEP_S, Bounds
-from segonnx.errors import CheckpointError
-from segonnx.models import pickles
+from segonnx.errors import CheckpointError, first_line
+from segonnx.models import pickles, weight_names
 from segonnx.models.base import BuiltModel
+from segonnx.models.weight_names import Named
 from segonnx.sources.catalog import ModelSpec
 
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "network_weights", "model_state_dict", "model")
-"""Keys under which checkpoints keep their weights, in the order in which they are looked for: timm's averaged weights,
-STU-Net v1 and timm, nnU-Net and STU-Net v2, and common trainers."""
-
-PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before every name."""
+WRAPPERS = (
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "network_weights", "model_state_dict",
+    "model", "network", "net", "module", "weights",
+)  # fmt: skip
+"""Keys under which checkpoints keep their weights, or the module that has them, in the order in which they are looked
+for: averaged weights (timm's first), STU-Net v1 and timm, nnU-Net and STU-Net v2, and common trainers."""
 
 MAX_DIRECTORY_BYTES = 2**24
 """The most that a zip file's directory may take: some hundred thousand tensors."""
@@ -90,7 +91,9 @@ def restore(spec: ModelSpec, path: Path) -> BuiltModel:
     return built
 
 
-def load(built: BuiltModel, path: Path, trust: bool = False, bounds: Bounds | None = None) -> BuiltModel:
+def load(
+    built: BuiltModel, path: Path, trust: bool = False, bounds: Bounds | None = None, prefix: str | None = None
+) -> BuiltModel:
     """Load a checkpoint into the network.
 
     Args:
@@ -98,6 +101,7 @@ def load(built: BuiltModel, path: Path, trust: bool = False, bounds: Bounds | No
         path: the checkpoint, of a kind that ``content`` reads.
         trust: run the code that the file brings; see ``content``.
         bounds: what reading may take; see ``content``.
+        prefix: what the names of the network's tensors begin with; None finds it.
 
     Returns:
         The network in the form that the checkpoint is of: the training form, or else the inference form.
@@ -105,19 +109,22 @@ def load(built: BuiltModel, path: Path, trust: bool = False, bounds: Bounds | No
     Raises:
         CheckpointError: the file can't be read, or doesn't fit the network to the last tensor.
     """
-    tensors = read(path, trust, bounds)
-    if built.finalize is not BuiltModel.finalize and tensors.keys() != built.module.state_dict().keys():
+    every = read(path, trust, bounds, prefix).values
+    forms = [built.module.state_dict().keys()]
+    if built.finalize is not BuiltModel.finalize:
         twin = replace(built, module=copy.deepcopy(built.module).to("meta")).finalized()
-        if tensors.keys() == twin.module.state_dict().keys():
-            built = built.finalized()
+        forms.append(twin.module.state_dict().keys())
+    tensors = weight_names.of_network(every, forms, path).values
+    if tensors.keys() != forms[0] and tensors.keys() == forms[-1]:
+        built = built.finalized()
     wanted = built.module.state_dict()
     missing = [name for name in wanted if name not in tensors]
     extra = [name for name in tensors if name not in wanted]
     wrong = [name for name in wanted if name in tensors and tensors[name].shape != wanted[name].shape]
     for what, found in (("misses", missing), ("has unknown", extra), ("has other shapes for", wrong)):
         if found:
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            raise CheckpointError(f"{path} isn't of this network: it {what} {', '.join(found[:3])}{more}")
+            hint = _prefix_hint(tensors, wanted) if missing and prefix is None else ""
+            raise CheckpointError(f"{path} isn't of this network: it {what} {weight_names.few(found)}{hint}")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{path}: {name} holds NaN or infinite values")
@@ -125,18 +132,33 @@ def load(built: BuiltModel, path: Path, trust: bool = False, bounds: Bounds | No
     return built
 
 
-def read(path: Path, trust: bool = False, bounds: Bounds | None = None) -> dict[str, torch.Tensor]:
+def _prefix_hint(found: Collection[str], wanted: Collection[str]) -> str:
+    """What to say of a file in which most names begin otherwise than the network's."""
+    strange = {name.partition(".")[0] for name in found} - {name.partition(".")[0] for name in wanted}
+    if 2 * sum(name.partition(".")[0] in strange for name in found) < len(found):
+        return ""
+    return f"; {weight_names.begin(found)}: --weights-prefix takes those of one"
+
+
+def read(
+    path: Path, trust: bool = False, bounds: Bounds | None = None, prefix: str | None = None
+) -> Named[torch.Tensor]:
     """The tensors of a checkpoint by name, without wrappers around them and prefixes before their names.
 
     Args:
         path: the checkpoint, of a kind that ``content`` reads.
         trust: run the code that the file brings; see ``content``.
         bounds: what reading may take; see ``content``.
+        prefix: take only those whose names begin so; what is outside may be anything.
 
     Raises:
-        CheckpointError: see ``content`` and ``tensors``.
+        CheckpointError: see ``content`` and ``tensors``; no name begins so.
     """
-    return tensors(content(path, trust, bounds), path)
+    values = _state(content(path, trust, bounds), path)
+    if prefix is None:
+        return Named(weight_names.unwrapped(_plain(values, path)))
+    named = weight_names.under(values, prefix, path)
+    return replace(named, values=_plain(named.values, path))
 
 
 def content(path: Path, trust: bool = False, bounds: Bounds | None = None) -> Any:
@@ -196,25 +218,50 @@ def tensors(content: object, path: Path) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: it holds none, other things among them, or tensors that are larger than their data.
     """
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
+    return weight_names.unwrapped(_plain(_state(content, path), path))
+
+
+def _state(content: object, path: Path) -> dict[str, Any]:
+    """What ``content`` holds by name: itself, what a key of it holds, or the state of a module that trusted code made.
+
+    Raises:
+        CheckpointError: it holds nothing by name.
+    """
+    if isinstance(content, Mapping):
+        modules = [value for value in content.values() if isinstance(value, nn.Module)]
+        wrapped = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping | nn.Module)]
+        wrapped.sort(key=lambda one: not _holds_tensors(one))  # an average's own record may have such a key, too
+        content = wrapped[0] if wrapped else modules[0] if len(modules) == 1 else content
+    if isinstance(content, nn.Module):
+        content = content.state_dict()
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{path} holds no weights by name")
-    other = [str(name) for name, tensor in content.items() if not isinstance(tensor, torch.Tensor)]
+    return {str(name): value for name, value in content.items()}
+
+
+def _holds_tensors(value: Mapping[str, Any] | nn.Module) -> bool:
+    return isinstance(value, nn.Module) or any(isinstance(one, torch.Tensor) for one in value.values())
+
+
+def _plain(values: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
+    """The values, if all are plain tensors that hold their data.
+
+    Raises:
+        CheckpointError: one isn't.
+    """
+    other = [name for name, tensor in values.items() if not isinstance(tensor, torch.Tensor)]
     if other:
-        raise CheckpointError(f"{path} holds things that aren't tensors: {', '.join(other[:3])}")
+        hint = ""
+        if len(other) < len(values):
+            hint = f"; {weight_names.begin(values)}: --weights-prefix takes those of one"
+        raise CheckpointError(f"{path} holds things that aren't tensors: {', '.join(other[:3])}{hint}")
     # Detached they have no attributes but torch's own.
-    found = {str(name): torch.Tensor.detach(tensor) for name, tensor in content.items()}
+    found = {name: torch.Tensor.detach(tensor) for name, tensor in values.items()}
     for name, tensor in found.items():
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
             raise CheckpointError(f"{path}: {name} isn't a plain tensor of numbers")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise CheckpointError(f"{path}: {name} {tuple(tensor.shape)} is larger than the data that the file holds")
-    for prefix in PREFIXES * 2:
-        if all(name.startswith(prefix) for name in found):
-            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
     return found
 
 
@@ -304,6 +351,8 @@ def _reason(error: Exception) -> str:
             f"it needs {needed[1]}, which may be any code. If you trust whoever made the file, --trust-checkpoint "
             "loads it, and runs that code"
         )
+    if isinstance(error, ImportError) or text.startswith("Can't get attribute"):
+        return f"{first_line(error)}; it holds a module whose code must be importable: PYTHONPATH names its folder"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].startswith("Weights only load failed"):
         lines = [line.partition("WeightsUnpickler error: ")[2] for line in lines if "WeightsUnpickler error: " in line]

@@ -12,6 +12,7 @@ import torch
 
 from segonnx import models
 from segonnx.errors import CheckpointError, InputError
+from segonnx.models import weight_names
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
 
@@ -32,16 +33,24 @@ def infer(spec: ModelSpec, tensors: Mapping[str, torch.Tensor], path: Path) -> M
         path: the checkpoint's file, for messages.
 
     Raises:
-        CheckpointError: it is of another reference system; the message names it.
+        CheckpointError: it is of another reference system, or has the network twice; the message says which.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    sized = _sized(spec, shapes)
-    if not _is_of(sized, shapes):
+    every = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    named = weight_names.of_network(every, _forms(spec), path)
+    sized = _sized(spec, named.values)
+    if not _is_of(sized, named.values):
         for other in catalog.systems():
-            names = set().union(*_forms(other))
+            forms = _forms(other)
+            shapes = weight_names.of_network(every, forms, path).values
+            names = set().union(*forms)
             if other.name != spec.name and names >= shapes.keys() and _is_of(_sized(other, shapes), shapes):
                 raise CheckpointError(f"{path} isn't of {spec.name}, it is of {other.name}: export that")
-    return sized
+    return noted(sized, named.note, path)
+
+
+def noted(spec: ModelSpec, note: str, path: Path) -> ModelSpec:
+    """The spec with what there is to say of the file of its weights, if anything."""
+    return replace(spec, weights_source=f"file {path.name}, {note}") if note else spec
 
 
 def _sized(spec: ModelSpec, shapes: Shapes) -> ModelSpec:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
@@ -281,8 +281,6 @@ _SYSTEMS = (
 def systems() -> tuple[ModelSpec, ...]:
     """The reference systems, in the order of the source's tables, each with its counted reference."""
     counted = documents.packaged("segonnx.sources", "reference.json")
-    from dataclasses import replace
-
     return tuple(replace(s, reference=Reference(**counted[s.name])) for s in _SYSTEMS)
 
 
@@ -321,4 +319,14 @@ def _smp(name: str) -> ModelSpec:
         num_classes=117,
         modality="RGB",
         source=f"segmentation-models-pytorch {architecture} on {encoder}",
+        divisors=(1, 1) if architecture.lower() == "dpt" else (),  # its encoder says which
     )
+
+
+def at_shape(spec: ModelSpec, shape: tuple[int, ...]) -> ModelSpec:
+    """The spec for inputs of a shape, where it has no size of its own.
+
+    The reference systems were counted at a size, and their random weights are those of that size. A network of smp may
+    take one size alone, or none as small as another, so its random weights are scaled on inputs of the export's.
+    """
+    return replace(spec, input_shape=(1, *shape[1:])) if spec.family == "smp" else spec

@@ -18,6 +18,8 @@ ARCHITECTURES = (
     "Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "PSPNet", "DeepLabV3", "DeepLabV3Plus", "PAN", "UPerNet",
     "Segformer", "DPT",
 )  # fmt: skip
+TIMM = "tu-"
+"""What the names of encoders of timm's begin with."""
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 MAX_BYTES = 2**20
@@ -59,7 +61,9 @@ _SCHEMA = {
 """Of a configuration: texts, numbers that a layer's size can be, and a few of them."""
 
 _KNOWN = {"_model_class", "encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params"}
-_ARGUMENTS = {"encoder_depth", "encoder_output_stride", "upsampling", "dynamic_img_size"}
+_ARGUMENTS = {
+    "encoder_depth", "encoder_output_stride", "encoder_output_indices", "upsampling", "dynamic_img_size", "img_size",
+}  # fmt: skip
 _FAMILIES = ("decoder_", "psp_")  # all that begin so are arguments of decoders
 
 
@@ -126,6 +130,7 @@ def read(folder: Path, name: str) -> tuple[ModelSpec, Path]:
         weights_source=f"file {name}/{weights.name}",
         overlapping=activation == "sigmoid" and classes > 1,
         described={"activation": str(activation)} if activation else {},
+        divisors=(1, 1) if architecture == "DPT" else (),  # its encoder says which
     )
     return spec, weights
 

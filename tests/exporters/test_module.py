@@ -247,7 +247,7 @@ def _nan() -> nn.Module:
         (Given(lambda y: y), {"example": torch.zeros(3, 64, 64)}, r"\(3, 64, 64\) of torch.float32; it must be"),
         (Given(lambda y: y), {"example": torch.zeros(1, 3, 8, 8).double()}, "it must be float32"),
         (Given(lambda y: y), {"example": (X, X)}, "fails on the example input: .* takes 2 positional arguments"),
-        (Given(lambda y: y), {"labels": ["one"]}, "gives 2 classes, labels= names 1"),
+        (Given(lambda y: y), {"labels": ["one"]}, "has 2 classes; labels= names 1"),
     ],
 )
 def test_what_cannot_be_exported_is_said_in_one_line(

@@ -244,9 +244,11 @@ def test_a_label_has_the_value_that_it_gets(
 
 def test_one_class_is_named_alone(tmp_path: Path) -> None:
     module = Fn(lambda m, x: m.conv(x), (3, 1))
-    for labels in (["background", "polyp"], "polyp"):
-        with pytest.raises(InputError, match=r"gives 1 classes, labels= names \d; the one class is named"):
-            segonnx.export(module, X, tmp_path / "it", labels=labels)
+    for place, labels in enumerate((["background", "polyp"], ["polyp"])):
+        done = segonnx.export(module, X, tmp_path / str(place), labels=labels)
+        assert done.manifest["labels"] == [{"name": "polyp", "value": 1, "labels": [1]}]
+    with pytest.raises(InputError, match=r"has 1 class; labels= names 3; one class has one name, of what is there"):
+        segonnx.export(module, X, tmp_path / "it", labels=["a", "b", "c"])
 
 
 def test_an_activation_is_seen_through_what_only_moves_values() -> None:

@@ -24,6 +24,7 @@ from segonnx.exporters import pipeline, resources, steps
 from segonnx.exporters.assemble import Converted
 from segonnx.exporters.convert import Conversion, convert
 from segonnx.exporters.pipeline import Settings
+from segonnx.models import unreached
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
 from tests.conftest import ROOT, SMALL, run
@@ -90,7 +91,7 @@ def test_a_3d_network_keeps_its_spare_heads_out_of_the_graph(tiny_artifact: Path
 def test_an_efficientnet_leaves_the_layer_before_its_classifier_out(encoder: str, tmp_path: Path) -> None:
     done = pipeline.export(catalog.find(f"smp:unet:{encoder}"), Settings(tmp_path, shape=(64, 64)))
     layer = 320 * 1280 + 2 * 1280
-    assert done.manifest["parameters"]["unused_reasons"] == {"the encoder's layer before its classifier": layer}
+    assert done.manifest["parameters"]["unused_reasons"] == {unreached.REASON: layer}
 
 
 def test_an_export_with_the_same_arguments_is_kept(exports: Path) -> None:

@@ -24,7 +24,7 @@ from segonnx.exporters.prepare import Weights, adapt, network_with_weights
 from segonnx.models import random_weights
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
-from tests.conftest import SMALL, run
+from tests.conftest import SMALL, message, run
 
 pytestmark = pytest.mark.usefixtures("steps_here")
 
@@ -135,6 +135,37 @@ def test_every_unet_checkpoint_agrees_with_its_network(name: str, tmp_path: Path
     torch.save({"model": module.state_dict()}, tmp_path / "w.pth")
     _export(name, "--weights", tmp_path / "w.pth", "--out", tmp_path, "--shape", "128,96")
     _agree(tmp_path / name, module, torch.randn(1, 3, 128, 96))
+
+
+def test_a_module_under_a_prefix_beside_losses_is_exported(tmp_path: Path) -> None:
+    """As Lightning saves it; and a whole module, where its code is trusted."""
+    module = _scaled(models.build(catalog.find(SMALL), num_classes=4).module, _inputs(3))
+    state = {f"net.{name}": tensor for name, tensor in module.state_dict().items()}
+    torch.save({"state_dict": {**state, "criterion.weight": torch.ones(4)}, "epoch": 3}, tmp_path / "last.ckpt")
+    _export(SMALL, "--weights", tmp_path / "last.ckpt", "--out", tmp_path / "found", "--shape", "128,96")
+    source = verify(tmp_path / "found" / SMALL, replay=False).manifest["weights"]["source"]
+    assert source == "file last.ckpt, the tensors under net., without criterion.weight"
+    _agree(tmp_path / "found" / SMALL, module, torch.randn(1, 3, 128, 96))
+
+
+@pytest.mark.slow  # two exports
+def test_a_prefix_that_is_given_decides_what_is_kept(tmp_path: Path) -> None:
+    module = _scaled(models.build(catalog.find(SMALL), num_classes=4).module, _inputs(3))
+    torch.save(torch.nn.DataParallel(module), tmp_path / "best_model.pth")
+    how = (SMALL, "--weights", tmp_path / "best_model.pth", "--out", tmp_path, "--shape", "128,96")
+    refused = run("export", *how)
+    assert (refused.returncode, len(message(refused).splitlines())) == (2, 1)
+    assert "--trust-checkpoint" in refused.stderr
+    _export(*how, "--trust-checkpoint")
+    assert "kept" in _export(*how, "--trust-checkpoint").stdout
+    other = run("export", *how, "--trust-checkpoint", "--weights-prefix", "module")
+    assert "made with other arguments (weights_prefix)" in other.stderr
+    done = _export(*how, "--trust-checkpoint", "--weights-prefix", "module", "--overwrite")
+    assert "kept" not in done.stdout
+    manifest = verify(tmp_path / SMALL, replay=False).manifest
+    assert manifest["arguments"]["weights_prefix"] == "module"
+    assert manifest["weights"]["trusted"] is True
+    _agree(tmp_path / SMALL, module, torch.randn(1, 3, 128, 96))
 
 
 def _hub_entry(home: Path, repository: str, files: dict[str, bytes]) -> None:

@@ -24,7 +24,8 @@ from segonnx import models
 from segonnx.core import subprocesses
 from segonnx.core.subprocesses import Bounds
 from segonnx.errors import CheckpointError, StageError
-from segonnx.models import checkpoints, random_weights
+from segonnx.models import checkpoints, random_weights, weight_names
+from segonnx.models.base import BuiltModel
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
 
@@ -117,7 +118,7 @@ def test_a_refusal_names_the_code_and_the_way_past(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="can't be read safely"):
         checkpoints.read(tmp_path / "plain.pth")
     assert not (tmp_path / "it ran").exists()
-    assert list(checkpoints.read(path, trust=True)) == ["w"]
+    assert list(checkpoints.read(path, trust=True).values) == ["w"]
     assert (tmp_path / "it ran").exists()
 
 
@@ -164,7 +165,7 @@ def test_names_of_an_older_numpy_are_read(tmp_path: Path) -> None:
 
 def test_zip_files_are_mapped(tmp_path: Path) -> None:
     path = _write(tmp_path / "w.pth", {"w": torch.ones(1000)})
-    tensor = checkpoints.read(path)["w"]
+    tensor = checkpoints.read(path).values["w"]
     assert str(path) in Path("/proc/self/maps").read_text()
     assert tensor.sum() == 1000
 
@@ -387,7 +388,7 @@ def test_reading_has_a_bound_on_its_memory(trust: bool, tmp_path: Path, state: d
     with pytest.raises(CheckpointError, match="takes more than 0.1 GB of memory"):
         checkpoints.content(many, trust, Bounds(memory=10**8))
     assert checkpoints.content(large, trust, Bounds(memory=10**9)).shape == (10**8,)
-    assert checkpoints.read(_write(tmp_path / "good.pth", state)).keys() == state.keys()  # what held holds no more
+    assert checkpoints.read(_write(tmp_path / "good.pth", state)).values.keys() == state.keys()
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -409,10 +410,13 @@ def test_a_file_without_permission_is_refused(state: dict[str, torch.Tensor], tm
         checkpoints.read(path)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.", "ema.module.", "module.ema.module."],
+)
 def test_prefixes_of_wrapped_modules_go(prefix: str, tmp_path: Path) -> None:
     content = {f"{prefix}{name}": torch.ones(1) for name in ("a.weight", "module.bias")}
-    assert list(checkpoints.read(_write(tmp_path / "w.pth", content))) == ["a.weight", "module.bias"]
+    assert list(checkpoints.read(_write(tmp_path / "w.pth", content)).values) == ["a.weight", "module.bias"]
 
 
 def test_checkpoints_of_another_network_are_refused_in_one_line(
@@ -446,3 +450,105 @@ def test_saved_state_is_restored_to_the_last_tensor(name: str, tiny: ModelSpec, 
     assert checkpoints.state(restored).keys() == expected.keys()
     for key, tensor in checkpoints.state(restored).items():
         assert torch.equal(tensor, expected[key]), key
+
+
+class Net(torch.nn.Module):
+    """A network whose code is importable where the tests run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 2, 1)
+
+
+def _built() -> BuiltModel:
+    return BuiltModel(Net())
+
+
+def _wrapped(how: str, network: Net) -> Any:
+    """What people save of a network besides its weights by name."""
+    compiled: Any = torch.compile(network)
+    averaged = torch.optim.swa_utils.AveragedModel(network)
+    return {
+        "module": network,
+        "DataParallel": torch.nn.DataParallel(network),
+        "under model": {"model": network, "epoch": 3, "ema": None},
+        "under a name of their own": {"best_net": network, "epoch": 3},
+        "average first": {"model": Net(), "ema": network},
+        "state of a compiled one": {"state_dict": compiled.state_dict()},
+        "average": averaged,
+        "state of an average of a DataParallel": torch.optim.swa_utils.AveragedModel(
+            torch.nn.DataParallel(network)
+        ).state_dict(),
+        "record of an average beside": {"ema": {"decay": 0.9, "shadow": []}, "state_dict": network.state_dict()},
+    }[how]
+
+
+@pytest.mark.parametrize("how", [
+    "module", "DataParallel", "under model", "under a name of their own", "average first", "state of a compiled one",
+    "average", "state of an average of a DataParallel", "record of an average beside",
+])  # fmt: skip
+def test_whole_modules_are_read_where_their_code_is_trusted(how: str, tmp_path: Path) -> None:
+    network, built = Net(), _built()
+    path = _write(tmp_path / "w.pth", _wrapped(how, network))
+    checkpoints.load(built, path, trust=True)
+    assert all(torch.equal(one, built.module.state_dict()[name]) for name, one in network.state_dict().items())
+
+
+def test_whole_modules_stay_unread_without_trust(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="--trust-checkpoint loads it, and runs that code"):
+        checkpoints.load(_built(), _write(tmp_path / "w.pth", Net()))
+
+
+def test_code_that_cannot_be_imported_is_said(tmp_path: Path) -> None:
+    data = b"\x80\x02cnowhere_at_all\nNet\n)\x81."
+    with pytest.raises(
+        CheckpointError, match=r"No module named 'nowhere_at_all'; .*PYTHONPATH names its folder"
+    ) as caught:
+        checkpoints.load(_built(), _pickled(tmp_path / "w.pth", data), trust=True)
+    assert "\n" not in str(caught.value)
+
+
+def _lightning(prefix: str, network: Net, **beside: torch.Tensor) -> dict[str, Any]:
+    state = {f"{prefix}{name}": tensor for name, tensor in network.state_dict().items()}
+    return {"state_dict": {**state, **beside}, "pytorch-lightning_version": "2.5.0", "epoch": 3}
+
+
+BESIDE = {"criterion.weight": torch.ones(2), "val_dice.total": torch.zeros(())}
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.", "_orig_mod.model.", "student.backbone.module."])
+def test_a_network_is_found_under_its_prefix(prefix: str, tmp_path: Path) -> None:
+    network, built = Net(), _built()
+    path = _write(tmp_path / "w.ckpt", _lightning(prefix, network, **BESIDE))
+    checkpoints.load(built, path)
+    assert torch.equal(built.module.state_dict()["stem.weight"], network.stem.weight)
+    found = weight_names.of_network(checkpoints.read(path).values, [network.state_dict()], path)
+    assert found.note == f"the tensors under {prefix}, without criterion.weight, val_dice.total"
+
+
+def test_a_network_that_is_there_twice_is_not_guessed(tmp_path: Path) -> None:
+    network, other, built = Net(), Net(), _built()
+    more = {f"teacher.{name}": tensor for name, tensor in other.state_dict().items()}
+    path = _write(tmp_path / "w.ckpt", _lightning("student.", network, **more))
+    with pytest.raises(CheckpointError, match=r"under student\. and teacher\.: --weights-prefix says which"):
+        checkpoints.load(built, path)
+    for prefix in ("teacher", "teacher."):
+        checkpoints.load(built, path, prefix=prefix)
+        assert torch.equal(built.module.state_dict()["head.weight"], other.head.weight)
+    with pytest.raises(CheckpointError, match=r"no names that begin with aunt\.; its names begin with student\. "):
+        checkpoints.load(built, path, prefix="aunt")
+
+
+def test_a_prefix_takes_what_is_whole_and_leaves_out_what_is_no_tensor(tmp_path: Path) -> None:
+    network, built = Net(), _built()
+    path = _write(tmp_path / "w.ckpt", _lightning("net.", network, **{"metric.preds": []}))  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=r"aren't tensors: metric\.preds; its names begin with net\. \(4\)"):
+        checkpoints.load(built, path)
+    checkpoints.load(built, path, prefix="net")
+    assert torch.equal(built.module.state_dict()["head.bias"], network.state_dict()["head.bias"])
+    del network.head
+    with pytest.raises(CheckpointError, match=r"it misses stem.* and 1 more; its names begin with net\. \(2\)"):
+        checkpoints.load(built, _write(tmp_path / "less.ckpt", _lightning("net.", network)))
+    more = _lightning("net.", Net(), **{"net.third.bias": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=r"has unknown third\.bias"):
+        checkpoints.load(built, _write(tmp_path / "more.ckpt", more))
