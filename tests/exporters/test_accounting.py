@@ -42,10 +42,11 @@ def test_equal_layer_scales_are_folded_each(gammas: tuple[float, ...], tmp_path:
 
 
 def test_a_group_norm_behind_a_layer_is_accounted_for(tmp_path: Path) -> None:
-    module = nn.Sequential(nn.Conv2d(3, 32, 1), nn.GroupNorm(8, 32), nn.Conv2d(32, 2, 1))
+    norm = nn.GroupNorm(8, 32)
+    module = nn.Sequential(nn.Conv2d(3, 32, 1), norm, nn.Conv2d(32, 2, 1))
     with torch.no_grad():
-        module[1].weight.normal_(1, 0.2)
-        module[1].bias.normal_(0, 0.2)
+        norm.weight.normal_(1, 0.2)
+        norm.bias.normal_(0, 0.2)
     counted = segonnx.export(module, torch.zeros(1, 3, 32, 32), tmp_path / "it").manifest["parameters"]
     assert (counted["used"] + counted["folded"], counted["unused"]) == (counted["count"], 0)
 
