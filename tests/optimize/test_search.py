@@ -52,7 +52,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="module")
 def tuned(tiny: ModelSpec, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tuned")
-    return pipeline.export(tiny, Settings(out, tune=True, tune_time=20)).folder
+    return pipeline.export(tiny, Settings(out, tune=True, tune_time=8)).folder
 
 
 @pytest.fixture(scope="module")
