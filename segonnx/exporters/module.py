@@ -54,6 +54,7 @@ class ModuleExport:
     optimize: Optimize = "cpu"
     overwrite: bool = False
     licence: str = "unknown"
+    check_with: tuple[str, ...] = ()
     input_names: Sequence[str] = ()
     output_names: Sequence[str] = ()
     mean: Sequence[float] | None = None
@@ -90,6 +91,7 @@ def export(
             output=how.result,
             overwrite=how.overwrite,
             threads=how.threads,
+            check_with=how.check_with,
         )
         return pipeline.export(spec, settings, progress, BuiltModel(module, unused, inputs=tuple(files)))
 
