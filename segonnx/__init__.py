@@ -84,6 +84,7 @@ def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
     ir_version: int | None = None,
     overwrite: bool = False,
     licence: str = "unknown",
+    check_with: str | Sequence[str] = (),
     input_name: str | None = None,
     output_name: str | None = None,
     input_names: Sequence[str] | None = None,
@@ -124,6 +125,8 @@ def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
         ir_version: the version of ONNX's file format; the least that the opset has, if None.
         overwrite: replace what is there.
         licence: of the weights.
+        check_with: more runtimes that must compute what the module does, such as ``("openvino",)``; ONNX Runtime
+            always must. The manifest records how far each is from the module.
         input_name: of the graph's input; ``input``, if None.
         output_name: of its output; what it holds, if None.
         input_names: the same of a module that takes several tensors; their arguments' names, if None.
@@ -142,7 +145,7 @@ def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
     """
     from pathlib import Path
 
-    from segonnx.core import hardware, subprocesses
+    from segonnx.core import file_runs, hardware, subprocesses
     from segonnx.exporters import module as exporter
     from segonnx.exporters import module_inputs
 
@@ -165,6 +168,7 @@ def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
         ir_version=ir_version,
         overwrite=overwrite,
         licence=licence,
+        check_with=file_runs.chosen(check_with, "check_with="),
         input_names=module_inputs.names("input", input_name, input_names),
         output_names=module_inputs.names("output", output_name, output_names),
         threads=threads or hardware.usable_cores(),
@@ -176,6 +180,7 @@ def verify(
     folder: str | os.PathLike[str],
     *,
     replay: bool = True,
+    backend: str | Sequence[str] | None = None,
     threads: int | None = None,
     timeout: float | None = None,
     max_memory: int | None = None,
@@ -187,6 +192,7 @@ def verify(
     Args:
         folder: the artifact's folder. It isn't trusted.
         replay: run the model in ONNX Runtime, and compare its output with the recorded one.
+        backend: replay in this runtime, too, or in several: ``openvino``.
         threads: of the replay; the runtime's choice, if None.
         timeout: the most seconds that one step may take; its size decides, if None, up to 1800.
         max_memory: the most bytes that a process may take which runs the graph; what is free, if None.
@@ -194,21 +200,28 @@ def verify(
         progress: called with a few words whenever a step begins.
 
     Returns:
-        The artifact's ``manifest``, how many ``files`` and ``bytes`` were hashed, and the ``difference`` of the replay.
+        The artifact's ``manifest``, how many ``files`` and ``bytes`` were hashed, the ``difference`` of the replay, and
+        those of other runtimes in ``also``.
 
     Raises:
-        segonnx.VerifyError: the artifact isn't what was exported; the message says what is wrong.
-        segonnx.InputError: the key can't be used.
+        segonnx.VerifyError: the artifact isn't what was exported, or a runtime computes something else; the message
+            says what is wrong.
+        segonnx.InputError: the key can't be used, or a runtime isn't installed.
     """
     from pathlib import Path
 
     from segonnx.artifacts import verify as verifier
-    from segonnx.core import subprocesses
+    from segonnx.core import file_runs, subprocesses
     from segonnx.core.subprocesses import Bounds
+
+    also = file_runs.chosen(backend, "backend=")
+    if also and not replay:
+        raise InputError("backend= says where the test data is replayed: leave replay=False out")
 
     return verifier.verify(
         Path(folder),
         replay=replay,
+        also=tuple(name for name in also if name != "ort"),
         threads=threads or 0,
         bounds=Bounds(timeout, max_memory),
         key=None if key is None else Path(key),

@@ -50,7 +50,7 @@ def pytest_configure() -> None:
 
     Otherwise each would start a thread for every processor, and all would wait for one another.
     """
-    # torch.compile then takes the processor's word for what it can, instead of compiling test programs for each network.
+    # torch.compile then takes the processor's word for what it can, and compiles no test programs for each network.
     os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if worker and hasattr(os, "sched_setaffinity"):

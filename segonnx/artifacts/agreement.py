@@ -75,7 +75,10 @@ def _output(content: dict[str, Any]) -> str | None:
 def _parity(content: dict[str, Any]) -> str | None:
     parity = content["parity"]
     allowed = parity["tolerance"]
-    for place, found in [("parity", parity), *((f"parity/inputs/{i}", one) for i, one in enumerate(parity["inputs"]))]:
+    places = {"parity": parity}
+    for key in ("inputs", "also"):
+        places |= {f"parity/{key}/{i}": one for i, one in enumerate(parity.get(key, ()))}
+    for place, found in places.items():
         for key in ("max_rel_error", "rms_rel_error"):
             if found.get(key, 0) > allowed[key]:
                 return f"{place}/{key}: {found[key]} is more than the tolerance {allowed[key]}"

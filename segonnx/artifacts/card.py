@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from segonnx.artifacts.manifest import Manifest, given_rule, gives_labels
-from segonnx.core import markdown
+from segonnx.core import file_runs, markdown
 from segonnx.core.markdown import code, escape
 from segonnx.errors import one_line
 
@@ -50,6 +50,7 @@ def render(content: Manifest) -> str:
         f"| allowed | | {tolerance['max_rel_error']:.1e} | {tolerance['rms_rel_error']:.1e} "
         f"| {100 * tolerance['label_agreement']:.4f} % |"
     )
+    also = "".join(f"\nAlso checked in {escape(file_runs.line(one))}.\n" for one in parity.get("also", ()))
     holds, decide = _decided(content)
     first, *rest = _zeros(content)
     given = zip((one["name"] for one in content["inputs"]), ("x", *rest), strict=True)
@@ -103,7 +104,7 @@ Errors are relative to the standard deviation of the logits.
 |---|---|---|---|---|
 {rows}
 {allowed}
-"""
+{also}"""
 
 
 def render_ensemble(content: Manifest, members: Mapping[str, Manifest]) -> str:

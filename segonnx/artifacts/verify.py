@@ -5,18 +5,19 @@ from __future__ import annotations
 import bisect
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
-from segonnx.artifacts import ensembles, graphs, layout, manifest, signature, testdata
+from segonnx.artifacts import ensembles, graphs, layout, manifest, replays, signature, testdata
 from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest
-from segonnx.core import files, subprocesses
+from segonnx.core import file_runs, files, subprocesses
 from segonnx.core.decisions import Decision
+from segonnx.core.file_runs import Replayed
 from segonnx.core.files import sha256
 from segonnx.core.ort_session import SessionSettings, load_seconds, model_bytes, open_session, run_seconds
 from segonnx.core.subprocesses import Bounds, Progress
@@ -43,6 +44,7 @@ class Verified:
         weights: the files beside ``model.onnx`` that hold weights of its graph; an ensemble's have none here.
         difference: how far the replay is from the recorded logits or labels, of an ensemble the member's that is
             farthest; None where it wasn't asked for.
+        also: the same in other runtimes, of those that were asked for.
     """
 
     manifest: Manifest
@@ -50,12 +52,14 @@ class Verified:
     bytes: int
     weights: tuple[str, ...]
     difference: Difference | Agreement | None
+    also: tuple[Replayed, ...] = ()
 
 
 def verify(
     folder: Path,
     *,
     replay: bool = True,
+    also: Sequence[str] = (),
     threads: int = 0,
     bounds: Bounds | None = None,
     key: Path | None = None,
@@ -66,6 +70,7 @@ def verify(
     Args:
         folder: the artifact.
         replay: run the model too.
+        also: replay in these, too: names of ``file_runs``.
         threads: threads of the replay; 0 leaves the number to the runtime.
         key: the public key of who must have signed it, in PEM.
         bounds: what the check of the graph and the replay may take; None lets their size and the machine decide.
@@ -87,7 +92,8 @@ def verify(
         progress("checking the signature")
         signature.check(folder, key)
     networks = ensembles.members(folder, content) if manifest.is_ensemble(content) else {folder: content}
-    differences = []
+    differences: list[Difference | Agreement] = []
+    others: list[Replayed] = []
     weights: tuple[str, ...] = ()
     for path, described in networks.items():
         tolerance = _tolerance(path, described)
@@ -109,9 +115,16 @@ def verify(
                     f"{path}: the replay differs from the recorded {what}: {difference}; allowed: {tolerance}"
                 )
             differences.append(difference)
+            for runtime in also:
+                elsewhere = subprocesses.call(
+                    replays.replay, path, described, runtime, tolerance, threads, own.timeout, progress=progress,
+                    bounds=own,
+                )  # fmt: skip
+                others.append(elsewhere.value)
     entries = content["files"].values()
     farthest = min(differences, key=lambda one: one.label_agreement, default=None)
-    return Verified(content, len(entries), sum(entry["bytes"] for entry in entries), weights, farthest)
+    size = sum(entry["bytes"] for entry in entries)
+    return Verified(content, len(entries), size, weights, farthest, file_runs.farthest(others))
 
 
 def inside(folder: Path) -> list[Path]:

@@ -120,6 +120,7 @@ class Target:
         published: figures that others published of it; None where there are none.
         gives: what the artifact gives: ``logits``, ``probabilities`` or ``labels``.
         rule: how labels follow from it, where it gives none itself.
+        backends: the runtimes that time it; None for all of the settings.
     """
 
     name: str
@@ -139,6 +140,7 @@ class Target:
     published: Published | None = None
     gives: str = "logits"
     rule: Decision | None = None
+    backends: tuple[str, ...] | None = None
 
     @property
     def images(self) -> float:

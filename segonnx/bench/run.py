@@ -8,6 +8,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,8 @@ def bench(
             result.roofline_peaks.append(roofline.measure(threads, hardware.choose_cpus(threads), progress))
         for target, threads in itertools.product(targets, settings.threads):
             cpus = tuple(hardware.choose_cpus(threads))
-            case = Case(target, threads, settings, bf16, _known() if known is None else known, cpus)
+            own = settings if target.backends is None else replace(settings, backends=target.backends)
+            case = Case(target, threads, own, bf16, _known() if known is None else known, cpus)
             _run_case(case, x, result, began, on_rows, progress)
     except KeyboardInterrupt:
         result.interrupted = True

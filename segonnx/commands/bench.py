@@ -17,7 +17,7 @@ from segonnx.errors import InputError, SegonnxError, one_line
 from segonnx.sources import catalog
 
 if TYPE_CHECKING:
-    from segonnx.bench.plan import Settings
+    from segonnx.bench.plan import Settings, Target
     from segonnx.bench.result import Result, Row
     from segonnx.core.progress import Display
     from segonnx.sources.catalog import ModelSpec
@@ -64,7 +64,7 @@ class Request:
     "backends",
     type=click.Choice(runtimes.NAMES),
     multiple=True,
-    help=f"Runtime; give it several times to compare. [default: {', '.join(runtimes.DEFAULTS)}]",
+    help=f"Runtime; give it several times to compare. [default: those that can of {', '.join(runtimes.DEFAULTS)}]",
 )
 @click.option("--threads", type=options.Numbers(), help="Threads of every runtime. [default: all cores]")
 @click.option("--batch", type=options.Numbers(), default="1", show_default=True, help="Batch sizes.")
@@ -208,21 +208,37 @@ def _settings(request: Request) -> Settings:
 
 
 def _bench(request: Request, specs: list[ModelSpec], settings: Settings, display: Display) -> Result:
-    from segonnx.bench import run, targets
+    from segonnx.bench import fitting, run, targets
     from segonnx.commands import bench_targets
 
-    timed = [bench_targets.from_artifact(artifact, display, settings.bounds) for artifact in request.artifacts]
+    def fit(target: Target) -> Target:
+        if request.backends:
+            fitting.require(target, settings)
+            return target
+        chosen, said = fitting.fitted(target, settings)
+        if said is not None:
+            display.echo(f"segonnx: {said}", err=True)
+        return chosen
+
+    timed = [fit(bench_targets.from_artifact(artifact, display, settings.bounds)) for artifact in request.artifacts]
     timed += [
-        bench_targets.from_system(
-            spec, request.out, settings, lambda exported: display.echo(exported_line(exported)), display, shape, size
+        fit(
+            bench_targets.from_system(
+                spec,
+                request.out,
+                settings,
+                lambda exported: display.echo(exported_line(exported)),
+                display,
+                shape,
+                size,
+            )
         )
         for spec in specs
         for shape in request.shapes or (None,)
         for size in request.batch
     ]
-    targets.require_alike(timed, settings)
     x = targets.read_input(request.input_path, timed) if request.input_path is not None else None
-    return run.bench(timed, settings, x, lambda rows: _print_rows(rows, display), display)
+    return run.bench(timed, fitting.used(timed, settings), x, lambda rows: _print_rows(rows, display), display)
 
 
 def _print_rows(rows: list[Row], display: Display) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 OPTIMIZE = ("cpu", "none")
 OUTPUTS = ("logits", "probabilities", "labels")
+BACKENDS = ("ort", "openvino")
 CHECKPOINTS = ("final", "best")
 PLANS_FROM = ("folder", "checkpoint")
 
@@ -63,6 +64,7 @@ class Request:
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     labels: Path | None
+    check_with: tuple[str, ...]
     overwrite: bool
     threads: int | None
     timeout: float | None
@@ -192,6 +194,12 @@ class Request:
     metavar="FILE",
     help="Names of the classes: one a line, or JSON, a list or an object of values and names.",
 )
+@click.option(
+    "--check-with",
+    type=click.Choice(BACKENDS),
+    multiple=True,
+    help="A runtime that must compute what PyTorch does, too; several times for several. ONNX Runtime always must.",
+)
 @options.overwrite("Replace artifacts that are there already.")
 @options.threads("Threads for the checks.")
 @options.timeout("reading a checkpoint", "by its size")
@@ -210,15 +218,18 @@ def command(json_path: Path | None, **asked: Any) -> None:
     segonnx export --nnunet nnUNet_results/Dataset004_Hippocampus --configuration 3d_fullres --fold ensemble
     segonnx export --nnunet nnUNet_results/Dataset004_Hippocampus --ensemble
     segonnx export --nnunet nnUNet_results/Dataset004_Hippocampus --ensemble 2d 3d_fullres
-    segonnx export smp:segformer:mit_b0 --dynamic
+    segonnx export smp:segformer:mit_b0 --dynamic --check-with openvino
     segonnx export totalsegmentator --output labels
     segonnx export stunet-b --tune
     segonnx export encoder-lcnet-100 --pretrained
     segonnx export --smp FOLDER --shape 256,256
     segonnx export smp:unet:resnet34 --weights best.ckpt --mean 0.5,0.5,0.5 --std 0.25,0.25,0.25 --labels names.txt
     """
-    request = Request(**asked)
+    from segonnx.core import file_runs
+
+    request = Request(**{**asked, "check_with": tuple(dict.fromkeys(asked["check_with"]))})
     specs = _named(request)
+    file_runs.chosen(request.check_with, "--check-with")
     options.require_torch("export")
     options.require_writable(
         json_path, *(path for path in (request.weights, request.nnunet, request.labels) if path is not None)
@@ -430,6 +441,7 @@ def _settings(request: Request) -> Settings:
         mean=request.mean,
         std=request.std,
         labels=None if request.labels is None else naming.read_labels(request.labels),
+        check_with=request.check_with,
         overwrite=request.overwrite,
         threads=request.threads or hardware.usable_cores(),
         reading=request.reading,
@@ -485,6 +497,8 @@ def _unprepared(exported: Exported) -> str | None:
 
 def exported_line(exported: Exported) -> str:
     """One line on an export."""
+    from segonnx.core import file_runs
+
     content = exported.manifest
     if exported.kept:
         same = "intact and made with these arguments"
@@ -494,10 +508,11 @@ def exported_line(exported: Exported) -> str:
     if "training" in content:
         known = "as in the checkpoint"
     size = sum(entry["bytes"] for name, entry in content["files"].items() if name.startswith("model.onnx"))
+    also = "".join(f"; {file_runs.line(one)}" for one in parity.get("also", ()))
     return (
         f"{content['name']}: {content['parameters']['count']:,} parameters {known}; ONNX against PyTorch: "
         f"max {parity['max_rel_error']:.1e}, rms {parity['rms_rel_error']:.1e} of std, "
-        f"labels {100 * parity['label_agreement']:.4f} %; {size / 1e6:,.1f} MB, {exported.seconds:.1f} s, "
+        f"labels {100 * parity['label_agreement']:.4f} %{also}; {size / 1e6:,.1f} MB, {exported.seconds:.1f} s, "
         f"peak {exported.peak_rss_bytes / 1e9:.2f} GB -> {exported.folder}"
     )
 

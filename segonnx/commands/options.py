@@ -79,7 +79,7 @@ class Numbers(_Type):
         if isinstance(value, tuple):
             return value
         parts = value.split(",")
-        if not all(part.isdecimal() and int(part) for part in parts):
+        if not all(part.isdecimal() and len(part) < 100 and int(part) for part in parts):
             self.refuse(value, param)
         return tuple(dict.fromkeys(map(int, parts)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import describe
 from segonnx.core import hardware
+from segonnx.core.file_runs import Replayed
 from segonnx.core.files import sha256
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.core.tolerances import TOLERANCES, Difference
@@ -54,6 +55,7 @@ class Findings:
         measured: the parity of each test input.
         random_weights: whether the weights were made from the seed.
         tuning: the choice of the rewrites; None where the package's defaults were taken.
+        also: the parity in other runtimes.
     """
 
     spec: ModelSpec
@@ -63,6 +65,7 @@ class Findings:
     measured: list[Measured]
     random_weights: bool
     tuning: Mapping[str, Any] | None
+    also: Sequence[Replayed] = ()
 
 
 def arguments(
@@ -120,6 +123,8 @@ def arguments(
         found["labels_sha256"] = _digest(sorted(settings.labels.items()))
     if settings.weights_prefix is not None:
         found["weights_prefix"] = settings.weights_prefix
+    if settings.check_with:
+        found["check_with"] = list(settings.check_with)
     if spec.described:
         found["plans_sha256"] = _digest([spec.options, spec.described])
     return found
@@ -234,6 +239,8 @@ def compose(
         "producer": hardware.versions() | {"segonnx": __version__},
         "arguments": made_with,
     }
+    if findings.also:
+        content["parity"]["also"] = [one.entry for one in findings.also]
     return content if findings.tuning is None else {**content, "tuning": findings.tuning}
 
 

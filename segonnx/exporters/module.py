@@ -57,6 +57,7 @@ class ModuleExport:
     ir_version: int | None = None
     overwrite: bool = False
     licence: str = "unknown"
+    check_with: tuple[str, ...] = ()
     input_names: Sequence[str] = ()
     output_names: Sequence[str] = ()
     mean: Sequence[float] | None = None
@@ -95,6 +96,7 @@ def export(
             output=how.result,
             overwrite=how.overwrite,
             threads=how.threads,
+            check_with=how.check_with,
         )
         return pipeline.export(spec, settings, progress, BuiltModel(module, unused, inputs=tuple(files)))
 

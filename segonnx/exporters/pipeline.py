@@ -17,7 +17,7 @@ from segonnx.core import files, subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.errors import ResourceError
-from segonnx.exporters import manifest_entries, naming, opsets, outputs, parity_inputs, resources
+from segonnx.exporters import elsewhere, manifest_entries, naming, opsets, outputs, parity_inputs, resources
 from segonnx.exporters.assemble import Converted, assemble
 from segonnx.exporters.convert import Conversion
 from segonnx.exporters.manifest_entries import Findings
@@ -172,7 +172,11 @@ class _Job:
         measured = self.steps.spawn("measure", measure, self.artifact, check, output)
         if output is not None:
             converted = self.steps.spawn(output, outputs.put, self.artifact, converted, output, name, check)
-        return Findings(spec, prepared, converted, account, measured, self.steps.random_weights, tuning)
+        also = [
+            self.steps.spawn(runtime, elsewhere.measure, self.artifact, check, output, runtime)
+            for runtime in settings.check_with
+        ]
+        return Findings(spec, prepared, converted, account, measured, self.steps.random_weights, tuning, also)
 
     def _tune(self, test_input: ParityInput) -> Tuning:
         """Choose the rewrites by timing them, on the graph as torch writes it."""

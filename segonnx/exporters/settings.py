@@ -52,6 +52,7 @@ class Settings:
         std: the standard deviation, alike.
         labels: the names of the classes by their values, where the user says them.
         weights_prefix: what the names of the network's tensors begin with in a checkpoint; None finds it.
+        check_with: more runtimes that must compute what PyTorch does, names of ``file_runs``.
     """
 
     out: Path
@@ -78,6 +79,7 @@ class Settings:
     std: tuple[float, ...] | None = None
     labels: Labels | None = None
     weights_prefix: str | None = None
+    check_with: tuple[str, ...] = ()
 
     @property
     def weights(self) -> Weights:

@@ -23,6 +23,7 @@ from segonnx.artifacts import manifest, packing
 from segonnx.artifacts.layout import MANIFEST
 from segonnx.artifacts.packing import contents, oci, triton
 from segonnx.artifacts.packing import zipped as zipped_form
+from segonnx.artifacts.packing.serving import Serving
 from segonnx.artifacts.verify import verify
 from segonnx.commands.pack import PACKINGS
 from segonnx.core import zips
@@ -127,6 +128,138 @@ def test_triton_finds_the_model_and_its_shapes(exports: Path, tmp_path: Path) ->
     for judge, entry in ((judged.input, content["inputs"]), (judged.output, content["outputs"])):
         assert [(one.name, one.data_type) for one in judge] == [(entry[0]["name"], _tritons_own().TYPE_FP32)]
     assert [*judged.output[0].dims] == [1, 1000]
+
+
+def _open_batch(content: dict[str, Any]) -> dict[str, Any]:
+    for tensor in (*content["inputs"], *content["outputs"]):
+        tensor["shape"][0] = "batch"
+    return content
+
+
+def _of_several() -> dict[str, Any]:
+    """What a manifest says of a model of three inputs and three outputs, whose batch is open."""
+    return {
+        "name": "several",
+        "inputs": [
+            {"name": "image", "dtype": "float32", "shape": ["batch", 3, "height", 64]},
+            {"name": "valid", "dtype": "bool", "shape": ["batch"]},
+            {"name": "prompt", "dtype": "int64", "shape": ["batch", 77]},
+        ],
+        "outputs": [
+            {"name": "logits", "dtype": "float32", "shape": ["batch", 5, "height", 64]},
+            {"name": "scores", "dtype": "float16", "shape": ["batch"]},
+            {"name": "labels", "dtype": "uint8", "shape": ["batch", "height", 64]},
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("serving", "largest", "preferred", "instances"),
+    [
+        (Serving(), 8, None, []),
+        (Serving(max_batch=0), 0, None, []),
+        (Serving(max_batch=1), 1, None, []),
+        (Serving(16, (16, 4, 8), 3, "gpu"), 16, [4, 8, 16], [(3, "KIND_GPU")]),
+        (Serving(preferred=(8,), kind="cpu"), 8, [8], [(1, "KIND_CPU")]),
+        (Serving(instances=2), 8, None, [(2, "KIND_AUTO")]),
+        (Serving(1, (1,)), 1, [1], []),
+    ],
+)
+def test_triton_s_own_message_holds_every_field(
+    serving: Serving, largest: int, preferred: list[int] | None, instances: list[tuple[int, str]]
+) -> None:
+    """Judged by NVIDIA's message, which takes no field that it doesn't know."""
+    content, own = _of_several(), _tritons_own()
+    judged = text_format.Parse(triton.config(content, serving), own.ModelConfig())
+    made = triton._config(content, serving)
+    assert judged.SerializeToString(deterministic=True) == made.SerializeToString(deterministic=True)
+    assert (judged.name, judged.backend, judged.max_batch_size) == ("several", "onnxruntime", largest)
+    for tensors, described in ((judged.input, content["inputs"]), (judged.output, content["outputs"])):
+        assert [(one.name, own.DataType.Name(one.data_type)) for one in tensors] == [
+            (one["name"], triton.TYPES[one["dtype"]][0]) for one in described
+        ]
+        for one, said in zip(tensors, described, strict=True):
+            sizes = [-1 if isinstance(size, str) else size for size in said["shape"]]
+            assert [*one.dims] == (sizes[1:] or [1] if largest else sizes)
+            assert one.HasField("reshape") == (largest > 0 and len(sizes) == 1)
+            assert [*one.reshape.shape] == []
+    kinds = own.ModelInstanceGroup.Kind
+    assert [(group.count, kinds.Name(group.kind)) for group in judged.instance_group] == instances
+    assert judged.HasField("dynamic_batching") == (largest > 1 or preferred is not None)
+    assert [*judged.dynamic_batching.preferred_batch_size] == (preferred or [])
+    known = {"name", "backend", "input", "output", "max_batch_size", "instance_group", "dynamic_batching"}
+    assert {field.name for field, _ in judged.ListFields()} <= known
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ([1, 3, 8, 8], ["batch", 2, 8, 8]),
+        (["batch", 3, 8, 8], [1, 2, 8, 8]),
+        (["batch", 3, 8, 8], ["2*batch", 2, 8, 8]),
+        (["batch", 3, 8, 8], []),
+        ([1, 3, "height", "width"], [1, 2, "height", "width"]),
+    ],
+)
+def test_triton_forms_no_batches_of_what_has_none(shapes: tuple[list[int | str], list[int | str]]) -> None:
+    content = {
+        "name": "x",
+        "inputs": [{"name": "i", "dtype": "float32", "shape": shapes[0]}],
+        "outputs": [{"name": "o", "dtype": "float32", "shape": shapes[1]}],
+    }
+    for serving in (Serving(), Serving(max_batch=0)):
+        judged = text_format.Parse(triton.config(content, serving), _tritons_own().ModelConfig())
+        assert judged.max_batch_size == 0 and not judged.HasField("dynamic_batching")
+        assert len(judged.input[0].dims) == 4 and len(judged.output[0].dims) == max(1, len(shapes[1]))
+    with pytest.raises(InputError, match=r"^--max-batch is for a batch that is open: x takes .*--dynamic$"):
+        triton.config(content, Serving(max_batch=4))
+
+
+def test_an_open_batch_is_triton_s_to_fill(artifact: Path, tmp_path: Path) -> None:
+    model = onnx.load(artifact / "model.onnx")
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    del model.graph.value_info[:]
+    onnx.save(model, artifact / "model.onnx")
+    content = _open_batch(json.loads((artifact / MANIFEST).read_bytes()))
+    (artifact / MANIFEST).write_bytes(manifest.seal(content))
+    reseal(artifact, rehash=True)
+    out = tmp_path / "repository"
+    more = ("--max-batch", 16, "--preferred-batch", "4,16", "--instances", 2, "--instance-kind", "cpu")
+    done = run("pack", artifact, "--format", "triton", "-o", out, *more)
+    assert done.returncode == 0, done.stderr
+    config = (out / SMALL / "config.pbtxt").read_text()
+    judged = text_format.Parse(config, _tritons_own().ModelConfig())
+    assert (judged.max_batch_size, [*judged.input[0].dims], [*judged.output[0].dims]) == (16, [3, 512, 512], [1000])
+    assert [*judged.dynamic_batching.preferred_batch_size] == [4, 16] and judged.instance_group[0].count == 2
+    again = run("pack", artifact, "--format", "triton", "-o", out, "--overwrite")
+    assert again.returncode == 0 and "max_batch_size: 8" in (out / SMALL / "config.pbtxt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("form", "more", "said"),
+    [
+        ("zip", ["--max-batch", 4], "--max-batch goes with --format triton"),
+        ("oci", ["--instances", 1, "--instance-kind", "gpu"], "--instances and --instance-kind go with --format"),
+        ("bundle", ["--preferred-batch", "2"], "--preferred-batch goes with --format triton"),
+        ("triton", ["--max-batch", 4], "--max-batch is for a batch that is open: "),
+        ("triton", ["--preferred-batch", 4], "--preferred-batch is for a batch that is open: "),
+        ("triton", ["--preferred-batch", "4,9"], "--preferred-batch 9 is more than --max-batch allows, which is 8"),
+        ("triton", ["--max-batch", 0, "--preferred-batch", 1], "--max-batch 0 lets it form none"),
+        ("triton", ["--preferred-batch", "0"], "--preferred-batch takes whole numbers above 0"),
+        ("triton", ["--preferred-batch", "9" * 5000], "--preferred-batch takes whole numbers"),
+        ("triton", ["--max-batch", 2**31], "--max-batch takes whole numbers from 0 to"),
+        ("triton", ["--instances", 2**31], "--instances takes whole numbers from 1 to"),
+        ("triton", ["--max-batch", -1], "--max-batch"),
+        ("triton", ["--instance-kind", "tpu"], "--instance-kind"),
+    ],
+)
+def test_what_triton_can_t_follow_is_refused(
+    form: str, more: list[object], said: str, exports: Path, tmp_path: Path
+) -> None:
+    done = run("pack", exports / SMALL, "--format", form, "-o", tmp_path / "out", *more)
+    assert done.returncode == 2 and said in message(done), done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def _tritons_own() -> Any:

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 
-from segonnx.bench import plan, run, stats, targets
+import segonnx as segonnx_package
+from segonnx.bench import fitting, plan, run, stats, targets
 from segonnx.bench import result as result_file
 from segonnx.bench.plan import Settings
 from segonnx.bench.result import OK, Result
@@ -31,7 +33,7 @@ from segonnx.runtimes.base import Operator
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
 from tests.bench import fakes
-from tests.conftest import ROOT, SMALL
+from tests.conftest import ROOT, SMALL, message
 from tests.conftest import run as segonnx
 from tests.report import results
 
@@ -209,6 +211,45 @@ def test_a_system_without_artifact_is_exported_first(tiny: ModelSpec, tmp_path: 
     baseline, ours = run.bench([replace(model, baseline=None)], settings, None, lambda _: None).rows
     assert baseline.status == f"no artifact: segonnx export {tiny.name} --optimize none --out artifacts/stock"
     assert ours.status == OK
+
+
+@pytest.fixture(scope="module")
+def of_a_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("module") / "net"
+    return segonnx_package.export(torch.nn.Conv2d(3, 2, 3, padding=1), torch.zeros(1, 3, 16, 16), folder).folder
+
+
+def test_a_module_s_artifact_is_timed_in_what_can_run_it(of_a_module: Path, tmp_path: Path) -> None:
+    rounds = ("--rounds", 1, "--processes", 1, "--no-ceilings")
+    done = segonnx("bench", "--artifact", of_a_module, *rounds, "--json", tmp_path / "r.json")
+    assert done.returncode == 0, done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("segonnx: ")]
+    assert "net: without eager and compile: PyTorch has no network to run, since the artifact's" in said
+    result = json.loads((tmp_path / "r.json").read_bytes())
+    assert [(row["backend"], row["status"]) for row in result["rows"]] == [("ort", "ok"), ("openvino", "ok")]
+    assert result["settings"]["backends"] == ["ort", "openvino"]
+
+
+def test_each_target_has_the_runtimes_that_can_time_it(of_a_module: Path, exports: Path) -> None:
+    settings = Settings(("eager", "ort"), (1,), Rule(rounds=1))
+    silent = lambda _: None  # noqa: E731
+    module, own = (bench_targets.from_artifact(folder, silent) for folder in (of_a_module, exports / SMALL))
+    (module, said), (own, nothing) = (fitting.fitted(target, settings) for target in (module, own))
+    assert said is not None and nothing is None
+    assert (module.backends, own.backends) == (("ort",), None)
+    assert fitting.used([module], settings).backends == ("ort",)
+    assert fitting.used([module, own], settings).backends == ("eager", "ort")
+    known = dict.fromkeys(settings.backends, fakes.Steady)
+    rows = run.bench([replace(module, recorded=None)], settings, None, silent, known=known).rows
+    assert [row.backend for row in rows] == ["ort"]
+
+
+def test_a_runtime_that_was_named_and_can_t_is_refused_before_any_work(of_a_module: Path, tmp_path: Path) -> None:
+    words = ("bench", SMALL, "--artifacts", tmp_path, "--artifact", of_a_module, "--backend", "ort")
+    done = segonnx(*words, "--backend", "eager")
+    assert done.returncode == 2 and "\n" not in message(done)
+    assert f"eager can't time {of_a_module}: PyTorch has no network to run" in message(done)
+    assert not list(tmp_path.iterdir())
 
 
 def test_openvino_on_a_graph_for_onnx_runtime_is_warned_of(tmp_path: Path) -> None:

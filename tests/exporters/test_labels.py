@@ -43,7 +43,7 @@ from segonnx.sources.nnunet import model_spec, plans
 from segonnx.sources.nnunet.trainers import trained_architecture
 from tests import handmade
 from tests.bench import fakes
-from tests.conftest import run
+from tests.conftest import message, run
 
 pytestmark = pytest.mark.usefixtures("steps_here")
 
@@ -232,10 +232,17 @@ def test_a_bench_compares_labels(unet: Path) -> None:
 
 
 def test_a_bench_of_labels_beside_logits_is_refused(unet: Path) -> None:
-    result = run("bench", "--artifact", unet)
+    result = run("bench", "--artifact", unet, "--backend", "eager", "--backend", "compile", "--backend", "ort")
     assert result.returncode == 2
     assert "gives labels, and eager, compile would give logits: time it with --backend ort" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_bench_of_labels_leaves_out_what_would_give_logits(unet: Path) -> None:
+    result = run("bench", "--artifact", unet, "--rounds", 1, "--processes", 1, "--no-ceilings")
+    assert result.returncode == 0, result.stderr
+    said = f"segonnx: {unet}: without eager and compile: it gives labels, and they would give logits"
+    assert said in message(result).splitlines()
 
 
 def test_networks_without_labels_are_refused(tmp_path: Path) -> None:

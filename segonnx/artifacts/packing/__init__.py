@@ -15,6 +15,7 @@ from segonnx.artifacts import manifest
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.packing import bundle, contents, oci, triton, zipped
 from segonnx.artifacts.packing.contents import Source
+from segonnx.artifacts.packing.serving import Serving
 from segonnx.artifacts.replacing import require_artifact
 from segonnx.artifacts.verify import verify
 from segonnx.core import files, subprocesses
@@ -32,6 +33,7 @@ def pack(
     packing: str,
     out: Path,
     *,
+    serving: Serving | None = None,
     overwrite: bool = False,
     bounds: Bounds | None = None,
     progress: Progress = subprocesses.silent,
@@ -42,6 +44,7 @@ def pack(
         artifact: The artifact's folder. Every hash and the graph are checked first.
         packing: The format, a key of ``FORMATS``.
         out: The file (zip) or the folder (the others) to make. What was written is read again.
+        serving: How Triton is to run it, and which batches it may form.
         overwrite: Replace what is at ``out``, if that is a file (zip) or a folder of the same format (the others).
         bounds: What the check of the graph may take; see ``verify``.
         progress: A progress callback.
@@ -51,22 +54,28 @@ def pack(
 
     Raises:
         VerifyError: The artifact isn't intact, or holds a name that can't be packed.
-        InputError: Something is at ``out`` that stays, ``out`` and the artifact lie in each other, or the format has no
-            place for an ensemble.
+        InputError: Something is at ``out`` that stays, ``out`` and the artifact lie in each other, the format has no
+            place for an ensemble, or ``serving`` doesn't go with the format or the artifact.
         ResourceError: ``out`` can't be written.
     """
     form = FORMATS[packing]
+    serving = serving or Serving()
+    if (given := serving.given()) and form is not triton:
+        raise InputError(f"{' and '.join(given)} {'goes' if len(given) == 1 else 'go'} with --format triton")
+    serving.require()
     may_go = form.require_own if form is not zipped else files.require_replaceable
     _require_free(out, may_go, overwrite=overwrite)
     files.require_apart(out, artifact)
     verified = verify(artifact, replay=False, bounds=bounds, progress=progress)
     if form not in _UNPACKED:
         manifest.require_one_network(verified.manifest, artifact, f"--format {packing}")
+    if form is triton:
+        serving.largest_batch(verified.manifest)
     with files.staging(out) as work:
         _require_space(verified.manifest, work)
         made = work / "packed"
         try:
-            source = Source.of(artifact, verified)
+            source = Source.of(artifact, verified, serving)
             form.write(source, made, progress)
             progress("reading what was written")
             _require_written(form, source, made)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from segonnx.artifacts import layout, manifest
 from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest
+from segonnx.artifacts.packing.serving import Serving
 from segonnx.artifacts.verify import Verified
 from segonnx.core import files
 from segonnx.errors import InputError, ResourceError, VerifyError
@@ -36,16 +37,23 @@ class Source:
         content: The manifest.
         weights: The files beside ``model.onnx`` that hold its weights.
         signature: The bytes of the signature. None if the artifact has none.
+        serving: How a server is to run it, in a format for one.
     """
 
     folder: Path
     content: Manifest
     weights: tuple[str, ...]
     signature: bytes | None
+    serving: Serving = field(default_factory=Serving)
 
     @classmethod
-    def of(cls, folder: Path, verified: Verified) -> Source:
+    def of(cls, folder: Path, verified: Verified, serving: Serving | None = None) -> Source:
         """The source of an artifact that was just verified.
+
+        Args:
+            folder: The artifact's folder.
+            verified: What was found of it.
+            serving: How a server is to run it.
 
         Raises:
             VerifyError: A name can't be packed.
@@ -54,7 +62,7 @@ class Source:
         path = folder / layout.SIGNATURE
         signature = files.read(path, manifest.MAX_BYTES, follow=False) if path.exists() else None
         require_safe(names(verified.manifest, signed=True))
-        return cls(folder, verified.manifest, verified.weights, signature)
+        return cls(folder, verified.manifest, verified.weights, signature, serving or Serving())
 
     @property
     def every(self) -> list[str]:

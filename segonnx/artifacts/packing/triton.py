@@ -16,6 +16,7 @@ from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.packing import contents
 from segonnx.artifacts.packing.contents import Source
+from segonnx.artifacts.packing.serving import Serving
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError
 
@@ -31,6 +32,8 @@ TYPES = {
     "float32": ("TYPE_FP32", 11),
 }
 """The name and the number of each type of a manifest in Triton's ``DataType``."""
+KINDS = {"auto": ("KIND_AUTO", 0), "gpu": ("KIND_GPU", 1), "cpu": ("KIND_CPU", 2)}
+"""The name and the number of each kind of instance in Triton's ``ModelInstanceGroup.Kind``; ``auto`` is its default."""
 _CONFIG = "config.pbtxt"
 MAX_NAME = 200
 """The most bytes of a model's name, which is a folder's."""
@@ -41,7 +44,7 @@ def write(source: Source, out: Path, progress: Progress) -> None:
     for name, place in _places(source).items():
         progress(f"packing {name}")
         source.copy(name, out / place)
-    (out / content_name(source.content) / _CONFIG).write_bytes(config(source.content).encode())
+    (out / content_name(source.content) / _CONFIG).write_bytes(config(source.content, source.serving).encode())
 
 
 def require_own(out: Path) -> None:
@@ -71,7 +74,7 @@ def require_written(source: Source, out: Path) -> None:
     place = f"{content_name(source.content)}/{_CONFIG}"
     text = (out / place).read_bytes()
     contents.require_written(out, {**wanted, place: contents.entry(text)})
-    if text_format.Parse(text, _model_config()()) != _config(source.content):
+    if text_format.Parse(text, _model_config()()) != _config(source.content, source.serving):
         raise contents.unlike(out, f"{place} says something else")
 
 
@@ -81,11 +84,19 @@ def content_name(content: Manifest) -> str:
     return plain.encode()[:MAX_NAME].decode(errors="ignore").strip(".") or "model"
 
 
-def config(content: Manifest) -> str:
-    """The text of config.pbtxt. The batch is one of the model's own axes, so Triton adds none."""
+def config(content: Manifest, serving: Serving | None = None) -> str:
+    """The text of config.pbtxt.
+
+    Args:
+        content: the artifact's manifest.
+        serving: what the user says of batches and instances.
+
+    Raises:
+        InputError: that doesn't go with the artifact.
+    """
     from google.protobuf import text_format
 
-    text: str = text_format.MessageToString(_config(content), use_short_repeated_primitives=True)
+    text: str = text_format.MessageToString(_config(content, serving or Serving()), use_short_repeated_primitives=True)
     return text
 
 
@@ -96,14 +107,31 @@ def _places(source: Source) -> dict[str, str]:
     return {name: f"{folder}/{name}" for name in source.model} | {name: f"{model}/{name}" for name in source.documents}
 
 
-def _config(content: Manifest) -> Any:
-    """The configuration as protobuf's message ``ModelConfig``."""
-    made = _model_config()(name=content_name(content), backend="onnxruntime", max_batch_size=0)
+def _config(content: Manifest, serving: Serving) -> Any:
+    """The configuration as protobuf's message ``ModelConfig``.
+
+    Where Triton forms batches, it takes the first axis of every tensor for the batch, and the configuration leaves it
+    out. A tensor with no other axis then has one of size 1 for clients, which ``reshape`` takes away for the model.
+    """
+    batch = serving.largest_batch(content)
+    made = _model_config()(name=content_name(content), backend="onnxruntime", max_batch_size=batch)
     tensors = [("input", one) for one in content["inputs"]] + [("output", one) for one in content["outputs"]]
     for field, described in tensors:
-        sizes = [size if isinstance(size, int) else -1 for size in described["shape"]]
-        getattr(made, field).add(name=described["name"], data_type=TYPES[described["dtype"]][1], dims=sizes)
+        sizes = [size if isinstance(size, int) else -1 for size in described["shape"]][1 if batch else 0 :]
+        data_type = TYPES[described["dtype"]][1]
+        tensor = getattr(made, field).add(name=described["name"], data_type=data_type, dims=sizes or [1])
+        if not sizes:
+            tensor.reshape.SetInParent()
+    if serving.instances is not None or serving.kind is not None:
+        # Without a count, Triton makes two on a CPU.
+        made.instance_group.add(count=serving.instances or 1, kind=KINDS[serving.kind or "auto"][1])
+    if batch > 1 or serving.preferred:
+        made.dynamic_batching.SetInParent()
+        made.dynamic_batching.preferred_batch_size.extend(sorted(serving.preferred))
     return made
+
+
+_REPEATED = frozenset({"dims", "input", "output", "shape", "instance_group", "preferred_batch_size"})
 
 
 @functools.cache
@@ -113,26 +141,34 @@ def _model_config() -> Any:
 
     kinds = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="segonnx/model_config.proto", package="inference", syntax="proto3")
-    types = file.enum_type.add(name="DataType")
-    for name, number in (("TYPE_INVALID", 0), *TYPES.values()):
-        types.value.add(name=name, number=number)
+    for enumeration, values in (("DataType", [("TYPE_INVALID", 0), *TYPES.values()]), ("Kind", KINDS.values())):
+        made = file.enum_type.add(name=enumeration)
+        for name, number in values:
+            made.value.add(name=name, number=number)
 
     def message(name: str, *fields: tuple[str, int, int, str]) -> None:
         made = file.message_type.add(name=name)
         for field, number, kind, of in fields:
-            repeated = field in {"dims", "input", "output"}
-            label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
-            made.field.add(name=field, number=number, type=kind, label=label, type_name=of or None)
+            label = kinds.LABEL_REPEATED if field in _REPEATED else kinds.LABEL_OPTIONAL
+            named = f".inference.{of}" if of else None
+            made.field.add(name=field, number=number, type=kind, label=label, type_name=named)
 
-    text, enum, whole = kinds.TYPE_STRING, kinds.TYPE_ENUM, kinds.TYPE_INT64
+    text, enum, whole, inner = kinds.TYPE_STRING, kinds.TYPE_ENUM, kinds.TYPE_INT64, kinds.TYPE_MESSAGE
+    short = kinds.TYPE_INT32
+    message("ModelTensorReshape", ("shape", 1, whole, ""))
     for tensor, dims in (("ModelInput", 4), ("ModelOutput", 3)):
-        message(tensor, ("name", 1, text, ""), ("data_type", 2, enum, ".inference.DataType"), ("dims", dims, whole, ""))
+        reshape = ("reshape", 5, inner, "ModelTensorReshape")
+        message(tensor, ("name", 1, text, ""), ("data_type", 2, enum, "DataType"), ("dims", dims, whole, ""), reshape)
+    message("ModelInstanceGroup", ("count", 2, short, ""), ("kind", 4, enum, "Kind"))
+    message("ModelDynamicBatching", ("preferred_batch_size", 1, short, ""))
     message(
         "ModelConfig",
         ("name", 1, text, ""),
-        ("max_batch_size", 4, kinds.TYPE_INT32, ""),
-        ("input", 5, kinds.TYPE_MESSAGE, ".inference.ModelInput"),
-        ("output", 6, kinds.TYPE_MESSAGE, ".inference.ModelOutput"),
+        ("max_batch_size", 4, short, ""),
+        ("input", 5, inner, "ModelInput"),
+        ("output", 6, inner, "ModelOutput"),
+        ("instance_group", 7, inner, "ModelInstanceGroup"),
+        ("dynamic_batching", 11, inner, "ModelDynamicBatching"),
         ("backend", 17, text, ""),
     )
     pool = descriptor_pool.DescriptorPool()
