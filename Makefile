@@ -5,12 +5,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Runtimes of years ago, which can't live beside today's: tests replay artifacts there.
+OLD := .venv-old
 # Of these examples/brain_extraction.py and its test read files alone: trained networks and an image.
 DATA := deepbet nilearn
 # Tests of one file stay together, and share what they made first.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --durations 15
 
-.PHONY: install docs demo reference-systems bench bench-perf bench-selftest faults test test-all check lint reference clean
+.PHONY: install old-runtimes docs demo reference-systems bench bench-perf bench-selftest faults test test-all check lint reference clean
 
 install: $(STAMP)
 
@@ -20,6 +22,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,openvino,predict,report,pyperf,sign,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt $(DATA)
 	touch $(STAMP)
+
+old-runtimes: $(OLD)/.installed
+
+$(OLD)/.installed:
+	$(PYTHON) -m venv $(OLD)
+	$(OLD)/bin/python -m pip install --quiet 'onnxruntime==1.16.3' 'numpy<2' 'opencv-python-headless==4.10.0.84'
+	touch $@
 
 # A network of each family: exported, verified, timed in four runtimes. Then a trained one on a real image.
 DEMO := encoder-mobilenetv3-small unet-resnet18 stunet-s
@@ -60,19 +69,19 @@ bench-perf: install
 	$(BIN)/python -m benchmarks.ablation
 
 # Measures the bench itself, on an idle machine: some minutes. Writes docs/bench-selftest.md.
-bench-selftest: install
+bench-selftest: install old-runtimes
 	$(BIN)/python -m benchmarks.bench_selftest
 
 # Damages artifacts, documents and archives in thousands of ways and kills commands: an hour. Writes docs/reliability.md.
 faults: install
 	$(BIN)/python -m benchmarks.faults
 
-test: install
+test: install old-runtimes
 	$(BIN)/python -m pytest -m "not slow and not serial" $(PARALLEL)
 	$(BIN)/python -m pytest -m "not slow and serial" --durations 5
 
 # With the full-size models, too, and what of the code ran: an hour and more.
-test-all: install
+test-all: install old-runtimes
 	$(BIN)/python -m pytest -m "not serial" $(PARALLEL) --cov --cov-report=
 	$(BIN)/python -m pytest -m serial --cov --cov-append --cov-report=term
 

@@ -7,13 +7,11 @@
     python -m benchmarks.against_nnunet read ROOT   print the same from file to file, for each of nnU-Net's readers
     python -m benchmarks.against_nnunet readers ROOT
                                                     train, export and read, into docs/predict.md
-    python -m benchmarks.against_nnunet race KIND FOLDER ARTIFACT FOLD
-                                                    print the seconds of both from file to file, by turns
     python -m benchmarks.against_nnunet table ROOT
-                                                    train, export, agree, race and read: both tables of docs/predict.md;
-                                                    idle machine
+                                                    all of it, for every kind: both tables of agreement in
+                                                    docs/predict.md
 
-Runs in processes of its own, like that.
+Runs in processes of its own, like that. ``benchmarks.race_nnunet`` takes the times, for which a machine must be idle.
 """
 
 from __future__ import annotations
@@ -24,11 +22,9 @@ import io
 import json
 import os
 import pickle
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,17 +34,14 @@ import numpy as np
 
 from benchmarks import resamplers
 from benchmarks.docs import put_block
-from segonnx.core import hardware
 from segonnx.predict import files, images
 from segonnx.predict.predictor import Artifact
 from tests import nnunet_folders
 from tests.nnunet_commands import nnunet
 
-ROUNDS = 5
 PAGE = nnunet_folders.ROOT / "docs" / "predict.md"
 BLOCK_VERSION = 1
 """Raised when what this program writes, or measures, changes."""
-RACED = ("plain", "regions", "residual")
 READERS = {
     "SimpleITKIO": ("batchnorm", ".gipl", "axes in another order"),
     "SimpleITKIOWithReorient": ("batchnorm", ".nrrd", "axes in another order"),
@@ -229,7 +222,7 @@ def readers(root: Path) -> dict[str, Any]:
                 predictor(folder, (fold,), mirror=False, wide=True).predict_from_files_sequential(
                     [paths], [str(work / "theirs" / "case")]
                 )
-            _run("segonnx", "export", "--nnunet", folder, "--fold", fold, "--out", work / "artifacts")
+            run("segonnx", "export", "--nnunet", folder, "--fold", fold, "--out", work / "artifacts")
             (artifact,) = (work / "artifacts").iterdir()
             list(files.predict(Artifact(artifact), work / "in", work / "ours", files.FileOptions()))
             expected, found = (
@@ -304,111 +297,47 @@ def _write_image(reader: str, kind: str, ending: str, folder: Path) -> None:
             tifffile.imwrite(path, middle, resolution=(300, 300), resolutionunit=2)
 
 
-def race(kind: str, folder: Path, artifact: Path, fold: str) -> dict[str, Any]:
-    """Seconds of both from the files of an image to the file of its label map, by turns, in one process.
-
-    The image is three times as wide and high as the trained ones, on a grid that must be resampled.
-
-    Returns:
-        By ``mirrored`` and ``plain``: medians of the seconds, and of their quotients in each round; of both the part
-        in windows and network, of ours each step.
-    """
-    import SimpleITK
-
-    image, _ = nnunet_folders.image(kind, nnunet_folders.CASES)
-    image = np.tile(image, (1, 1, 3, 3))
-    spacing = [0.8 * size for size in nnunet_folders.KINDS[kind].spacing]
-    result: dict[str, Any] = {"shape": image.shape}
-    with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        (work / "in").mkdir()
-        for index, channel in enumerate(image):
-            picture = SimpleITK.GetImageFromArray(channel)
-            picture.SetSpacing(spacing[::-1])
-            SimpleITK.WriteImage(picture, str(work / "in" / f"case_{index:04}.nii.gz"))
-        paths = sorted(map(str, (work / "in").iterdir()))
-        ours = Artifact(artifact)
-        for word, mirror in (("mirrored", True), ("plain", False)):
-            result[word] = _raced(
-                predictor(folder, [fold], mirror=mirror, wide=False), ours, work, paths, mirror=mirror
-            )
-    return result
-
-
-def _raced(own: Any, ours: Artifact, work: Path, paths: list[str], *, mirror: bool) -> dict[str, Any]:
-    rows: list[dict[str, float]] = []
-    steps: list[dict[str, float]] = []
-    network: list[float] = []
-    inner = own.predict_logits_from_preprocessed_data
-
-    def timed(data: Any) -> Any:
-        began = time.perf_counter()
-        result = inner(data)
-        network.append(time.perf_counter() - began)
-        return result
-
-    own.predict_logits_from_preprocessed_data = timed
-    for _ in range(ROUNDS + 1):
-        began = time.perf_counter()
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints
-            own.predict_from_files_sequential([paths], [str(work / "theirs")])
-        middle = time.perf_counter()
-        (done,) = files.predict(ours, work / "in", work / "ours", files.FileOptions(mirror, overwrite=True))
-        rows.append({"theirs": middle - began, "ours": time.perf_counter() - middle})
-        steps.append(done.seconds)
-    rows, steps, network = rows[1:], steps[1:], network[1:]  # the first round warms up
-
-    def median(values: list[float]) -> float:
-        return float(statistics.median(values))
-
-    return {
-        "theirs": median([one["theirs"] for one in rows]),
-        "theirs_network": median(network),
-        "ours": median([one["ours"] for one in rows]),
-        "ratio": median([one["theirs"] / one["ours"] for one in rows]),
-        "ratios": sorted(one["theirs"] / one["ours"] for one in rows),
-        "steps": {name: median([one[name] for one in steps]) for name in steps[0]},
-    }
-
-
 def table(root: Path) -> str:
-    """Train and export every kind below ``root``, where that isn't done, and write what both give as markdown."""
-    agreed = [
+    """Train and export every kind below ``root``, where that isn't done, and write how all agree as markdown."""
+    lines = [
         "| data set | image | same label | least Dice | probabilities differ by up to |",
         "|---|---|---|---|---|",
     ]
-    raced = [
-        "| data set | image | mirrored | nnU-Net | segonnx | faster | read | prepare | resample | back | write |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for kind, one in nnunet_folders.KINDS.items():
+    words = {"mirrored": "as trained on, mirrored", "plain": "as trained on", "resampled": "on another grid"}
+    for kind in nnunet_folders.KINDS:
         if kind in nnunet_folders.SEVERAL:
             continue
-        _make(kind, root)
-        artifacts: list[Path] = []
-        for folder in nnunet_folders.folders(kind, root):
-            (fold, *_) = (fold for configuration, fold in one.runs if folder.name.endswith(f"__{configuration}"))
-            out = root / "predict" / f"{kind}-{len(artifacts)}"
-            _run("segonnx", "export", "--nnunet", folder, "--fold", fold, "--out", out)
-            artifacts += out.iterdir()
+        folder, fold, artifacts = exported(kind, root)
         *previous, artifact = artifacts
-        words = {"mirrored": "as trained on, mirrored", "plain": "as trained on", "resampled": "on another grid"}
-        for word, row in json.loads(_run(__spec__.name, "agree", kind, folder, artifact, fold, *previous)).items():
-            agreed.append(
+        for word, row in json.loads(run(__spec__.name, "agree", kind, folder, artifact, fold, *previous)).items():
+            lines.append(
                 f"| {nnunet_folders.name(kind)} | {words[word]} | {100 * row['agreement']:.4f} % | {row['dice']:.6f} "
                 f"| {row['probabilities']:.1e} |"
             )
-        if kind in RACED:
-            found = json.loads(_run(__spec__.name, "race", kind, folder, artifact, fold))
-            shape = "x".join(map(str, found.pop("shape")))
-            raced += [_race_row(kind, shape, word, row) for word, row in found.items()]
-    agreed += _whole_rows(root)
-    agreed += resamplers.rows(root, _run)
-    where = (
-        f"Medians of {ROUNDS} rounds on {hardware.usable_cores()} cores of {hardware.describe()['cpu']}. In brackets: "
-        "windows and network alone; the least and the most of the quotients."
-    )
-    return "\n".join([*agreed, "", where, "", *raced, ""])
+    lines += _whole_rows(root)
+    lines += resamplers.rows(root, run)
+    return "\n".join([*lines, ""])
+
+
+def exported(kind: str, root: Path) -> tuple[Path, str, list[Path]]:
+    """Train and export a kind that is one network or a cascade, where that isn't done.
+
+    Args:
+        kind: a key of ``nnunet_folders.KINDS``.
+        root: of nnU-Net's folders.
+
+    Returns:
+        The trained folder, that of a cascade's last stage; its fold; and the artifacts of all stages.
+    """
+    _make(kind, root)
+    artifacts: list[Path] = []
+    for folder in nnunet_folders.folders(kind, root):
+        runs = nnunet_folders.KINDS[kind].runs
+        (fold, *_) = (fold for configuration, fold in runs if folder.name.endswith(f"__{configuration}"))
+        out = root / "predict" / f"{kind}-{len(artifacts)}"
+        run("segonnx", "export", "--nnunet", folder, "--fold", fold, "--out", out)
+        artifacts += out.iterdir()
+    return folder, fold, artifacts
 
 
 ENSEMBLES = {
@@ -431,12 +360,12 @@ def _whole_rows(root: Path) -> list[str]:
     rows = []
     for number, (word, configurations) in enumerate(ENSEMBLES.items()):
         out = root / "predict" / f"{kind}-{number}"
-        _run(
+        run(
             "segonnx", "export", "--nnunet", dataset, "--ensemble", *configurations, "--fold", "0,1", "--out", out,
             "--postprocessing", steps,
         )  # fmt: skip
         (artifact,) = out.iterdir()
-        found = json.loads(_run(__spec__.name, "whole", kind, dataset, artifact, steps, *configurations))
+        found = json.loads(run(__spec__.name, "whole", kind, dataset, artifact, steps, *configurations))
         what = f"| {nnunet_folders.name(kind)} | {word}, two folds each, mirrored"
         for part, said in (("ensemble", ""), ("postprocessed", ", postprocessed")):
             row = found[part]
@@ -466,7 +395,7 @@ def readers_table(root: Path) -> str:
         "| nnU-Net's reader | data set | file | same label | least Dice | label map's file |",
         "|---|---|---|---|---|---|",
     ]
-    for reader, row in json.loads(_run(__spec__.name, "read", root)).items():
+    for reader, row in json.loads(run(__spec__.name, "read", root)).items():
         kind, ending, word = READERS[reader]
         rows.append(
             f"| `{reader}` | {nnunet_folders.name(kind)} | `{ending}`, {word} | {100 * row['agreement']:.4f} % "
@@ -482,18 +411,8 @@ def _make(kind: str, root: Path) -> None:
         nnunet_folders.run("make", kind, root, root=root)
 
 
-def _race_row(kind: str, shape: str, word: str, row: dict[str, Any]) -> str:
-    steps = row["steps"]
-    back = steps["resample back"] + steps["decide"]
-    told = " | ".join(f"{seconds:.2f} s" for seconds in (steps["read"], steps["prepare"], steps["resample"], back))
-    return (
-        f"| {nnunet_folders.name(kind)} | {shape} | {'yes' if word == 'mirrored' else 'no'} "
-        f"| {row['theirs']:.2f} s ({row['theirs_network']:.2f} s) | {row['ours']:.2f} s ({steps['network']:.2f} s) "
-        f"| {row['ratio']:.2f}x ({row['ratios'][0]:.2f} to {row['ratios'][-1]:.2f}) | {told} | {steps['write']:.2f} s |"
-    )
-
-
-def _run(module: str, *arguments: object) -> str:
+def run(module: str, *arguments: object) -> str:
+    """Run a module in a process of its own, and give the last line that it printed."""
     env = {**os.environ, "nnUNet_compile": "f", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=nnunet_folders.ROOT, env=env, check=False)
@@ -518,9 +437,8 @@ def main(command: str, *rest: str) -> None:
     if command == "readers":
         put_block(PAGE, "readers", readers_table(Path(rest[0])), "benchmarks.against_nnunet")
         return
-    kind, folder, artifact, fold, *more = rest
-    found = (agree if command == "agree" else race)(kind, Path(folder), Path(artifact), fold, *map(Path, more))
-    print(json.dumps(found))
+    kind, folder, artifact, fold, *previous = rest
+    print(json.dumps(agree(kind, Path(folder), Path(artifact), fold, *map(Path, previous))))
 
 
 if __name__ == "__main__":

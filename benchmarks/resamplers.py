@@ -54,8 +54,8 @@ def rows(root: Path, run: Callable[..., str]) -> list[str]:
     for number, (word, (function, image, logits)) in enumerate(RESAMPLERS.items()):
         place = root / "predict" / f"resampler-{number}"
         edited = place / folder.parent.name / folder.name
-        if not edited.exists():
-            shutil.copytree(folder, edited)
+        if not (place / "artifacts").exists():
+            shutil.copytree(folder, edited, dirs_exist_ok=True)
             _edit(edited / "plans.json", folder.name.rpartition("__")[2], function, image, logits)
             run("segonnx", "export", "--nnunet", edited, "--fold", FOLD, "--out", place / "artifacts")
         (artifact,) = (place / "artifacts").iterdir()
@@ -81,4 +81,4 @@ def _edit(path: Path, configuration: str, function: str, image: dict[str, Any], 
 if __name__ == "__main__":
     from benchmarks import against_nnunet
 
-    print("\n".join(rows(Path(sys.argv[1]), against_nnunet._run)))
+    print("\n".join(rows(Path(sys.argv[1]), against_nnunet.run)))

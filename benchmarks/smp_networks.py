@@ -46,7 +46,7 @@ def outcome(architecture: str, encoder: str, out: Path) -> str:
     try:
         done = pipeline.export(spec, Settings(out, shape=size(architecture, encoder)))
     except InputError as error:
-        return f"smp refuses: {_reason(error)}"
+        return f"smp refuses: {_reason(error).removesuffix(f', got {encoder}')}"
     except CheckFailed as error:
         return f"fails: {_reason(error)}"
     given, wanted = done.manifest["outputs"][0]["shape"][2:], done.manifest["inputs"][0]["shape"][2:]

@@ -80,6 +80,8 @@ def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
     dynamic: bool = False,
     divisor: int = 32,
     optimize: Literal["cpu", "none"] = "cpu",
+    opset: int = 20,
+    ir_version: int | None = None,
     overwrite: bool = False,
     licence: str = "unknown",
     check_with: str | Sequence[str] = (),
@@ -119,6 +121,8 @@ def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
         dynamic: leave batch and spatial sizes open; the file is then checked at two sizes.
         divisor: what every spatial size must be a multiple of, where they are open.
         optimize: ``cpu`` rewrites the graph for CPUs in standard operators; ``none`` keeps it as PyTorch writes it.
+        opset: the version of ONNX's operators, from 17 to 23.
+        ir_version: the version of ONNX's file format; the least that the opset has, if None.
         overwrite: replace what is there.
         licence: of the weights.
         check_with: more runtimes that must compute what the module does, such as ``("openvino",)``; ONNX Runtime
@@ -160,6 +164,8 @@ def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
         dynamic=dynamic,
         divisor=divisor,
         optimize=optimize,
+        opset=opset,
+        ir_version=ir_version,
         overwrite=overwrite,
         licence=licence,
         check_with=file_runs.chosen(check_with, "check_with="),

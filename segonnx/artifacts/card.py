@@ -69,7 +69,7 @@ def render(content: Manifest) -> str:
 
 # {escape(content["name"])}
 
-{markdown.line(content["source"])}, as ONNX (opset {content["opset"]}, standard operators only).
+{markdown.line(content["source"])}, as ONNX (opset {content["opset"]}, standard operators only{_least(content)}).
 {notice}
 - **Weights:** {escape(weights["source"])}
 - **Licence of the weights:** {escape(weights["licence"])}
@@ -147,6 +147,16 @@ The label of a voxel is decided by the mean of the members' probabilities.{" The
 
 `segonnx verify .` checks every byte of this folder and replays the test data of each member.
 """
+
+
+LEAST_RUNTIME = {17: "1.13", 18: "1.14", 19: "1.16", 20: "1.17", 21: "1.18"}
+"""The ONNX Runtime that first ran each opset, by its own table of compatibility with ONNX."""
+
+
+def _least(content: Manifest) -> str:
+    """The least runtime that takes the file, where that is known."""
+    known = LEAST_RUNTIME.get(content["opset"]) if content["ir_version"] <= 10 else None
+    return f"; ONNX Runtime {known} or later" if known else ""
 
 
 def _zeros(content: Manifest) -> list[str]:

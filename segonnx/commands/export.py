@@ -58,6 +58,8 @@ class Request:
     tune_time: float | None
     tuning: Path | None
     max_weight_growth: float | None
+    opset: int
+    ir_version: int | None
     output: Literal["logits", "probabilities", "labels"]
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
@@ -166,6 +168,12 @@ class Request:
     type=click.FloatRange(1),
     metavar="TIMES",
     help="Rewrite 3D convolutions so that the runtime holds at most so many times their weights.",
+)
+@click.option(
+    "--opset", type=int, default=20, show_default=True, metavar="N", help="Version of ONNX's operators, from 17 to 23."
+)
+@click.option(
+    "--ir-version", type=int, metavar="N", help="Version of ONNX's file format.  [default: the least for the opset]"
 )
 @click.option(
     "--output",
@@ -427,6 +435,8 @@ def _settings(request: Request) -> Settings:
         tune_time=request.tune_time or pipeline.TUNE_S,
         tuning=request.tuning,
         max_weight_growth=request.max_weight_growth,
+        opset=request.opset,
+        ir_version=request.ir_version,
         output=request.output,
         mean=request.mean,
         std=request.std,

@@ -23,6 +23,7 @@ from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.errors import ConversionError, ResourceError, first_line
 from segonnx.exporters.activation import final
 from segonnx.exporters.assemble import Converted
+from segonnx.exporters.opsets import OPSET, TORCH_LEAST
 from segonnx.exporters.prepare import STATE
 from segonnx.exporters.provenance import CONSTANTS
 from segonnx.sources.catalog import ModelSpec
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from segonnx.optimize import Optimize
     from segonnx.optimize.choices import Choices
 
-OPSET = 20
-
 
 @dataclass(frozen=True)
 class Conversion:
@@ -48,6 +47,8 @@ class Conversion:
         dynamic: leave batch and spatial sizes open.
         optimize: which rewrites to apply.
         choices: what differs from the rewrites' defaults.
+        opset: of the graph's operators.
+        ir_version: of the file's format; None takes the least that the opset has.
         path: the ONNX file; the weights go beside it, into a file with ``.data`` appended to its name.
     """
 
@@ -57,6 +58,8 @@ class Conversion:
     optimize: Optimize
     choices: Choices
     path: Path
+    opset: int = OPSET
+    ir_version: int | None = None
 
 
 def convert(conversion: Conversion, progress: Progress) -> Converted:
@@ -93,7 +96,7 @@ def convert_network(built: BuiltModel, conversion: Conversion, progress: Progres
     import onnxscript.optimizer
     from onnx_ir.passes import common
 
-    from segonnx.exporters import provenance
+    from segonnx.exporters import opsets, provenance
     from segonnx.models import checkpoints
     from segonnx.optimize import apply
 
@@ -106,6 +109,8 @@ def convert_network(built: BuiltModel, conversion: Conversion, progress: Progres
     activation = final(model)
     onnxscript.optimizer.optimize(model)
     changed = apply(model, conversion.optimize, conversion.choices)
+    opsets.lower(model, conversion.opset)
+    model.ir_version = conversion.ir_version or opsets.LEAST_IR[conversion.opset]
     common.ShapeInferencePass()(model)
     common.RemoveUnusedNodesPass()(model)
     # Metadata of the exporter tells paths and source lines of this machine.
@@ -146,7 +151,7 @@ def _program(built: BuiltModel, conversion: Conversion) -> ir.Model:
                 kwargs=keywords or None,
                 dynamo=True,
                 optimize=False,
-                opset_version=OPSET,
+                opset_version=max(TORCH_LEAST, conversion.opset),
                 input_names=[spec.input, *(one.name for one in spec.more_inputs)],
                 output_names=[_output(spec), *spec.more_outputs],
                 dynamic_shapes=dynamic,

@@ -24,6 +24,7 @@ from segonnx.errors import CheckpointError
 from segonnx.exporters import outputs
 from segonnx.exporters.accounting import Account
 from segonnx.exporters.assemble import Converted
+from segonnx.exporters.opsets import OPSET
 from segonnx.exporters.parity import DTYPE, RUNTIME, STABLE_NORM_RUNTIME, Measured
 from segonnx.exporters.prepare import Prepared, Values
 from segonnx.exporters.settings import Settings
@@ -108,6 +109,10 @@ def arguments(
         found["tuning_sha256"] = _digest(tuning)
     if settings.max_weight_growth is not None:
         found["max_weight_growth"] = settings.max_weight_growth
+    if settings.opset != OPSET:
+        found["opset"] = settings.opset
+    if settings.ir_version is not None:
+        found["ir_version"] = settings.ir_version
     if settings.output not in (None, "logits"):
         found["output"] = settings.output
     if settings.trust:

@@ -21,6 +21,7 @@ from segonnx.errors import InputError, first_line
 from segonnx.exporters import module_checks, module_inputs, module_outputs, naming, pipeline
 from segonnx.exporters.module_inputs import MORE_TYPES, Call, dtype_of
 from segonnx.exporters.module_outputs import Key, OutputAxes
+from segonnx.exporters.opsets import OPSET
 from segonnx.exporters.pipeline import Exported
 from segonnx.exporters.settings import OutputKind, Settings
 from segonnx.optimize import Optimize
@@ -52,6 +53,8 @@ class ModuleExport:
     dynamic: bool = False
     divisor: int = 32
     optimize: Optimize = "cpu"
+    opset: int = OPSET
+    ir_version: int | None = None
     overwrite: bool = False
     licence: str = "unknown"
     check_with: tuple[str, ...] = ()
@@ -88,6 +91,8 @@ def export(
             batch=call.image.shape[0],
             dynamic=how.dynamic,
             optimize=how.optimize,
+            opset=how.opset,
+            ir_version=how.ir_version,
             output=how.result,
             overwrite=how.overwrite,
             threads=how.threads,

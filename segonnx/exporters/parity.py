@@ -19,6 +19,7 @@ from segonnx.core.subprocesses import Progress
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.core.tolerances import TOLERANCES, Difference, compare, compare_values, labels_of, probabilities_of, std_of
 from segonnx.errors import ParityError
+from segonnx.exporters import opsets
 from segonnx.exporters.parity_inputs import Feeds, feeds
 from segonnx.exporters.settings import OutputKind
 from segonnx.sources.catalog import ModelSpec
@@ -181,9 +182,12 @@ def with_stable_norm(path: Path) -> Iterator[Path]:
     from segonnx.optimize.stable_instance_norm import StableInstanceNormPass
 
     model = ir.load(path)
+    opset = model.graph.opset_imports[""]
+    model.graph.opset_imports[""] = max(opset, StableInstanceNormPass.min_opset)
     if not StableInstanceNormPass()(model).modified:
         yield path
         return
+    opsets.lower(model, opset)
     stable = path.with_name("stable_norm.onnx")  # beside the external data, which it shares
     ir.save(model, stable)
     try:

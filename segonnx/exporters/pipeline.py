@@ -17,7 +17,7 @@ from segonnx.core import files, subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.errors import ResourceError
-from segonnx.exporters import elsewhere, manifest_entries, naming, outputs, parity_inputs, resources
+from segonnx.exporters import elsewhere, manifest_entries, naming, opsets, outputs, parity_inputs, resources
 from segonnx.exporters.assemble import Converted, assemble
 from segonnx.exporters.convert import Conversion
 from segonnx.exporters.manifest_entries import Findings
@@ -86,6 +86,7 @@ def export(
     """
     started = time.perf_counter()
     require_tunable(settings)
+    opsets.require(settings.opset, settings.ir_version)
     tuning = None if settings.tuning is None else read_tuning(settings.tuning)
     steps = _steps(settings, progress, built)
     naming.require_normalisation(settings.mean, settings.std)
@@ -196,7 +197,10 @@ class _Job:
         return self.steps.convert("convert", self._conversion(self.settings.optimize, chosen, self.work / MODEL))
 
     def _conversion(self, optimize: Optimize, chosen: Choices, path: Path) -> Conversion:
-        return Conversion(self.spec, self.shape, self.settings.dynamic, optimize, chosen, path)
+        settings = self.settings
+        return Conversion(
+            self.spec, self.shape, settings.dynamic, optimize, chosen, path, settings.opset, settings.ir_version
+        )
 
     def write(self, findings: Findings, arguments: dict[str, Any]) -> Manifest:
         """Write the artifact's other files, the manifest last."""

@@ -39,6 +39,8 @@ class Settings:
         tune: choose the rewrites by timing them on this machine.
         tune_time: seconds that the search may take.
         tuning: a manifest whose choices are taken, instead of the package's.
+        opset: the version of the file's operators.
+        ir_version: the version of the file's format; None takes the least that the opset has.
         max_weight_growth: how many times larger the rewrites of 3D convolutions may make their weights.
         output: what the artifact gives: ``labels`` ends the graph in an ArgMax over the classes, ``probabilities`` in
             a Softmax, or a Sigmoid for one class and for classes that overlap. None leaves what the network gives.
@@ -66,6 +68,8 @@ class Settings:
     tune_time: float = TUNE_S
     tuning: Path | None = None
     max_weight_growth: float | None = None
+    opset: int = 20
+    ir_version: int | None = None
     output: OutputKind | None = "logits"
     overwrite: bool = False
     threads: int = field(default_factory=hardware.usable_cores)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segonnx.artifacts.manifest import Manifest
+from segonnx.artifacts.manifest import Manifest, given_rule
+from segonnx.core.decisions import LEVELS
 from segonnx.errors import InputError
 
 NORMALIZATIONS = (
@@ -120,7 +121,8 @@ class InferenceConfig:
         step: The step from window to window, as a fraction of a window.
         sigma: The standard deviation of the Gaussian that weights a window, as a fraction of the window.
         mirror_axes: The spatial axes of the network that may be mirrored.
-        regions: The outputs are regions that may overlap, not classes of which one wins.
+        regions: The outputs are regions that may overlap, or one class, not classes of which one wins.
+        probable: The network gives probabilities, not logits.
         label_values: The value that each output writes into the label map.
         file_ending: The file ending of the images that the network was trained on.
         reader: nnU-Net's class that reads images and writes label maps, a member of ``READERS``.
@@ -145,6 +147,12 @@ class InferenceConfig:
     file_ending: str
     reader: str
     postprocessing: tuple[tuple[int, ...], ...] = ()
+    probable: bool = False
+
+    @property
+    def level(self) -> float:
+        """What an output must be above for its region to be there."""
+        return LEVELS["probabilities" if self.probable else "logits"]
 
     @property
     def natural(self) -> bool:
@@ -188,6 +196,10 @@ def read(content: Manifest, folder: Path) -> InferenceConfig:
                 f"{folder}: its manifest normalises {len(given['mean'])} channels, and it takes {shape[1]}"
             )
         return _of_pictures(content)
+    if output.get("kind") == "probabilities":
+        raise InputError(
+            f"{folder} gives probabilities; windows are averaged by their logits: export it with --output logits"
+        )
     if inference is None or "channels" not in given:
         raise InputError(
             f"{folder} holds a network alone: its manifest doesn't say how images are prepared "
@@ -249,7 +261,7 @@ def postprocessing(inference: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
 def _of_pictures(content: Manifest) -> InferenceConfig:
     """The config of a network for pictures: they are scaled to 0..1 and normalised as its encoder was trained."""
     given, kept = content["preprocessing"], SplineOrders(resamples=False, order=1, order_z=0, separate_z=False)
-    classes = content["outputs"][0]["shape"][1]
+    classes, rule = content["outputs"][0]["shape"][1], given_rule(content)
     checked = content["parity"]["inputs"][0]["shape"]
     sizes = zip(content["inputs"][0]["shape"][2:], checked[2:], strict=True)
     return InferenceConfig(
@@ -269,10 +281,11 @@ def _of_pictures(content: Manifest) -> InferenceConfig:
         step=0.5,
         sigma=0.125,
         mirror_axes=(),
-        regions=classes == 1,  # which is there where its logit is above 0
-        label_values=(1,) if classes == 1 else tuple(range(classes)),
+        regions=rule.above is not None,
+        label_values=tuple(range(classes)) if rule.above is None else tuple(range(1, classes + 1)),
         file_ending=".png",
         reader="NaturalImage2DIO",
+        probable=content["outputs"][0].get("kind") == "probabilities",
     )
 
 

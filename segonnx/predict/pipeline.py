@@ -186,17 +186,25 @@ def _decide(
     options: PredictOptions,
 ) -> None:
     """Fill the label map (z, y, x), and the probabilities (outputs, z, y, x) if given, from slices of logits."""
-    from scipy.special import expit, softmax
-
     values = np.asarray(config.label_values)
     for z, logits in enumerate(slices):
         with options.times.of("decide"):
             if config.regions:
                 for value, region in zip(values, logits, strict=True):
-                    labels[z][region > 0] = value
+                    labels[z][region > config.level] = value
             else:
                 labels[z] = values[logits.argmax(axis=0)]
         if probabilities is not None:
             with options.times.of("probabilities"):
-                found = expit(logits) if config.regions else softmax(logits, axis=0)
+                found = _probabilities(logits, config)
                 probabilities[:, z] = probabilities[:, z] + found if options.add else found
+
+
+def _probabilities(slices: AnyArray, config: InferenceConfig) -> AnyArray:
+    """The probabilities of a slice (outputs, y, x) of what the network gives."""
+    from scipy.special import expit, softmax
+
+    if config.probable:
+        return slices
+    found: AnyArray = expit(slices) if config.regions else softmax(slices, axis=0)
+    return found

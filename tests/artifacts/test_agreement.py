@@ -191,7 +191,7 @@ def test_what_readers_could_not_use_is_refused(message: str, change: Callable[[C
     [
         ("labels: 3 entries for 4 output channels", tensor("outputs", classes=4)),
         ("outputs/0: it gives float32, the manifest says labels", tensor("outputs", dtype="float32")),
-        ("outputs/0/classes", lambda content: content["outputs"][0].pop("kind")),
+        ("outputs/0: ", lambda content: content["outputs"][0].pop("kind")),
     ],
 )
 def test_labels_that_do_not_go_together_are_refused(message: str, change: Callable[[Content], object]) -> None:

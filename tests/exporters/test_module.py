@@ -12,13 +12,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import SimpleITK
 import torch
 from torch import nn
 
 import segonnx
 from segonnx.artifacts.verify import verify
 from segonnx.errors import ConversionError, InputError, ParityError, SegonnxError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run
 
 pytestmark = pytest.mark.usefixtures("steps_here")
 
@@ -136,7 +137,7 @@ module = Mine()
 
 def test_the_lines_of_the_readme_run_in_a_script_without_a_guard(tmp_path: Path) -> None:
     (lines,) = re.findall(r"```python\n(import segonnx\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(lines.split("\n\n")[-1].splitlines()) == 2  # and the import: three
+    assert len(lines.split("\n\n")[-1].splitlines()) == 3  # and the import: four
     (tmp_path / "script.py").write_text(SCRIPT + lines)
     result = subprocess.run(
         [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False,
@@ -145,6 +146,14 @@ def test_the_lines_of_the_readme_run_in_a_script_without_a_guard(tmp_path: Path)
     assert result.returncode == 0, result.stderr
     assert re.fullmatch(r"started\nartifacts/mine [\d.e-]+\n", result.stdout)
     assert verify(tmp_path / "artifacts" / "mine", replay=False)
+    colours = np.random.default_rng(0).integers(0, 255, (512, 512, 3)).astype(np.uint8)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(colours, isVector=True), str(tmp_path / "photo.png"))
+    (typed,) = re.findall(r"# segonnx (predict .*)", lines)
+    command, *paths = typed.split()
+    done = run(command, *(tmp_path / path for path in paths))
+    assert done.returncode == 0, done.stderr
+    mask = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "mask.png")))
+    assert mask.shape == (512, 512) and set(np.unique(mask)) == {0, 1}
 
 
 def test_importing_segonnx_imports_nothing_heavy() -> None:

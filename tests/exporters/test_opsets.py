@@ -1,0 +1,179 @@
+"""Files for older runtimes: their opset and their format, replayed by those very runtimes."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 (as everybody calls it)
+from torch import nn
+
+import segonnx
+from segonnx.errors import ConversionError
+from segonnx.exporters import opsets
+from tests.conftest import ROOT, run
+from tests.exporters.modules import Fn, X, torch_gives
+
+pytestmark = pytest.mark.usefixtures("steps_here")
+
+OLD = ROOT / ".venv-old/bin/python"
+old = pytest.mark.skipif(not OLD.exists(), reason="the old runtimes aren't installed: make old-runtimes")
+
+
+def replayed(runtime: str, model: Path, x: torch.Tensor, folder: Path, version: str) -> Any:
+    """What a runtime of years ago gives."""
+    np.save(folder / "x.npy", x.numpy())
+    program = Path(__file__).with_name("old_runtimes.py")
+    command: list[str | Path] = [OLD, program, runtime, model, folder / "x.npy", folder / "y.npy"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith(version)
+    return np.load(folder / "y.npy")
+
+
+class Mixed(nn.Module):
+    """Reductions, a split, padding, two ways of resizing, a norm and attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.InstanceNorm2d(16, affine=True), nn.GELU())
+        self.norm = nn.LayerNorm(16)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.head = nn.Conv2d(16, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.stem(x)
+        n, c, h, w = y.shape
+        tokens = self.norm(y.flatten(2).transpose(1, 2))
+        y = y + self.attention(tokens, tokens, tokens)[0].transpose(1, 2).reshape(n, c, h, w)
+        a, b = y.chunk(2, 1)
+        y = torch.cat([a * b.mean((2, 3), keepdim=True), b * a.amax((2, 3), keepdim=True)], 1)
+        y = F.pad(F.interpolate(y, scale_factor=2, mode="bilinear"), (1, 1, 1, 1), "reflect")[:, :, 1:-1, 1:-1]
+        return self.head(y)
+
+
+class Volume(nn.Module):
+    """A convolution in 3D that the rewrites unroll, with its norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(
+            nn.Conv3d(1, 16, 3, padding=1), nn.InstanceNorm3d(16, affine=True), nn.LeakyReLU(), nn.Conv3d(16, 2, 1)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.body(x)
+        return y
+
+
+@old
+@pytest.mark.parametrize("opset", [17, 18, 19])
+@pytest.mark.parametrize("optimize", ["cpu", "none"])
+@pytest.mark.parametrize(("module", "shape"), [(Mixed(), (1, 3, 32, 48)), (Volume(), (1, 1, 16, 32, 32))])
+def test_onnxruntime_1_16_runs_a_file_of_its_opset(
+    module: nn.Module, shape: tuple[int, ...], optimize: Any, opset: int, tmp_path: Path
+) -> None:
+    done = segonnx.export(module, torch.zeros(shape), tmp_path / "it", opset=opset, optimize=optimize)
+    content = done.manifest
+    assert (content["opset"], content["ir_version"]) == (opset, {17: 8, 18: 8, 19: 9}[opset])
+    segonnx.verify(done.folder)
+    x = torch.randn(shape)
+    found = replayed("onnxruntime", done.folder / "model.onnx", x, tmp_path, "1.16.3")
+    expected = torch_gives(module, x).numpy()
+    assert np.abs(found - expected).max() < 1e-3 * expected.std()
+
+
+@old
+def test_a_unet_at_opset_17_runs_in_onnxruntime_1_16_and_opencv_4_10(tmp_path: Path) -> None:
+    asked = ("smp:unet:resnet18", "--shape", "64,96", "--opset", 17, "--optimize", "none", "--out", tmp_path)
+    done = run("export", *asked)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "smp-unet-resnet18"
+    given = onnx.numpy_helper.to_array(onnx.load_tensor(folder / "test_data_set_0/input_0.pb"))
+    x = torch.from_numpy(given.copy())
+    expected = onnx.numpy_helper.to_array(onnx.load_tensor(folder / "test_data_set_0/output_0.pb"))
+    for runtime, version in (("onnxruntime", "1.16.3"), ("opencv", "4.10.0")):
+        found = replayed(runtime, folder / "model.onnx", x, tmp_path, version)
+        assert np.abs(found - expected).max() < 1e-3 * expected.std(), runtime
+    assert "ONNX Runtime 1.13 or later" in (folder / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("opset", [21, 23])
+def test_later_opsets_are_written_too(opset: int, tmp_path: Path) -> None:
+    done = segonnx.export(Mixed(), X, tmp_path / "it", opset=opset)
+    assert onnx.load(done.folder / "model.onnx").opset_import[0].version == opset
+    segonnx.verify(done.folder)
+
+
+def test_a_file_has_the_least_format_of_its_opset_unless_one_is_named(tmp_path: Path) -> None:
+    module = Fn(lambda m, x: m.conv(x), (3, 2))
+    assert segonnx.export(module, X, tmp_path / "it").manifest["ir_version"] == 9
+    done = segonnx.export(module, X, tmp_path / "later", ir_version=10)
+    assert (done.manifest["ir_version"], onnx.load(done.folder / "model.onnx").ir_version) == (10, 10)
+    assert {opset: onnx.helper.OP_SET_ID_VERSION_MAP["ai.onnx", opset] for opset in opsets.OPSETS} == opsets.LEAST_IR
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--opset", 16), "--opset 16 isn't one that can be written: there are 17 to 23"),
+        (("--opset", 99), "--opset 99"),
+        (("--ir-version", 8), "opset 20 takes an --ir-version from 9 to 11, not 8"),
+        (("--opset", 17, "--ir-version", 7), "from 8 to 11, not 7"),
+    ],
+)
+def test_versions_that_no_file_has_are_refused(arguments: tuple[Any, ...], message: str, tmp_path: Path) -> None:
+    done = run("export", "unet-mobilenetv3-small", "--out", tmp_path, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_what_opset_17_lacks_is_said(tmp_path: Path) -> None:
+    smaller = Fn(lambda m, x: m.conv(F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True)), (3, 2))
+    with pytest.raises(
+        ConversionError, match="needs Resize, with antialias 1, which is of opset 18: leave --opset out"
+    ):
+        segonnx.export(smaller, X, tmp_path / "it", opset=17)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _model(*nodes: onnx.NodeProto, shape: tuple[Any, ...] = (2, 6)) -> ir.Model:
+    value = onnx.helper.make_tensor_value_info
+    axes = onnx.numpy_helper.from_array(np.array([1]), "axes")
+    graph = onnx.helper.make_graph(list(nodes), "g", [value("x", 1, shape)], [value("y", 1, None)], [axes])
+    return ir.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]))
+
+
+def test_reductions_and_splits_are_written_as_they_were() -> None:
+    node = onnx.helper.make_node
+    model = _model(node("Split", ["x"], ["a", "b"], num_outputs=2, axis=1), node("ReduceMax", ["a", "axes"], ["y"]))
+    opsets.lower(model, 17)
+    split, reduction = model.graph
+    assert split.inputs[1] is not None and split.inputs[1].const_value is not None
+    assert split.inputs[1].const_value.numpy().tolist() == [3, 3]
+    assert (len(reduction.inputs), [*reduction.attributes["axes"].as_ints()]) == (1, [1])
+    onnx.checker.check_model(onnx.shape_inference.infer_shapes(ir.to_proto(model)))
+
+
+@pytest.mark.parametrize(
+    ("node", "shape", "message"),
+    [
+        (onnx.helper.make_node("Mish", ["x"], ["y"]), (2, 6), "needs Mish, which is of opset 18"),
+        (onnx.helper.make_node("Split", ["x"], ["y"], num_outputs=1), ("n", 6), "of an axis whose size is open"),
+        (onnx.helper.make_node("ReduceMax", ["x", "x"], ["y"]), (2, 6), "with axes that are computed"),
+        (onnx.helper.make_node("ReduceMax", ["x"], ["y"], noop_with_empty_axes=1), (2, 6), "with no axes at all"),
+        (onnx.helper.make_node("ScatterND", ["x", "x", "x"], ["y"], reduction="max"), (2, 6), "with reduction"),
+        (onnx.helper.make_node("Pad", ["x", "axes", "", "axes"], ["y"]), (2, 6), "with axes, which are of opset 18"),
+    ],
+)
+def test_what_cannot_be_lowered_is_refused(node: onnx.NodeProto, shape: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ConversionError, match=message):
+        opsets.lower(_model(node, shape=shape), 17)
