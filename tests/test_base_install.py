@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -98,6 +99,10 @@ def test_a_receiver_needs_no_torch(hand: Path, exports: Path, python: Path, rece
         labels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / name)))
         np.testing.assert_array_equal(labels, expected)
         assert len(np.unique(labels)) > 1
+
+    (tmp_path / "labels").rename(tmp_path / "labelsTs")
+    do("segonnx predict ARTIFACT imagesTs/ labels/ --evaluate labelsTs/")
+    assert 0.5 < json.loads((tmp_path / "labels" / "summary.json").read_text())["foreground_mean"]["Dice"] <= 1
 
     send(exports / SMALL, tmp_path / "encoder.zip")
     do(f"segonnx unpack encoder.zip --out artifacts/{SMALL}")
