@@ -75,8 +75,7 @@ class Volume(nn.Module):
 
 
 @old
-@pytest.mark.parametrize("opset", [17, 18, 19])
-@pytest.mark.parametrize("optimize", ["cpu", "none"])
+@pytest.mark.parametrize(("opset", "optimize"), [(17, "cpu"), (17, "none"), (18, "cpu"), (19, "cpu")])
 @pytest.mark.parametrize(("module", "shape"), [(Mixed(), (1, 3, 32, 48)), (Volume(), (1, 1, 16, 32, 32))])
 def test_onnxruntime_1_16_runs_a_file_of_its_opset(
     module: nn.Module, shape: tuple[int, ...], optimize: Any, opset: int, tmp_path: Path
