@@ -137,7 +137,7 @@ module = Mine()
 
 def test_the_lines_of_the_readme_run_in_a_script_without_a_guard(tmp_path: Path) -> None:
     (lines,) = re.findall(r"```python\n(import segonnx\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(lines.split("\n\n")[-1].splitlines()) == 3  # and the import: four
+    assert len(lines.split("\n\n")[-1].splitlines()) == 4  # and the import: five
     (tmp_path / "script.py").write_text(SCRIPT + lines)
     result = subprocess.run(
         [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False,

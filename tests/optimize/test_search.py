@@ -102,7 +102,7 @@ def test_a_tuning_is_replayed(tiny: ModelSpec, tuned: Path, tmp_path: Path) -> N
 def test_the_same_graph_is_tuned_once(tiny: ModelSpec, tuned: Path, cache: Path, tmp_path: Path) -> None:
     (kept,) = cache.iterdir()
     steps: list[str] = []
-    again = pipeline.export(tiny, Settings(tmp_path, tune=True, tune_time=20, seed=1), steps.append)
+    again = pipeline.export(tiny, Settings(tmp_path, tune=True, tune_time=8, seed=1), steps.append)
     assert "taking the tuning of an earlier export" in steps
     assert again.manifest["tuning"] == verify(tuned).manifest["tuning"]
     assert tuning.load(kept) == again.manifest["tuning"]
