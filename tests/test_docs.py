@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
+import segonnx
 from segonnx.cli import COMMANDS
 from tests.conftest import ROOT
 from tools import make_option_tables
@@ -146,3 +148,13 @@ def test_an_old_table_of_options_is_made_anew() -> None:
     assert "--gone" not in new and "| `--key" in new
     assert new.startswith("before\n") and new.endswith("\nafter\n")
     assert make_option_tables.with_tables(new) == new
+
+
+def test_every_argument_of_the_public_export_stands_in_its_table() -> None:
+    text = (DOCS / "weights.md").read_text("utf-8").partition("## Python")[2].partition("\n## ")[0]
+    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    arguments = [
+        name for name, one in inspect.signature(segonnx.export).parameters.items() if one.kind == one.KEYWORD_ONLY
+    ]
+    assert sorted(named) == sorted(arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,22 @@ def drawn(seed: int, highest: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray
     return labels
 
 
+def evaluated(artifact: Path, folder: Path, place: Path) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """What ``predict --evaluate`` printed and wrote of three cases, once nnU-Net's command wrote the same."""
+    done = run("predict", artifact, place / "in", place / "out", "--evaluate", place / "drawn")
+    assert done.returncode == 0, done.stderr
+    ours = place / "ours.json"
+    (place / "out" / "summary.json").rename(ours)
+    nnunet(
+        "nnUNetv2_evaluate_folder", place / "drawn", place / "out", "-np", 1,
+        "-djfile", folder / "dataset.json", "-pfile", folder / "plans.json",
+    )  # fmt: skip
+    assert ours.read_text() == (place / "out" / "summary.json").read_text()
+    found: dict[str, Any] = json.loads(ours.read_text())
+    assert len(found["metric_per_case"]) == 3
+    return done, found
+
+
 @pytest.mark.parametrize("kind", list(DATASETS))
 def test_the_summary_is_that_of_nnunets_command(kind: str, trained: Path, tmp_path: Path) -> None:
     (artifact,) = (trained / "artifacts" / kind).iterdir()
@@ -94,17 +111,7 @@ def test_the_summary_is_that_of_nnunets_command(kind: str, trained: Path, tmp_pa
     for case in range(3):
         save(volume(case), tmp_path / "in" / f"case{case}_0000.nii.gz")
         save(drawn(case, highest), tmp_path / "drawn" / f"case{case}.nii.gz")
-    done = run("predict", artifact, tmp_path / "in", tmp_path / "out", "--evaluate", tmp_path / "drawn")
-    assert done.returncode == 0, done.stderr
-    ours = tmp_path / "ours.json"
-    (tmp_path / "out" / "summary.json").rename(ours)
-    nnunet(
-        "nnUNetv2_evaluate_folder", tmp_path / "drawn", tmp_path / "out", "-np", 1,
-        "-djfile", folder / "dataset.json", "-pfile", folder / "plans.json",
-    )  # fmt: skip
-    assert ours.read_text() == (tmp_path / "out" / "summary.json").read_text()
-    found = json.loads(ours.read_text())
-    assert len(found["metric_per_case"]) == 3
+    done, found = evaluated(artifact, folder, tmp_path)
     dice = found["foreground_mean"]["Dice"]
     assert f"mean Dice {dice:.4f} of 3 cases -> {tmp_path}/out/summary.json" in done.stdout
     if kind == "regions":
@@ -130,17 +137,7 @@ def test_the_summary_of_pictures_is_that_of_nnunets_command(kind: str, pictured:
         colours = np.random.default_rng(case).integers(0, 256, (40, 50 + case, 3)).astype(np.uint8)
         picture(colours, tmp_path / "in" / f"case{case}_0000{ending}")
         picture(drawn(case, highest, (1, 40, 50 + case))[0], tmp_path / "drawn" / f"case{case}{ending}")
-    done = run("predict", artifact, tmp_path / "in", tmp_path / "out", "--evaluate", tmp_path / "drawn")
-    assert done.returncode == 0, done.stderr
-    ours = tmp_path / "ours.json"
-    (tmp_path / "out" / "summary.json").rename(ours)
-    nnunet(
-        "nnUNetv2_evaluate_folder", tmp_path / "drawn", tmp_path / "out", "-np", 1,
-        "-djfile", folder / "dataset.json", "-pfile", folder / "plans.json",
-    )  # fmt: skip
-    assert ours.read_text() == (tmp_path / "out" / "summary.json").read_text()
-    found = json.loads(ours.read_text())
-    assert len(found["metric_per_case"]) == 3
+    _, found = evaluated(artifact, folder, tmp_path)
     assert found["foreground_mean"]["n_pred"] > 0
     if kind == "gaps":  # a class is what it is called, and its label maps have another number
         assert found["mean"].keys() == {"1", "4"}
