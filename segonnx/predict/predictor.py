@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segonnx.artifacts import ensembles, manifest
-from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import verify
 from segonnx.core import hardware, subprocesses
@@ -69,12 +68,13 @@ class _Network:
         self._folder, self._slots = folder, load.slots
         self._input, self._output = described["inputs"][0]["name"], described["outputs"][0]["name"]
         self._gives = (1, len(self.config.label_values), *self.config.window)
-        self._window_s = run_seconds(folder / MODEL, math.prod(self.config.window), load.timeout)
+        model = folder / manifest.cpu_model(described)
+        self._window_s = run_seconds(model, math.prod(self.config.window), load.timeout)
         with (
             self._errors("doesn't load"),
-            subprocesses.limited(load_seconds(folder / MODEL, load.timeout), "loading the model"),
+            subprocesses.limited(load_seconds(model, load.timeout), "loading the model"),
         ):
-            self._session = open_session(folder / MODEL, SessionSettings(threads=load.threads))
+            self._session = open_session(model, SessionSettings(threads=load.threads))
 
     def forward(self, x: AnyArray) -> AnyArray:
         """The logits of a window, which waits for a free slot."""
