@@ -2,8 +2,9 @@
 
 The layout is that of "Model Repository" in Triton's user guide: ``NAME/config.pbtxt`` and ``NAME/1/model.onnx``. The
 latter is a folder if the model has external data. Where the instances are to run on CPUs, and the artifact has a graph
-for those, it lies beside, with all its data, and the configuration names it. The fields of the configuration, with their names and numbers, are
-those of ``model_config.proto`` in https://github.com/triton-inference-server/common; protobuf writes them as text.
+for those, it lies in ``NAME/1`` with all its data, and the configuration names it. The fields of the configuration,
+with their names and numbers, are those of ``model_config.proto`` in https://github.com/triton-inference-server/common;
+protobuf writes them as text.
 """
 
 from __future__ import annotations
