@@ -256,9 +256,10 @@ def _replay(
     expected, *others = [
         testdata.read(folder / layout.output_file(number)) for number in range(len(content["outputs"]))
     ]
+    positions = manifest.positions(content, given[0])
     differences: dict[str, Difference | Agreement] = {}
     for model in manifest.models(content):
-        found, *more = _run(folder / model, given, threads, timeout, progress)
+        found, *more = _run(folder / model, given, positions, threads, timeout, progress)
         progress("comparing")
         for number, (wanted, had) in enumerate(zip(others, more, strict=True), 1):
             _require_alike(wanted, had, f"{folder}: output {number} of {model}")
@@ -270,20 +271,23 @@ def _replay(
 
 
 def _run(
-    model: Path, given: list[npt.NDArray[Any]], threads: int, timeout: float | None, progress: Progress
+    model: Path,
+    given: list[npt.NDArray[Any]],
+    positions: int,
+    threads: int,
+    timeout: float | None,
+    progress: Progress,
 ) -> list[npt.NDArray[Any]]:
-    """What a graph gives for its inputs.
+    """What a graph gives for its inputs, the first of which has so many pixels or voxels.
 
     Raises:
         VerifyError: it doesn't load, or doesn't run.
     """
-    x = given[0]
     progress(f"loading {model.name} in ONNX Runtime")
     try:
         with subprocesses.limited(load_seconds(model, timeout), "loading the model"):
             session = open_session(model, SessionSettings(threads=threads))
         progress(f"replaying the test data in {model.name}")
-        positions = x.size // x.shape[1] if x.ndim > 1 and x.size else 0
         with subprocesses.limited(run_seconds(model, positions, timeout), "the replay"):
             names = [value.name for value in session.get_inputs()]
             found: list[npt.NDArray[Any]] = session.run(None, dict(zip(names, given, strict=True)))

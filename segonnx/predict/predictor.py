@@ -20,7 +20,7 @@ from segonnx.core import hardware, subprocesses
 from segonnx.core.files import require_space
 from segonnx.core.ort_session import SessionSettings, load_seconds, open_session, run_seconds
 from segonnx.errors import InputError, ResourceError, VerifyError, first_line
-from segonnx.predict import config, pipeline, postprocessing
+from segonnx.predict import config, pipeline, pixels, postprocessing
 from segonnx.predict.config import InferenceConfig
 from segonnx.predict.pipeline import PredictOptions
 from segonnx.predict.preprocessing import Times
@@ -78,6 +78,7 @@ class _Network:
 
     def forward(self, x: AnyArray) -> AnyArray:
         """The logits of a window, which waits for a free slot."""
+        x = pixels.given(x, self.config)
         with self._slots, self._errors("doesn't run"), subprocesses.limited(self._window_s, "a window"):
             logits: AnyArray = self._session.run([self._output], {self._input: x})[0]
         if logits.shape != self._gives or logits.dtype != np.float32:

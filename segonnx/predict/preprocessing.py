@@ -13,8 +13,8 @@ import numpy as np
 
 from segonnx.core import hardware
 from segonnx.errors import InputError, ResourceError
-from segonnx.predict import resampling
-from segonnx.predict.config import PICTURE, ChannelNormalization, InferenceConfig
+from segonnx.predict import pixels, resampling
+from segonnx.predict.config import PICTURE, PIXELS, ChannelNormalization, InferenceConfig
 from segonnx.predict.resampling import AnyArray, Box
 
 EPSILON = 1e-8
@@ -198,9 +198,12 @@ def _normalise(values: AnyArray, mask: AnyArray, channel: ChannelNormalization) 
     elif channel.scheme == "RescaleTo01Normalization":
         values -= values.min()
         values /= max(values.max(), EPSILON)
-    elif channel.scheme in ("RGBTo01Normalization", PICTURE):
+    elif channel.scheme in ("RGBTo01Normalization", PICTURE, PIXELS):
         if values.min() < 0 or values.max() > 255:
             raise InputError(f"a channel of colours must lie in 0..255; found {values.min():g} to {values.max():g}")
+        if channel.scheme == PIXELS:
+            pixels.centre(values, channel)
+            return
         values /= 255
         if channel.scheme == PICTURE:
             values -= channel.statistics["mean"]
