@@ -111,6 +111,24 @@ def test_a_unet_at_opset_17_runs_in_onnxruntime_1_16_and_opencv_4_10(tmp_path: P
     assert "ONNX Runtime 1.13 or later" in (folder / "README.md").read_text("utf-8")
 
 
+@old
+@pytest.mark.parametrize("kind", ["uint8-nhwc", "uint8-nchw"])
+def test_older_runtimes_take_pictures_of_8_bits(kind: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    done = segonnx.export(
+        module, torch.zeros(1, 3, 32, 48), tmp_path / "it", mean=mean, std=std, input_kind=kind, opset=17
+    )
+    picture = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8)
+    given = picture.permute(0, 2, 3, 1).contiguous() if kind == "uint8-nhwc" else picture
+    seen = (picture / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    expected = torch_gives(module, seen).numpy()
+    for runtime, version in (("onnxruntime", "1.16.3"), ("opencv", "4.10.0")):
+        found = replayed(runtime, done.folder / "model.onnx", given, tmp_path, version)
+        assert np.abs(found - expected).max() < 1e-3 * expected.std(), runtime
+
+
 @pytest.mark.parametrize("opset", [21, 23])
 def test_later_opsets_are_written_too(opset: int, tmp_path: Path) -> None:
     done = segonnx.export(Mixed(), X, tmp_path / "it", opset=opset)
