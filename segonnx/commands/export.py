@@ -194,9 +194,10 @@ class Request:
 @click.option(
     "--mean",
     type=options.Reals(),
-    help="Of pictures in 0..1, for each channel: what `segonnx predict` takes off. [default: of the encoder's weights]",
+    help="Of pictures in 0..1, for each channel: what `segonnx predict`, or the graph, takes off. "
+    "[default: of the encoder's weights]",
 )
-@click.option("--std", type=options.Reals(), help="What `segonnx predict` then divides by. Goes with --mean.")
+@click.option("--std", type=options.Reals(), help="What it then divides by. Goes with --mean.")
 @click.option(
     "--labels",
     type=options.PATH,

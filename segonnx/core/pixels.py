@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Bytes = npt.NDArray[np.uint8]
 
 Layout = Literal["NHWC", "NCHW"]
 """The order of a picture's axes: batch, rows, columns and colours, as files and cameras give them, or colours first."""
-Bytes = npt.NDArray[np.uint8]
 Size = TypeVar("Size")
 
 HIGHEST = 255
@@ -30,6 +32,8 @@ def channels_first(shape: Sequence[Size], layout: str | None) -> list[Size]:
 
 def arranged(pictures: npt.NDArray[Any], layout: str) -> npt.NDArray[Any]:
     """Pictures (N, C, H, W) in the order of ``layout``, in one piece."""
+    import numpy as np
+
     return np.ascontiguousarray(pictures.transpose(0, 2, 3, 1) if layout == "NHWC" else pictures)
 
 
@@ -58,6 +62,8 @@ class Pixels:
 
     def normalised(self, pictures: Bytes) -> npt.NDArray[np.float32]:
         """What the network sees of pictures (N, C, H, W): (picture / 255 - mean) / std, each step in float32."""
+        import numpy as np
+
         x = pictures.astype(np.float32)
         x /= np.float32(HIGHEST)
         x -= self._by_channel(self.mean)
@@ -66,9 +72,13 @@ class Pixels:
 
     def nearest(self, x: npt.NDArray[np.float32]) -> Bytes:
         """The pictures of which the network sees what is nearest to ``x`` (N, C, H, W), cut to 0..255."""
+        import numpy as np
+
         scaled = x.astype(np.float64) * self._by_channel(self.std) + self._by_channel(self.mean)
         return np.rint(np.clip(HIGHEST * scaled, 0, HIGHEST)).astype(np.uint8)
 
     @staticmethod
     def _by_channel(numbers: Sequence[float]) -> npt.NDArray[np.float32]:
+        import numpy as np
+
         return np.array(numbers, np.float32).reshape(-1, 1, 1)

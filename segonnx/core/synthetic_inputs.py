@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from segonnx.core.pixels import HIGHEST, Bytes
+from segonnx.core.pixels import HIGHEST
+
+if TYPE_CHECKING:
+    from segonnx.core.pixels import Bytes
 
 Array = npt.NDArray[np.float32]
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from segonnx.core.pixels import Bytes, Pixels
 from segonnx.core.synthetic_inputs import NAMES, Array, ParityInput, pictures
 from segonnx.sources.catalog import ModelSpec
+
+if TYPE_CHECKING:
+    from segonnx.core.pixels import Bytes, Pixels
 
 RESAMPLED = "resampled"
 """The kind of an input whose values are drawn from those of the caller's example, channel by channel."""
