@@ -19,6 +19,7 @@ from torch import nn
 
 import segonnx
 from segonnx.artifacts import layout, manifest, packing, testdata
+from segonnx.artifacts.packing import bundle, triton
 from segonnx.artifacts.verify import verify
 from segonnx.bench import targets
 from segonnx.core import synthetic_inputs
@@ -279,6 +280,33 @@ def test_other_programs_are_told_of_bytes(bytewise: Path, tmp_path: Path) -> Non
     image = data["network_data_format"]["inputs"]["image"]
     assert (image["num_channels"], image["spatial_shape"], image["dtype"]) == (3, [64, 96], "uint8")
     assert image["value_range"] == [0, 255]
+
+
+def test_open_sizes_are_told_in_the_order_of_the_pictures(tmp_path: Path) -> None:
+    done = segonnx.export(
+        Decoder(), torch.zeros(1, 3, 32, 32), tmp_path / "it", mean=MEAN, std=STD, input_kind="uint8-nhwc", dynamic=True
+    )
+    given = triton.config(done.manifest).split("output")[0]
+    assert "max_batch_size: 8" in given and "dims: [-1, -1, 3]" in given
+    image = bundle.metadata(done.manifest)["network_data_format"]["inputs"]["image"]
+    assert (image["num_channels"], image["spatial_shape"]) == (3, ["*", "*"])
+
+
+def test_a_folder_of_smp_brings_its_encoders_mean(tmp_path: Path) -> None:
+    import segmentation_models_pytorch as smp
+
+    torch.manual_seed(0)
+    network = smp.FPN("tu-tf_efficientnet_lite0", encoder_weights=None, classes=2, encoder_depth=3).eval()
+    network.save_pretrained(tmp_path / "saved")
+    settings = ("--shape", "64,64", "--input", "uint8-nchw", "--out", tmp_path / "out")
+    done = run("export", "--smp", tmp_path / "saved", *settings)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "out").iterdir()
+    given = manifest.read(folder)["preprocessing"]
+    assert (given["mean"], given["in_graph"], given["input_space"]) == ([0.5] * 3, True, "RGB")
+    picture = np.random.default_rng(1).integers(0, 256, (1, 3, 64, 64), np.uint8)
+    expected = torch_gives(network, user(picture, [0.5] * 3, [0.5] * 3)).numpy()
+    assert np.abs(runs(folder / "model.onnx", picture) - expected).max() < 1e-3 * expected.std()
 
 
 def test_a_bench_says_that_it_times_float(bytewise: Path) -> None:
