@@ -146,7 +146,7 @@ def test_a_recorded_output_that_differs_is_found_whichever_it_is(tmp_path: Path)
         kept, array = path.read_bytes(), testdata.read(path)
         onnx.save_tensor(onnx.numpy_helper.from_array(array + array.dtype.type(1)), path)
         reseal(done.folder, rehash=True)
-        with pytest.raises(VerifyError, match=f"output {number} differs from the recorded one"):
+        with pytest.raises(VerifyError, match=f"output {number} of model.onnx differs from the recorded one"):
             segonnx.verify(done.folder)
         path.write_bytes(kept)
 
