@@ -177,9 +177,9 @@ def test_what_ran_behind_the_network_is_on_its_card(tmp_path: Path) -> None:
     assert content["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
     card = (tmp_path / "net" / "README.md").read_text()
     assert "the network was saved with sigmoid behind it, which the file leaves out" in card
-    code = (
-        card.split("```python\n")[1].split("\n```")[0].replace('"model.onnx"', repr(str(tmp_path / "net/model.onnx")))
-    )
+    (model_file,) = re.findall(r'InferenceSession\("([^"]+)"', card)
+    code = card.split("```python\n")[1].split("\n```")[0]
+    code = code.replace(f'"{model_file}"', repr(str(tmp_path / "net" / model_file)))
     code = re.sub(r"^x = .*$", "x = given", code, flags=re.MULTILINE)
     names: dict[str, Any] = {"given": x}
     exec(code, names)
