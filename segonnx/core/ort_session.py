@@ -27,6 +27,8 @@ class SessionSettings:
         spinning: let idle threads wait actively for a while: ``on``, ``off``, or ``while-running``: until a run ends.
         graph_optimization: what ONNX Runtime does to the graph.
         profile: prefix of the file that its profiler writes; None for no profile.
+        denormals_as_zero: take 0 for numbers that are too small for float32's normal form, which take very long.
+        weights: the folder of the files of its weights, for a model that is given as bytes.
     """
 
     threads: int = 0
@@ -34,6 +36,8 @@ class SessionSettings:
     spinning: Literal["on", "off", "while-running"] = "on"
     graph_optimization: GraphOptimization = "all"
     profile: str | None = None
+    denormals_as_zero: bool = False
+    weights: Path | None = None
 
 
 def open_session(model: Path | bytes, settings: SessionSettings | None = None) -> onnxruntime.InferenceSession:
@@ -60,6 +64,10 @@ def open_session(model: Path | bytes, settings: SessionSettings | None = None) -
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(how.spinning != "off")))
     if how.spinning == "while-running":
         options.add_session_config_entry("session.force_spinning_stop", "1")
+    if how.denormals_as_zero:
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    if how.weights is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(how.weights))
     if how.profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = how.profile
