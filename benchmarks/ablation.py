@@ -111,8 +111,7 @@ def cells(pairs: list[Pair]) -> str:
 def measure(name: str, latency: CoreLatency) -> str:
     """A table of a network's variants, by whether the processors shared a cache."""
     spec = catalog.find(name)
-    settings = pipeline.Settings(ROOT / "artifacts" / "stock", optimize="none")
-    stock = pipeline.export(spec, settings).folder / MODEL
+    stock = pipeline.export(spec, pipeline.Settings(ROOT / "artifacts")).folder / MODEL
     probe = ParityInput("noise", spec.input_shape)
     raced: dict[str, list[Pair]] = {}
     memory = {}

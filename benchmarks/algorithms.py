@@ -2,12 +2,12 @@
 
     python -m benchmarks.algorithms NAME... [--rounds N] [--artifacts FOLDER] [--together N] [--seed N]
 
-Each NAME is an artifact without rewrites: `segonnx export NAME --optimize none --out artifacts/stock` makes it. The
-default choice of algorithms is timed against each algorithm alone, against each pair of them, and against itself
-without one of them; in 2D, against all rewrites but `WinogradPhasesPass`. What an algorithm can't make, another that is
-left makes. The graphs are timed in one process, in random order in each round. A time is the median of the rounds'
-ratios to the default, with the interval of a bench. The default races a copy of itself, too: what comes out there is
-noise. Nothing else may run meanwhile. It prints a table in Markdown.
+Each NAME is an artifact: `segonnx export NAME` makes it. Its plain graph, `model.onnx`, is rewritten here. The default
+choice of algorithms is timed against each algorithm alone, against each pair of them, and against itself without one of
+them; in 2D, against all rewrites but `WinogradPhasesPass`. What an algorithm can't make, another that is left makes.
+The graphs are timed in one process, in random order in each round. A time is the median of the rounds' ratios to the
+default, with the interval of a bench. The default races a copy of itself, too: what comes out there is noise. Nothing
+else may run meanwhile. It prints a table in Markdown.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def tables(artifact: Path, rounds: int, together: int, rng: random.Random) -> It
     """The lines of an artifact's table, each as soon as it is known."""
     manifest = json.loads((artifact / MANIFEST).read_text("utf-8"))
     if manifest["rewrites"]:
-        raise SystemExit(f"{artifact} is rewritten already: segonnx export {manifest['name']} --optimize none")
+        raise SystemExit(f"{artifact} has no plain graph: segonnx export {manifest['name']} --overwrite")
     shape = tuple(manifest["inputs"][0]["shape"])
     x = synthetic_inputs.make("noise", shape, manifest["preprocessing"]["modality"])
     yield f"| {manifest['name']} | ms | times the default | convolutions |"
@@ -136,9 +136,9 @@ def tables(artifact: Path, rounds: int, together: int, rng: random.Random) -> It
 def main(arguments: Sequence[str]) -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.algorithms")
-    parser.add_argument("names", nargs="+", metavar="NAME", help="folder in --artifacts of one without rewrites")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="folder in --artifacts")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--artifacts", type=Path, default=ROOT / "artifacts" / "stock")
+    parser.add_argument("--artifacts", type=Path, default=ROOT / "artifacts")
     parser.add_argument("--together", type=int, default=3, help="graphs in memory beside the default")
     parser.add_argument("--seed", type=int, default=0, help="of the order")
     given = parser.parse_args(arguments)

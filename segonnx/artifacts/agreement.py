@@ -78,6 +78,8 @@ def _parity(content: dict[str, Any]) -> str | None:
     places = {"parity": parity}
     for key in ("inputs", "also"):
         places |= {f"parity/{key}/{i}": one for i, one in enumerate(parity.get(key, ()))}
+    if "cpu_graph" in content:
+        places["cpu_graph/parity"] = content["cpu_graph"]["parity"]
     for place, found in places.items():
         for key in ("max_rel_error", "rms_rel_error"):
             if found.get(key, 0) > allowed[key]:
@@ -156,6 +158,8 @@ def _decision(content: dict[str, Any]) -> str | None:
 
 def _files(content: dict[str, Any]) -> str | None:
     names = content["files"]
+    if ("cpu_graph" in content) != (layout.CPU_MODEL in names):
+        return f"cpu_graph: it is there, and {layout.CPU_MODEL} isn't, or the other way round"
     lower: dict[str, str] = {}
     for name in names:
         if name in (layout.MANIFEST, layout.SIGNATURE):

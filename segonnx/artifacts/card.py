@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from segonnx.artifacts.manifest import Manifest, given_rule, gives_labels
+from segonnx.artifacts.manifest import Manifest, cpu_model, given_rule, gives_labels
 from segonnx.core import file_runs, markdown
 from segonnx.core.markdown import code, escape
 from segonnx.errors import one_line
@@ -83,11 +83,11 @@ def render(content: Manifest) -> str:
 import numpy as np
 import onnxruntime
 
-session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+session = onnxruntime.InferenceSession("{cpu_model(content)}", providers=["CPUExecutionProvider"])
 x = {first}
 labels = session.run([{_python(y["name"])}], {{{arrays}}})[0]{decide}
 ```
-
+{_two_graphs(content)}
 `segonnx verify .` checks every byte of this folder and replays `test_data_set_0`.
 
 ## How it was checked
@@ -103,7 +103,7 @@ Errors are relative to the standard deviation of the logits.
 | input | shape | largest error | RMS error | same label |
 |---|---|---|---|---|
 {rows}
-{allowed}
+{_cpu_row(content)}{allowed}
 {also}"""
 
 
@@ -157,6 +157,27 @@ def _least(content: Manifest) -> str:
     """The least runtime that takes the file, where that is known."""
     known = LEAST_RUNTIME.get(content["opset"]) if content["ir_version"] <= 10 else None
     return f"; ONNX Runtime {known} or later" if known else ""
+
+
+def _two_graphs(content: Manifest) -> str:
+    """Which graph is whose, where there are two."""
+    if "cpu_graph" not in content:
+        return ""
+    return (
+        "\n`model.onnx` is the graph as PyTorch writes it, for every runtime. `model.cpu.onnx` is the same rewritten\n"
+        "for ONNX Runtime's CPU provider; it takes its weights out of the files beside it, so keep them together.\n"
+    )
+
+
+def _cpu_row(content: Manifest) -> str:
+    """The row of the graph for CPUs, where there is one, in the table of the parity."""
+    if "cpu_graph" not in content:
+        return ""
+    found = content["cpu_graph"]["parity"]
+    return (
+        f"| all, in `model.cpu.onnx` | | {found['max_rel_error']:.1e} | {found['rms_rel_error']:.1e} "
+        f"| {100 * found['label_agreement']:.4f} % |\n"
+    )
 
 
 def _zeros(content: Manifest) -> list[str]:

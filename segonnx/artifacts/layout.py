@@ -1,6 +1,10 @@
 """The names of the files in an artifact."""
 
 MODEL = "model.onnx"
+"""The graph for every runtime, as PyTorch writes it, with the weights; in a file beside it where they are large."""
+CPU_MODEL = "model.cpu.onnx"
+"""The same rewritten for ONNX Runtime's CPU provider, where that changes anything. Its weights are those of ``MODEL``,
+which it points into."""
 MANIFEST = "manifest.json"
 CARD = "README.md"
 SBOM = "sbom.cdx.json"

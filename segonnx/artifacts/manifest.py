@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segonnx.artifacts.agreement import contradiction, ensemble_contradiction
-from segonnx.artifacts.layout import MANIFEST
+from segonnx.artifacts.layout import CPU_MODEL, MANIFEST, MODEL
 from segonnx.core import documents, files
 from segonnx.core.decisions import Decision, of_output
 from segonnx.errors import InputError, VerifyError
@@ -121,6 +121,16 @@ def require_one_network(content: Manifest, folder: Path, what: str) -> None:
 def gives_labels(content: Manifest) -> bool:
     """Whether the model gives labels (N, spatial...) instead of logits (N, classes, spatial...)."""
     return bool(content["outputs"][0].get("kind") == "labels")
+
+
+def cpu_model(content: Manifest) -> str:
+    """The file of the graph that ONNX Runtime's CPU provider runs fastest."""
+    return CPU_MODEL if "cpu_graph" in content else MODEL
+
+
+def models(content: Manifest) -> tuple[str, ...]:
+    """The files of the graphs."""
+    return tuple(dict.fromkeys((MODEL, cpu_model(content))))
 
 
 def given_rule(content: Manifest) -> Decision:

@@ -10,8 +10,8 @@ from segonnx.errors import InputError, VerifyError
 
 _OWN = frozenset(
     {
-        layout.MODEL, f"{layout.MODEL}.data", layout.MANIFEST, layout.CARD, layout.SBOM, layout.SIGNATURE,
-        layout.TEST_DATA, layout.TOLERANCES,
+        layout.MODEL, f"{layout.MODEL}.data", layout.CPU_MODEL, layout.MANIFEST, layout.CARD, layout.SBOM,
+        layout.SIGNATURE, layout.TEST_DATA, layout.TOLERANCES,
     }
 )  # fmt: skip
 

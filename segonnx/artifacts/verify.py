@@ -16,7 +16,6 @@ from segonnx.artifacts import ensembles, graphs, layout, manifest, replays, sign
 from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest
 from segonnx.core import file_runs, files, subprocesses
-from segonnx.core.decisions import Decision
 from segonnx.core.file_runs import Replayed
 from segonnx.core.files import sha256
 from segonnx.core.ort_session import SessionSettings, load_seconds, model_bytes, open_session, run_seconds
@@ -42,8 +41,8 @@ class Verified:
         files: how many files were hashed.
         bytes: the size of all files.
         weights: the files beside ``model.onnx`` that hold weights of its graph; an ensemble's have none here.
-        difference: how far the replay is from the recorded logits or labels, of an ensemble the member's that is
-            farthest; None where it wasn't asked for.
+        difference: how far the replay is from the recorded logits or labels, of the graph, and of an ensemble's
+            member, that is farthest; None where it wasn't asked for.
         also: the same in other runtimes, of those that were asked for.
     """
 
@@ -99,22 +98,20 @@ def verify(
         tolerance = _tolerance(path, described)
         # The checker and the runtime are C++ that reads a file which may be hostile: not in this process.
         own = replace(bounds or Bounds(), mapped=model_bytes(path / MODEL))
-        found = subprocesses.call(_check_graph, path, described, progress=progress, bounds=own).value
+        found = subprocesses.call(_check_graphs, path, described, progress=progress, bounds=own).value
         weights = found if path == folder else ()
         if replay:
-            labels = manifest.gives_labels(described)
-            tensors = len(described["inputs"]), len(described["outputs"])
-            rule = None if labels else manifest.given_rule(described)
-            replayed = subprocesses.call(
-                _replay, path, tensors, rule, threads, own.timeout, progress=progress, bounds=own
-            )  # fmt: skip
-            difference = replayed.value
-            if not difference.within(tolerance):
-                what = described["outputs"][0].get("kind", "logits")
-                raise VerifyError(
-                    f"{path}: the replay differs from the recorded {what}: {difference}; allowed: {tolerance}"
+            for model in manifest.models(described):
+                replayed = subprocesses.call(
+                    _replay, path / model, described, threads, own.timeout, progress=progress, bounds=own
                 )
-            differences.append(difference)
+                if not replayed.value.within(tolerance):
+                    what = described["outputs"][0].get("kind", "logits")
+                    raise VerifyError(
+                        f"{path}: the replay of {model} differs from the recorded {what}: {replayed.value}; "
+                        f"allowed: {tolerance}"
+                    )
+                differences.append(replayed.value)
             for runtime in also:
                 elsewhere = subprocesses.call(
                     replays.replay, path, described, runtime, tolerance, threads, own.timeout, progress=progress,
@@ -207,12 +204,17 @@ def _walk(folder: Path, known: set[str]) -> Iterator[str]:
                 yield name
 
 
-def _check_graph(folder: Path, content: Manifest, progress: Progress) -> tuple[str, ...]:
-    """Check the graph against the manifest. The result is the names of the files of its weights."""
+def _check_graphs(folder: Path, content: Manifest, progress: Progress) -> tuple[str, ...]:
+    """Check the graphs against the manifest. The result is the names of the files of the first one's weights."""
+    progress("checking the graph")
+    weights, *_ = [_check_graph(folder / model, content) for model in manifest.models(content)]
+    return weights
+
+
+def _check_graph(path: Path, content: Manifest) -> tuple[str, ...]:
+    """Check a graph against the manifest. The result is the names of the files of its weights."""
     import onnx
 
-    progress("checking the graph")
-    path = folder / MODEL
     found: dict[str, list[dict[str, object]]] = {}
     try:
         onnx.checker.check_model(str(path), full_check=True)
@@ -247,35 +249,32 @@ def describe(value: onnx.ValueInfoProto) -> dict[str, object]:  # type: ignore[n
 
 
 def _replay(
-    folder: Path,
-    tensors: tuple[int, int],
-    rule: Decision | None,
-    threads: int,
-    timeout: float | None,
-    progress: Progress,
+    model: Path, content: Manifest, threads: int, timeout: float | None, progress: Progress
 ) -> Difference | Agreement:
     import onnxruntime  # noqa: F401 (its import isn't the graph's time)
 
-    progress("loading the model in ONNX Runtime")
-    inputs, outputs = tensors
-    given = [testdata.read(folder / layout.input_file(number)) for number in range(inputs)]
-    expected, *others = (testdata.read(folder / layout.output_file(number)) for number in range(outputs))
+    progress(f"loading {model.name} in ONNX Runtime")
+    folder = model.parent
+    given = [testdata.read(folder / layout.input_file(number)) for number in range(len(content["inputs"]))]
+    answers = (testdata.read(folder / layout.output_file(number)) for number in range(len(content["outputs"])))
+    expected, *others = answers
     x = given[0]
-    model = folder / MODEL
     try:
         with subprocesses.limited(load_seconds(model, timeout), "loading the model"):
             session = open_session(model, SessionSettings(threads=threads))
-        progress("replaying the test data")
+        progress(f"replaying the test data in {model.name}")
         positions = x.size // x.shape[1] if x.ndim > 1 and x.size else 0
         with subprocesses.limited(run_seconds(model, positions, timeout), "the replay"):
             names = [value.name for value in session.get_inputs()]
             found, *more = session.run(None, dict(zip(names, given, strict=True)))
     except Exception as error:
-        raise VerifyError(f"{folder} doesn't run: {first_line(error, 500)}") from error
+        raise VerifyError(f"{model} doesn't run: {first_line(error, 500)}") from error
     progress("comparing")
     for number, (wanted, had) in enumerate(zip(others, more, strict=True), 1):
         _require_alike(wanted, had, f"{folder}: output {number}")
-    return compare_labels(expected, found) if rule is None else compare(expected, found, rule=rule)
+    if manifest.gives_labels(content):
+        return compare_labels(expected, found)
+    return compare(expected, found, rule=manifest.given_rule(content))
 
 
 def _require_alike(expected: npt.NDArray[Any], found: npt.NDArray[Any], what: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from segonnx.artifacts.layout import MODEL
 from segonnx.bench.result import Published, WeightsKind
 from segonnx.bench.rounds import Rule
 from segonnx.core import hardware
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Autocast = Literal["auto", "bf16", "off"]
-_COPY_WEIGHTS = ("ort", "ort-stock", "openvino", "openvino-stock")
+_COPY_WEIGHTS = ("ort", "ort-stock", "openvino")
 
 VOXEL = 1000
 """Bytes that a runtime holds for each voxel beside its logits; stunet-b took up to 740."""
@@ -111,9 +112,11 @@ class Target:
         modality: of the input.
         num_classes: channels of the logits.
         artifact: folder of the artifact; None where there is none.
-        baseline: folder of an artifact of the same network without rewrites; None where there is none.
+        cpu_model: file in it of the graph for ONNX Runtime's CPU provider.
         recorded: folder of the artifact whose test data hold PyTorch's output; None where nothing is recorded.
-        derives: whether a runtime that loads the artifact computes other weights from those in it.
+        rewritten: whether the artifact's graph for every runtime is laid out for ONNX Runtime's CPU provider, as it was
+            when artifacts held one graph.
+        derives: whether ONNX Runtime computes other weights from those of the artifact.
         network: the same in PyTorch, for the runtimes that need it; None where its weights came from a file.
         weights: whose weights it holds: ``seeded``, ``published`` or ``file``.
         weights_sha256: of the artifact's weights.
@@ -131,8 +134,9 @@ class Target:
     modality: str
     num_classes: int
     artifact: Path | None = None
-    baseline: Path | None = None
+    cpu_model: str = MODEL
     recorded: Path | None = None
+    rewritten: bool = False
     derives: bool = False
     network: TorchNetwork | None = None
     weights: WeightsKind | None = None
@@ -204,7 +208,7 @@ def memory_needed(target: Target, backend: str) -> int:
     voxels = 0 if target.family == "encoder" else target.input_shape[0] * math.prod(target.input_shape[2:])
     copies = 1.0
     if backend in _COPY_WEIGHTS:
-        copies = 3.0 if target.derives and not backend.endswith("-stock") else 1.5
+        copies = 3.0 if target.derives and (backend == "ort" or target.rewritten) else 1.5
     return 8 * 10**8 + voxels * (4 * target.num_classes + VOXEL) + int(4 * target.parameters * copies)
 
 

@@ -99,7 +99,7 @@ def _run_case(
     finally:
         recorder.observed()
         found = conclusions.conclude(
-            recorder.rows, recorder.groups, recorder.reasons, settings.rule.precision, derives=target.derives
+            recorder.rows, recorder.groups, recorder.reasons, settings.rule.precision, rewritten=target.rewritten
         )
         result.rows += found.rows
         result.ratios += found.ratios

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from segonnx.artifacts.layout import MODEL
-from segonnx.bench import stats, targets
+from segonnx.bench import stats
 from segonnx.bench.core_latency import CoreLatency
 from segonnx.bench.plan import Case
 from segonnx.bench.recorder import Recorder, WorkerSlot
@@ -187,8 +187,8 @@ class Session(contextlib.AbstractContextManager["Session"]):
         )
         runnable = self._runnable
         bounds = None
-        if (model := {"artifact": runnable.model, "baseline": runnable.baseline}.get(runtime.needs)) is not None:
-            bounds = Bounds(memory=case.settings.max_memory, mapped=model_bytes(model))
+        if runtime.needs == "artifact" and runnable.model is not None:
+            bounds = Bounds(memory=case.settings.max_memory, mapped=model_bytes(runnable.model))
         if runtime.needs != "network":  # what makes the network would be imported with it
             runnable = replace(runnable, build=None, weights=None)
         return Job(
@@ -234,16 +234,17 @@ def make_runnable(case: Case, folder: Path, recorder: Recorder, progress: Progre
         else:
             for row in users if target.weights_sha256 not in (None, digest) else ():
                 row.warnings.append("random weights, made again here, differ in rounding from the artifact's")
-    how = f" --optimize none --out {targets.BASELINE}"
-    for need, artifact, arguments in (("artifact", target.artifact, ""), ("baseline", target.baseline, how)):
-        for row in recorder.of([backend for backend in needs if needs[backend] == need]) if artifact is None else ():
-            row.status = f"no artifact: segonnx export {target.name}{arguments}"
+    for row in recorder.of([backend for backend in needs if needs[backend] == "artifact"]):
+        if target.artifact is None:
+            row.status = f"no artifact: segonnx export {target.name}"
+        elif target.rewritten and row.backend == "ort-stock":
+            row.status = "the artifact's one graph is rewritten: export it anew for a plain one, too"
     return Runnable(
         input_shape=target.input_shape,
         build=None if target.network is None else target.network.build,
         weights=weights,
         model=None if target.artifact is None else target.artifact / MODEL,
-        baseline=None if target.baseline is None else target.baseline / MODEL,
+        cpu_model=None if target.artifact is None else target.artifact / target.cpu_model,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from segonnx import runtimes
+from segonnx.artifacts import manifest
 from segonnx.artifacts.manifest import Manifest, given_rule, gives_labels, require_one_network
 from segonnx.artifacts.verify import verify
 from segonnx.bench.plan import Settings, Target, TorchNetwork
@@ -18,9 +19,6 @@ from segonnx.core.subprocesses import Bounds, Progress
 from segonnx.errors import InputError, ResourceError
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
-
-BASELINE = "artifacts/stock"
-"""Where artifacts without rewrites are, if the others are in ``artifacts``."""
 
 MakeNetwork = Callable[[ModelSpec, int], TorchNetwork]
 """Gives a spec's network with the random weights of a seed, for runtimes that run PyTorch."""
@@ -36,7 +34,6 @@ def from_artifact(
     progress: Progress,
     make_network: MakeNetwork | None = None,
     shape: tuple[int, ...] | None = None,
-    baseline: Path | None = None,
     bounds: Bounds | None = None,
 ) -> Target:
     """The target of an artifact, whose every byte is checked first.
@@ -47,7 +44,6 @@ def from_artifact(
         make_network: makes the network again in PyTorch, where the artifact's weights are random ones of a spec that
             has a name; None leaves the runtimes out that need it.
         shape: of the input, (N, C, spatial...); None takes the one that the artifact was made for.
-        baseline: an artifact of the same without rewrites.
         bounds: what the check of the graph may take; see ``verify``.
 
     Raises:
@@ -84,9 +80,10 @@ def from_artifact(
         modality=content["preprocessing"]["modality"],
         num_classes=num_classes,
         artifact=folder,
-        baseline=baseline,
+        cpu_model=manifest.cpu_model(content),
         recorded=folder,
-        derives=derives(content["rewrites"]),
+        rewritten=derives(content["rewrites"]),
+        derives=derives([*content["rewrites"], *content.get("cpu_graph", {}).get("rewrites", ())]),
         network=None if make_network is None or spec is None or seed is None else make_network(spec, seed),
         weights=weights,
         weights_sha256=content["weights"]["sha256"],
@@ -96,13 +93,12 @@ def from_artifact(
     )
 
 
-def from_spec(spec: ModelSpec, make_network: MakeNetwork, baseline: Path | None = None) -> Target:
+def from_spec(spec: ModelSpec, make_network: MakeNetwork) -> Target:
     """The target of a reference system that has no artifact, with the random weights of seed 0.
 
     Args:
         spec: of a reference system: its counts stand in the catalogue.
         make_network: makes the network in PyTorch.
-        baseline: an artifact without rewrites.
     """
     assert spec.reference is not None
     return Target(
@@ -113,7 +109,6 @@ def from_spec(spec: ModelSpec, make_network: MakeNetwork, baseline: Path | None 
         input_shape=spec.input_shape,
         modality=spec.modality,
         num_classes=spec.num_classes,
-        baseline=baseline,
         network=make_network(spec, 0),
         weights="seeded",
         published=published(spec, spec.input_shape, "seeded"),

@@ -54,6 +54,13 @@ class Request:
     out: Path
 
 
+class _Backend(click.Choice[str]):
+    """A runtime, by its name of today or of before."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return super().convert(runtimes.FORMER.get(value, value), param, ctx)
+
+
 @click.command("bench")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--all", "everything", is_flag=True, help="Time all reference systems, smallest first.")
@@ -62,7 +69,7 @@ class Request:
 @click.option(
     "--backend",
     "backends",
-    type=click.Choice(runtimes.NAMES),
+    type=_Backend(runtimes.NAMES),
     multiple=True,
     help=f"Runtime; give it several times to compare. [default: those that can of {', '.join(runtimes.DEFAULTS)}]",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from segonnx import runtimes
 from segonnx.bench import targets
@@ -74,22 +74,14 @@ def from_system(
     torch = runtimes.get("eager").missing() is None
     needs = {runtimes.get(name).needs for name in settings.backends}
 
-    def exported(folder: Path, optimize: Literal["cpu", "none"]) -> Path | None:
-        if not folder.exists():
-            if not torch:
-                return None
-            how = pipeline.Settings(folder.parent, shape=spatial, batch=batch, optimize=optimize)
-            on_export(pipeline.export(spec, how, lambda step: progress(f"{spec.name}: {step}")))
-        return folder
-
     folder = out / pipeline.folder_name(spec)
-    baseline = None
-    if "baseline" in needs and (baseline := exported(out / "stock" / folder.name, "none")) is not None:
-        targets.from_artifact(baseline, progress, shape=expected, bounds=settings.bounds)  # checks its bytes
     # What isn't in the catalogue is counted by the export.
-    needed = folder.exists() or not own or spec.reference is None or "artifact" in needs
-    if needed and (artifact := exported(folder, "cpu")) is not None:
-        return targets.from_artifact(artifact, progress, network, expected, baseline, settings.bounds)
+    needed = not own or spec.reference is None or "artifact" in needs
+    if needed and torch and not folder.exists():
+        how = pipeline.Settings(out, shape=spatial, batch=batch)
+        on_export(pipeline.export(spec, how, lambda step: progress(f"{spec.name}: {step}")))
+    if folder.exists():
+        return targets.from_artifact(folder, progress, network, expected, settings.bounds)
     if not own or spec.reference is None:
         raise InputError(f"{folder} isn't there, and exporting {spec.name} needs torch: pip install 'segonnx[export]'")
-    return targets.from_spec(spec, network, baseline)
+    return targets.from_spec(spec, network)

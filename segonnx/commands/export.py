@@ -504,15 +504,18 @@ def exported_line(exported: Exported) -> str:
         same = "intact and made with these arguments"
         return f"{content['name']}: kept {exported.folder}, {same} ({exported.seconds:.1f} s)"
     parity = content["parity"]
+    graphs = [parity, *([content["cpu_graph"]["parity"]] if "cpu_graph" in content else [])]
+    worst, rms = (max(one[key] for one in graphs) for key in ("max_rel_error", "rms_rel_error"))
+    agreement = min(one["label_agreement"] for one in graphs)
     known = "as referenced" if content["parameters"]["reference"] is not None else "(no reference to compare)"
     if "training" in content:
         known = "as in the checkpoint"
-    size = sum(entry["bytes"] for name, entry in content["files"].items() if name.startswith("model.onnx"))
+    size = sum(entry["bytes"] for name, entry in content["files"].items() if ".onnx" in name)
     also = "".join(f"; {file_runs.line(one)}" for one in parity.get("also", ()))
     return (
         f"{content['name']}: {content['parameters']['count']:,} parameters {known}; ONNX against PyTorch: "
-        f"max {parity['max_rel_error']:.1e}, rms {parity['rms_rel_error']:.1e} of std, "
-        f"labels {100 * parity['label_agreement']:.4f} %{also}; {size / 1e6:,.1f} MB, {exported.seconds:.1f} s, "
+        f"max {worst:.1e}, rms {rms:.1e} of std, labels {100 * agreement:.4f} %{also}; "
+        f"{size / 1e6:,.1f} MB, {exported.seconds:.1f} s, "
         f"peak {exported.peak_rss_bytes / 1e9:.2f} GB -> {exported.folder}"
     )
 
@@ -526,7 +529,7 @@ def ensemble_line(exported: Exported) -> str:
     averaged = sum(member["averaged"] for member in content["members"])
     stages = len(content["members"]) - averaged
     also = f" and {stages} first stage{'s' if stages > 1 else ''}" if stages else ""
-    size = sum(entry["bytes"] for name, entry in content["files"].items() if "/model.onnx" in name)
+    size = sum(entry["bytes"] for name, entry in content["files"].items() if ".onnx" in name)
     return (
         f"{content['name']}: the mean of {averaged} network{'s' if averaged > 1 else ''}{also}; {size / 1e6:,.1f} MB, "
         f"{exported.seconds:.1f} s, peak {exported.peak_rss_bytes / 1e9:.2f} GB -> {exported.folder}"

@@ -76,8 +76,8 @@ def open_session(model: Path | bytes, settings: SessionSettings | None = None) -
 
 
 def model_bytes(model: Path) -> int:
-    """The size of a model's file, with the files of its weights beside it."""
-    return sum(path.stat().st_size for path in model.parent.glob(f"{model.name}*") if path.is_file())
+    """The size of a model's file, with the files of its weights beside it: those whose names hold ``.onnx``."""
+    return sum(path.stat().st_size for path in model.parent.glob("*.onnx*") if path.is_file())
 
 
 def load_seconds(model: Path, timeout: float | None) -> float:

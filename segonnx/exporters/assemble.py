@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from segonnx.artifacts.layout import MODEL
+from segonnx.artifacts.layout import CPU_MODEL, MODEL
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import ParityError
 from segonnx.exporters import accounting
@@ -13,8 +15,26 @@ from segonnx.exporters.accounting import Account
 from segonnx.exporters.activation import Activation
 from segonnx.exporters.provenance import Origin
 
+if TYPE_CHECKING:
+    import onnx
+
 EXTERNAL_BYTES = 2**30
 """Weights larger than this stay in one external file: a protobuf ends at 2 GB, and all of it is held in memory."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One of the graphs of a network.
+
+    Attributes:
+        operators: how often each operator stands in it.
+        origins: where each initializer comes from.
+        rewrites: the passes that changed it, in order.
+    """
+
+    operators: dict[str, int]
+    origins: dict[str, Origin]
+    rewrites: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -24,55 +44,131 @@ class Converted:
     Attributes:
         opset: the version of the standard operators.
         ir_version: the version of the file's format.
-        operators: how often each operator stands in the graph.
-        origins: where each initializer comes from.
-        rewrites: the passes that changed the graph, in order.
+        plain: the graph as PyTorch writes it.
         parameters: the names of the network's parameters.
         unused: patterns of the names of those that inference doesn't use, with the reason.
         inputs: the names of the graph's inputs, the image's first.
         outputs: the names of the graph's outputs, the segmentation's first.
         activation: what the network ends in, where that makes probabilities.
+        cpu: the graph that is rewritten for ONNX Runtime's CPU provider; None where nothing was rewritten.
     """
 
     opset: int
     ir_version: int
-    operators: dict[str, int]
-    origins: dict[str, Origin]
-    rewrites: tuple[str, ...]
+    plain: Graph
     parameters: tuple[str, ...]
     unused: dict[str, str]
     inputs: tuple[str, ...] = ("input",)
     outputs: tuple[str, ...] = ("logits",)
     activation: Activation | None = None
+    cpu: Graph | None = None
+
+    @property
+    def graphs(self) -> dict[str, Graph]:
+        """Each graph by the name of its file in the artifact."""
+        return {MODEL: self.plain} | ({} if self.cpu is None else {CPU_MODEL: self.cpu})
 
 
 def assemble(
     converted_path: Path, converted: Converted, weights_path: Path, artifact: Path, progress: Progress
 ) -> Account:
-    """Move the converted model into the artifact, check the graph, and account for every parameter.
+    """Move the converted graphs into the artifact, check them, and account for every parameter.
 
-    Weights of up to ``EXTERNAL_BYTES`` move into ``model.onnx``.
+    Weights of up to ``EXTERNAL_BYTES`` move into ``model.onnx``; the rewritten graph then points to them there.
+
+    Args:
+        converted_path: the graph as PyTorch writes it. The rewritten one is beside it, if there is one.
+        converted: what is known of both.
+        weights_path: the network's weights, as they were before the conversion.
+        artifact: the folder.
+        progress: progress callback.
+
+    Returns:
+        Where the parameters are in ``model.onnx``.
 
     Raises:
-        ParityError: the file isn't valid ONNX, or doesn't hold just the network's parameters.
+        ParityError: a file isn't valid ONNX, or doesn't hold just the network's parameters.
     """
     import onnx
 
     data_path = converted_path.with_name(f"{converted_path.name}.data")
-    path = artifact / MODEL
-    if data_path.exists() and data_path.stat().st_size > EXTERNAL_BYTES:
-        progress("moving the weights")
-        model = onnx.load(str(converted_path), load_external_data=False)
-        for tensor in model.graph.initializer:
-            for entry in tensor.external_data:
-                if entry.key == "location":
-                    entry.value = f"{MODEL}.data"
+    large = data_path.exists() and data_path.stat().st_size > EXTERNAL_BYTES
+    progress("moving the weights")
+    model = onnx.load(str(converted_path), load_external_data=not large)
+    if large:
         data_path.rename(artifact / f"{MODEL}.data")
-    else:
-        model = onnx.load(str(converted_path))
+        _refer(model, {})
     _rename_output(model.graph, converted.outputs[0])
-    onnx.save(model, str(path))
-    progress("checking the graph")
+    onnx.save(model, str(artifact / MODEL))
+    if converted.cpu is not None:
+        rewritten = onnx.load(str(converted_path.with_name(CPU_MODEL)), load_external_data=False)
+        _rename_output(rewritten.graph, converted.outputs[0])
+        onnx.save(rewritten, str(artifact / CPU_MODEL))
+        share_weights(artifact)
+    accounts = []
+    for name, graph in converted.graphs.items():
+        progress(f"checking the graph in {name}")
+        _require_valid(artifact / name, converted)
+        accounts.append(
+            accounting.account(
+                artifact / name, weights_path, converted.parameters, graph.origins, converted.unused, progress
+            )
+        )
+    return accounts[0]
+
+
+def share_weights(artifact: Path) -> None:
+    """Let the rewritten graph find the weights where ``model.onnx``, which was written anew, has them."""
+    import onnx
+
+    rewritten = onnx.load(str(artifact / CPU_MODEL), load_external_data=False)
+    _refer(rewritten, _places(artifact / MODEL))
+    onnx.save(rewritten, str(artifact / CPU_MODEL))
+
+
+def _places(path: Path) -> dict[str, tuple[int, int]]:
+    """Where the numbers of each initializer are in a file that holds them: their offset and length, by its name."""
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    places: dict[str, tuple[int, int]] = {}
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        position = 0
+        for tensor in model.graph.initializer:  # in the file in this order
+            if tensor.raw_data:
+                position = data.find(tensor.raw_data, position)
+                places[tensor.name] = position, len(tensor.raw_data)
+                position += len(tensor.raw_data)
+    return places
+
+
+def _refer(model: onnx.ModelProto, places: dict[str, tuple[int, int]]) -> None:
+    """Let a graph whose weights are in another file find them in the artifact.
+
+    Args:
+        model: changed in place.
+        places: where each weight is in ``model.onnx``. Those that aren't in here are in ``model.onnx.data``, where they
+            are now.
+    """
+    for tensor in model.graph.initializer:
+        if tensor.external_data and tensor.name in places:
+            offset, length = places[tensor.name]
+            del tensor.external_data[:]
+            for key, value in {"location": MODEL, "offset": offset, "length": length}.items():
+                tensor.external_data.add(key=key, value=str(value))
+        for entry in tensor.external_data if tensor.name not in places else ():
+            if entry.key == "location":
+                entry.value = f"{MODEL}.data"
+
+
+def _require_valid(path: Path, converted: Converted) -> None:
+    """Check that a file is valid ONNX, with the inputs and outputs that it should have.
+
+    Raises:
+        ParityError: it isn't.
+    """
+    import onnx
+
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except onnx.checker.ValidationError as error:
@@ -82,10 +178,9 @@ def assemble(
     if names != [*converted.inputs, *converted.outputs]:
         expected = [*converted.inputs, *converted.outputs]
         raise ParityError(f"the graph's inputs and outputs are called {names}, expected {expected}")
-    return accounting.account(path, weights_path, converted.parameters, converted.origins, converted.unused, progress)
 
 
-def _rename_output(graph: onnx.GraphProto, name: str) -> None:  # type: ignore[name-defined]  # noqa: F821
+def _rename_output(graph: onnx.GraphProto, name: str) -> None:
     """Call the graph's first output by a name, which says what was found that it holds."""
     if graph.output[0].name == name:
         return

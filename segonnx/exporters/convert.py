@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segonnx.artifacts.layout import CPU_MODEL
 from segonnx.core import subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.errors import ConversionError, ResourceError, first_line
 from segonnx.exporters.activation import final
-from segonnx.exporters.assemble import Converted
+from segonnx.exporters.assemble import Converted, Graph
 from segonnx.exporters.opsets import OPSET, TORCH_LEAST
 from segonnx.exporters.prepare import STATE
 from segonnx.exporters.provenance import CONSTANTS
@@ -49,7 +50,8 @@ class Conversion:
         choices: what differs from the rewrites' defaults.
         opset: of the graph's operators.
         ir_version: of the file's format; None takes the least that the opset has.
-        path: the ONNX file; the weights go beside it, into a file with ``.data`` appended to its name.
+        path: the ONNX file of the graph as PyTorch writes it; the weights go beside it, into a file with ``.data``
+            appended to its name. If rewrites change the graph, theirs goes beside it, too, as ``CPU_MODEL``.
     """
 
     spec: ModelSpec
@@ -79,7 +81,7 @@ def convert(conversion: Conversion, progress: Progress) -> Converted:
 
 
 def convert_network(built: BuiltModel, conversion: Conversion, progress: Progress) -> Converted:
-    """Convert a network, and write the ONNX file.
+    """Convert a network, and write the ONNX file; and that of the rewritten graph, which shares its weights.
 
     The weights go to one external file, whatever their size: that takes no second copy of them in memory.
 
@@ -94,9 +96,8 @@ def convert_network(built: BuiltModel, conversion: Conversion, progress: Progres
     """
     import onnx_ir as ir
     import onnxscript.optimizer
-    from onnx_ir.passes import common
 
-    from segonnx.exporters import opsets, provenance
+    from segonnx.exporters import provenance
     from segonnx.models import checkpoints
     from segonnx.optimize import apply
 
@@ -108,7 +109,45 @@ def convert_network(built: BuiltModel, conversion: Conversion, progress: Progres
     traced = provenance.trace(model, tensors)
     activation = final(model)
     onnxscript.optimizer.optimize(model)
-    changed = apply(model, conversion.optimize, conversion.choices)
+    rewritten = model.clone()
+    changed = apply(rewritten, conversion.optimize, conversion.choices)
+    graphs = [model, rewritten] if changed else [model]
+    constants: dict[str, Any] = {}
+    for one in graphs:
+        _finish(one, conversion)
+        constants |= provenance.computed(one, traced)
+    provenance.save(constants, path.with_name(CONSTANTS))
+    progress("writing the ONNX file")
+    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
+    if changed:
+        _save_beside(rewritten, model, path)
+    found = [
+        Graph(
+            operators=dict(sorted(Counter(node.op_type for node in one.graph).items())),
+            origins=provenance.explain(one, traced, tensors, constants),
+            rewrites=changed if one is rewritten else (),
+        )
+        for one in graphs
+    ]
+    return Converted(
+        opset=model.graph.opset_imports[""],
+        ir_version=model.ir_version,
+        plain=found[0],
+        cpu=found[1] if changed else None,
+        parameters=tuple(name for name, _ in built.module.named_parameters()),
+        unused=dict(built.unused),
+        inputs=(spec.input, *(one.name for one in spec.more_inputs)),
+        outputs=(_output(spec), *spec.more_outputs),
+        activation=activation,
+    )
+
+
+def _finish(model: ir.Model, conversion: Conversion) -> None:
+    """Bring a graph to the form of the file, in place."""
+    from onnx_ir.passes import common
+
+    from segonnx.exporters import opsets
+
     opsets.lower(model, conversion.opset)
     model.ir_version = conversion.ir_version or opsets.LEAST_IR[conversion.opset]
     common.ShapeInferencePass()(model)
@@ -117,23 +156,19 @@ def convert_network(built: BuiltModel, conversion: Conversion, progress: Progres
     common.ClearMetadataAndDocStringPass()(model)
     for value in model.graph.initializers.values():
         value.metadata_props.clear()
-    model.graph.name = spec.name
-    constants = provenance.computed(model, traced)
-    provenance.save(constants, path.with_name(CONSTANTS))
-    progress("writing the ONNX file")
-    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
-    return Converted(
-        opset=model.graph.opset_imports[""],
-        ir_version=model.ir_version,
-        operators=dict(sorted(Counter(node.op_type for node in model.graph).items())),
-        origins=provenance.explain(model, traced, tensors, constants),
-        rewrites=changed,
-        parameters=tuple(name for name, _ in built.module.named_parameters()),
-        unused=dict(built.unused),
-        inputs=(spec.input, *(one.name for one in spec.more_inputs)),
-        outputs=(_output(spec), *spec.more_outputs),
-        activation=activation,
-    )
+    model.graph.name = conversion.spec.name
+
+
+def _save_beside(rewritten: ir.Model, model: ir.Model, path: Path) -> None:
+    """Write a rewritten graph beside its original at ``path``, where its weights stay."""
+    import onnx_ir as ir
+
+    written = ir.load(path).graph.initializers
+    for name, value in rewritten.graph.initializers.items():
+        original = model.graph.initializers.get(name)
+        if original is not None and original.const_value is value.const_value:
+            value.const_value = written[name].const_value
+    ir.save(rewritten, path.with_name(CPU_MODEL))
 
 
 def _program(built: BuiltModel, conversion: Conversion) -> ir.Model:

@@ -12,7 +12,7 @@ from typing import Any
 
 from segonnx._version import __version__
 from segonnx.artifacts import layout, manifest
-from segonnx.artifacts.layout import MODEL
+from segonnx.artifacts.layout import CPU_MODEL, MODEL
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import describe
 from segonnx.core import hardware
@@ -23,9 +23,9 @@ from segonnx.core.tolerances import TOLERANCES, Difference
 from segonnx.errors import CheckpointError
 from segonnx.exporters import outputs
 from segonnx.exporters.accounting import Account
-from segonnx.exporters.assemble import Converted
+from segonnx.exporters.assemble import Converted, Graph
 from segonnx.exporters.opsets import OPSET
-from segonnx.exporters.parity import DTYPE, RUNTIME, STABLE_NORM_RUNTIME, Measured
+from segonnx.exporters.parity import DTYPE, Measured, Parity
 from segonnx.exporters.prepare import Prepared, Values
 from segonnx.exporters.settings import Settings
 from segonnx.sources.catalog import ModelSpec
@@ -52,7 +52,7 @@ class Findings:
         prepared: the network's counts.
         converted: the graph's facts.
         account: where the parameters went.
-        measured: the parity of each test input.
+        measured: the parity of each graph, by the name of its file.
         random_weights: whether the weights were made from the seed.
         tuning: the choice of the rewrites; None where the package's defaults were taken.
         also: the parity in other runtimes.
@@ -62,7 +62,7 @@ class Findings:
     prepared: Prepared
     converted: Converted
     account: Account
-    measured: list[Measured]
+    measured: Mapping[str, Parity]
     random_weights: bool
     tuning: Mapping[str, Any] | None
     also: Sequence[Replayed] = ()
@@ -183,13 +183,13 @@ def require_writable(
     others = [{"name": name, "shape": [1], "dtype": "float32"} for name in spec.more_outputs]
     graph = Tensors([{"name": spec.input, "shape": list(shape), "dtype": "float32"}, *more], [output, *others])
     empty = "0" * 64
-    measured = Measured(ParityInput("noise", shape), empty, Difference(0.0, 0.0, 0.0, 1.0, 0.0))
+    measured = Parity((Measured(ParityInput("noise", shape), empty, Difference(0.0, 0.0, 0.0, 1.0, 0.0)),))
     findings = Findings(
         spec=spec,
         prepared=Prepared(parameters=0, macs=0, weights_sha256=empty, values=Values(), inputs=()),
-        converted=Converted(1, 1, {}, {}, (), (), {}),
+        converted=Converted(1, 1, Graph({}, {}), (), {}),
         account=Account(0, 0, 0, dict.fromkeys(reasons, 0)),
-        measured=[measured],
+        measured={MODEL: measured},
         random_weights=random_weights,
         tuning=tuning,
     )
@@ -228,17 +228,24 @@ def compose(
         "outputs": [{**graph.outputs[0], **_output_kind(spec, settings)}, *graph.outputs[1:]],
         "opset": findings.converted.opset,
         "ir_version": findings.converted.ir_version,
-        "operators": findings.converted.operators,
+        "operators": findings.converted.plain.operators,
         "weights": _weights(spec, settings, findings),
         "preprocessing": _preprocessing(spec),
         "labels": [],
         **described,
-        "parity": _parity(spec, settings, findings.measured),
-        "rewrites": list(findings.converted.rewrites),
+        "parity": _parity(spec, findings.measured[MODEL]),
+        "rewrites": list(findings.converted.plain.rewrites),
         "files": {},
         "producer": hardware.versions() | {"segonnx": __version__},
         "arguments": made_with,
     }
+    if (cpu := findings.converted.cpu) is not None:
+        content["cpu_graph"] = {
+            "file": CPU_MODEL,
+            "operators": cpu.operators,
+            "rewrites": list(cpu.rewrites),
+            "parity": _worst(findings.measured[CPU_MODEL]),
+        }
     if findings.also:
         content["parity"]["also"] = [one.entry for one in findings.also]
     return content if findings.tuning is None else {**content, "tuning": findings.tuning}
@@ -303,10 +310,21 @@ def _short(path: Path) -> str:
     return f"{path.parent.name}/{path.name}" if path.parent.name.startswith("fold_") else path.name
 
 
-def _parity(spec: ModelSpec, settings: Settings, measured: list[Measured]) -> dict[str, Any]:
-    differences = [result.difference for result in measured]
+def _worst(measured: Parity) -> dict[str, Any]:
+    """The largest differences of a graph on any test input, and what ran it."""
+    differences = [result.difference for result in measured.inputs]
+    return {
+        "max_abs_error": max(difference.max_abs_error for difference in differences),
+        "max_rel_error": max(difference.max_rel_error for difference in differences),
+        "rms_rel_error": max(difference.rms_rel_error for difference in differences),
+        "label_agreement": min(difference.label_agreement for difference in differences),
+        "runtime": measured.runtime,
+    }
+
+
+def _parity(spec: ModelSpec, measured: Parity) -> dict[str, Any]:
     more = {
-        name: [result.more[number] for result in measured if result.more]
+        name: [result.more[number] for result in measured.inputs if result.more]
         for number, name in enumerate(spec.more_outputs)
     }
     return {
@@ -317,15 +335,11 @@ def _parity(spec: ModelSpec, settings: Settings, measured: list[Measured]) -> di
                 "sha256": result.sha256,
                 **asdict(result.difference),
             }
-            for result in measured
+            for result in measured.inputs
         ],
-        "max_abs_error": max(difference.max_abs_error for difference in differences),
-        "max_rel_error": max(difference.max_rel_error for difference in differences),
-        "rms_rel_error": max(difference.rms_rel_error for difference in differences),
-        "label_agreement": min(difference.label_agreement for difference in differences),
+        **_worst(measured),
         "tolerance": {"dtype": DTYPE, **asdict(TOLERANCES[DTYPE])},
         "reference": "PyTorch",
-        "runtime": STABLE_NORM_RUNTIME if settings.stable_norm else RUNTIME,
         "passed": True,
         **({"more_outputs": {name: _largest(found) for name, found in more.items()}} if more else {}),
     }

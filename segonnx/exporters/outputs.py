@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from segonnx.artifacts.layout import MODEL
 from segonnx.core.decisions import LEVELS, Decision, Kind
 from segonnx.core.subprocesses import Progress
 from segonnx.core.tolerances import TOLERANCES, compare, probabilities_of
 from segonnx.errors import InputError, ParityError
 from segonnx.exporters.activation import Activation
-from segonnx.exporters.assemble import Converted
-from segonnx.exporters.parity import DTYPE, ParityCheck, open_runnable, run
+from segonnx.exporters.assemble import Converted, Graph, share_weights
+from segonnx.exporters.parity import DTYPE, ParityCheck, open_runnable, run, runnable
 from segonnx.exporters.parity_inputs import feeds
 from segonnx.exporters.prepare import Values
 from segonnx.exporters.settings import OutputKind
@@ -135,30 +134,46 @@ def name_of(spec: ModelSpec, output: OutputKind | None) -> str:
 def put(
     artifact: Path, converted: Converted, output: OutputKind, name: str, check: ParityCheck, progress: Progress
 ) -> Converted:
-    """Let the artifact's model end in labels or probabilities, and hold them against those of its own logits.
+    """Let the artifact's graphs end in labels or probabilities, and hold them against those of their own logits.
 
     Args:
-        artifact: holds the model, which gives what the network gives.
-        converted: what is known of the model.
+        artifact: holds the graphs, which give what the network gives.
+        converted: what is known of them.
         output: ``labels`` or ``probabilities``.
         name: of the new output.
         check: what ``parity.measure`` checked the network's numbers on; it saved what must come of them.
         progress: callback that gets the name of each step.
 
     Returns:
-        What is known of the model now.
+        What is known of the graphs now.
 
     Raises:
         ParityError: they are others.
     """
-    import onnx
+    progress(f"putting the {output} behind the logits")
+    graphs = {
+        model: _put(artifact / model, graph, output, name, check.spec.rule) for model, graph in converted.graphs.items()
+    }
+    if converted.cpu is not None:
+        share_weights(artifact)
+    for model in graphs:
+        _require_own(artifact / model, output, check, progress)
+    plain, *rewritten = graphs.values()
+    return replace(
+        converted,
+        plain=plain,
+        cpu=rewritten[0] if rewritten else None,
+        outputs=(name, *converted.outputs[1:]),
+    )
+
+
+def _put(path: Path, graph: Graph, output: OutputKind, name: str, how: Decision) -> Graph:
+    """Let one graph end in labels or probabilities."""
     import onnx_ir as ir
 
     from segonnx.optimize.labels import LabelsPass
     from segonnx.optimize.probabilities import ProbabilitiesPass
 
-    progress(f"putting the {output} behind the logits")
-    path, how = artifact / MODEL, check.spec.rule
     model = ir.load(path)
     last: ir.passes.InPlacePass = (
         LabelsPass(name, how.above or 0.0)
@@ -167,26 +182,33 @@ def put(
     )
     last(model)
     ir.save(model, path)
+    operators = dict(sorted(Counter(node.op_type for node in model.graph).items()))
+    return replace(graph, operators=operators, rewrites=(*graph.rewrites, type(last).__name__))
+
+
+def _require_own(path: Path, output: OutputKind, check: ParityCheck, progress: Progress) -> None:
+    """Check that a graph gives the labels or probabilities of its own logits.
+
+    Raises:
+        ParityError: it gives others, or isn't valid.
+    """
+    import onnx
+
+    how = check.spec.rule
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except onnx.checker.ValidationError as error:
         raise ParityError(f"the graph that gives {output} isn't valid ONNX: {error}") from error
-    with check.runnable(path) as runnable:
-        session = open_runnable(runnable, check.threads)
+    with runnable(path) as ran:
+        session = open_runnable(ran, check.threads)
     for i, test_input in enumerate(check.inputs):
         progress(f"comparing the {output} of {test_input.name}")
         found = run(session, feeds(test_input, check.spec))[0]
-        expected = np.load(check.saved(i), mmap_mode="r", allow_pickle=False)
+        expected = np.load(check.saved(path.name, i), mmap_mode="r", allow_pickle=False)
         if not _same(expected, found, output):
             raise ParityError(f"on {test_input.name} the graph gives other {output} than those of its logits")
         if output == "probabilities":
             _require_close(probabilities_of(check.reference(i), how), found, how, test_input.name)
-    return replace(
-        converted,
-        operators=dict(sorted(Counter(node.op_type for node in model.graph).items())),
-        rewrites=(*converted.rewrites, type(last).__name__),
-        outputs=(name, *converted.outputs[1:]),
-    )
 
 
 def _require_close(reference: npt.NDArray[Any], found: npt.NDArray[Any], how: Decision, what: str) -> None:

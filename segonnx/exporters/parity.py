@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segonnx.artifacts import testdata
-from segonnx.artifacts.layout import MODEL
+from segonnx.artifacts.layout import CPU_MODEL, MODEL
 from segonnx.core import synthetic_inputs
 from segonnx.core.ort_session import SessionSettings, open_session
 from segonnx.core.subprocesses import Progress
@@ -42,20 +42,13 @@ class ParityCheck:
         inputs: the test inputs.
         spec: the network.
         folder: holds PyTorch's logits on test input i as ``logits_i.npy``.
-        stable_norm: run the file with its InstanceNormalization computed without loss of digits. ONNX Runtime's loses
-            some, and a file for other runtimes shouldn't fail for that.
         threads: threads of ONNX Runtime.
     """
 
     inputs: tuple[ParityInput, ...]
     spec: ModelSpec
     folder: Path
-    stable_norm: bool
     threads: int
-
-    def runnable(self, path: Path) -> contextlib.AbstractContextManager[Path]:
-        """The model that ONNX Runtime runs in place of the one at ``path``."""
-        return with_stable_norm(path) if self.stable_norm else contextlib.nullcontext(path)
 
     def reference(self, i: int) -> synthetic_inputs.Array:
         """PyTorch's logits on test input i, mapped from their file."""
@@ -67,9 +60,9 @@ class ParityCheck:
         given: npt.NDArray[Any] = np.load(self.folder / f"more_{i}_{k}.npy", mmap_mode="r", allow_pickle=False)
         return given
 
-    def saved(self, i: int) -> Path:
-        """The file of the labels, or the probabilities, that the ONNX file's own logits on test input i give."""
-        return self.folder / f"result_{i}.npy"
+    def saved(self, model: str, i: int) -> Path:
+        """The file of the labels, or the probabilities, that a graph's own logits on test input i give."""
+        return self.folder / f"result_{model}_{i}.npy"
 
     def result(self, logits: npt.NDArray[Any], output: OutputKind) -> npt.NDArray[Any]:
         """The labels or the probabilities of logits."""
@@ -93,56 +86,96 @@ class Measured:
     more: tuple[Difference, ...] = ()
 
 
-def measure(artifact: Path, check: ParityCheck, output: OutputKind | None, progress: Progress) -> list[Measured]:
-    """Run the ONNX file on every test input, hold it against PyTorch's logits, and write the first as test data.
+@dataclass(frozen=True)
+class Parity:
+    """The parity of one graph.
 
-    Errors are relative to the largest standard deviation of the logits on any input: on a flat image a network's
-    logits may hardly vary.
+    Attributes:
+        inputs: that of each test input.
+        runtime: what ran it.
+    """
+
+    inputs: tuple[Measured, ...]
+    runtime: str = RUNTIME
+
+
+def measure(artifact: Path, check: ParityCheck, output: OutputKind | None, progress: Progress) -> dict[str, Parity]:
+    """Run the graphs on every test input, hold them against PyTorch's logits, and write the first input as test data.
+
+    ``model.onnx`` runs with its InstanceNormalization computed without loss of digits where they are large: ONNX
+    Runtime's loses some, and a file for other runtimes shouldn't fail for that. Errors are relative to the largest
+    standard deviation of the logits on any input: on a flat image a network's logits may hardly vary.
 
     Args:
-        artifact: holds the model.
-        check: the test inputs, and how the model is run.
-        output: what the graph will be made to give: None leaves what the network gives. For labels and probabilities,
-            those of the file's logits are saved (see ``ParityCheck.saved``), and the test data holds those of
+        artifact: holds the models.
+        check: the test inputs, and how the models are run.
+        output: what the graphs will be made to give: None leaves what the network gives. For labels and probabilities,
+            those of each graph's logits are saved (see ``ParityCheck.saved``), and the test data holds those of
             PyTorch's.
         progress: callback that gets the name of each step.
+
+    Returns:
+        By the name of the graph's file.
 
     Raises:
         ParityError: a difference is beyond the tolerance.
     """
-    results: list[Measured] = []
     scale = max(std_of(check.reference(i)) for i in range(len(check.inputs)))
-    with check.runnable(artifact / MODEL) as path:
-        session = open_runnable(path, check.threads)
-    for i, test_input in reversed(list(enumerate(check.inputs))):
-        arrays = feeds(test_input, check.spec)
-        progress(f"running ONNX Runtime on {test_input.name}")
-        logits, *others = run(session, arrays)
-        progress(f"comparing the logits of {test_input.name}")
-        reference = check.reference(i)
-        difference = compare(reference, logits, scale, check.spec.rule)
-        if not difference.within(TOLERANCES[DTYPE]):
-            raise ParityError(
-                f"numeric parity failed on {test_input.name}: ONNX Runtime differs from PyTorch by {difference}; "
-                f"allowed: {TOLERANCES[DTYPE]}"
-            )
-        if output is not None:
-            np.save(check.saved(i), check.result(logits, output))
-        more = tuple(
-            _compare_more(check.more(i, k), found, f"{name} of {test_input.name}")
-            for k, (name, found) in enumerate(zip(check.spec.more_outputs, others, strict=True), 1)
-        )
-        results.insert(0, Measured(test_input, synthetic_inputs.sha256(arrays[check.spec.input]), difference, more))
+    found: dict[str, Parity] = {}
+    for model in (MODEL, CPU_MODEL):
+        if not (artifact / model).exists():
+            continue
+        with runnable(artifact / model) as path:
+            session = open_runnable(path, check.threads)
+            how = STABLE_NORM_RUNTIME if path.name != model else RUNTIME
+        results = [_measured(session, model, check, i, scale, output, progress) for i in range(len(check.inputs))]
+        found[model] = Parity(tuple(results), how)
+        del session
     progress("writing the test data")
-    del logits, others
+    _write_test_data(artifact, check, output)
+    return found
+
+
+def _measured(
+    session: ort.InferenceSession,
+    model: str,
+    check: ParityCheck,
+    i: int,
+    scale: float,
+    output: OutputKind | None,
+    progress: Progress,
+) -> Measured:
+    """The parity of a graph on test input i; see ``measure``."""
+    test_input = check.inputs[i]
+    arrays = feeds(test_input, check.spec)
+    progress(f"running {model} in ONNX Runtime on {test_input.name}")
+    logits, *others = run(session, arrays)
+    progress(f"comparing the logits of {test_input.name}")
+    difference = compare(check.reference(i), logits, scale, check.spec.rule)
+    if not difference.within(TOLERANCES[DTYPE]):
+        raise ParityError(
+            f"numeric parity failed on {test_input.name}: {model} in ONNX Runtime differs from PyTorch by "
+            f"{difference}; allowed: {TOLERANCES[DTYPE]}"
+        )
+    if output is not None:
+        np.save(check.saved(model, i), check.result(logits, output))
+    more = tuple(
+        _compare_more(check.more(i, k), found, f"{name} of {test_input.name}")
+        for k, (name, found) in enumerate(zip(check.spec.more_outputs, others, strict=True), 1)
+    )
+    return Measured(test_input, synthetic_inputs.sha256(arrays[check.spec.input]), difference, more)
+
+
+def _write_test_data(artifact: Path, check: ParityCheck, output: OutputKind | None) -> None:
+    """Write the first test input, and PyTorch's answers on it."""
+    reference = check.reference(0)
     given = reference if output is None else check.result(reference, output)
     answers: dict[str, npt.NDArray[Any]] = {output or check.spec.gives or "logits": given}
     answers |= {name: check.more(0, k) for k, name in enumerate(check.spec.more_outputs, 1)}
     exact = output == "labels" and not check.spec.more_outputs
     tolerance = 0.0 if exact else TOLERANCES[DTYPE].max_rel_error
     spread = max(std_of(answer.reshape(1, 1, -1)) for answer in answers.values()) if tolerance else 0.0
-    testdata.write(artifact, arrays, answers, atol=tolerance * spread, rtol=tolerance)
-    return results
+    testdata.write(artifact, feeds(check.inputs[0], check.spec), answers, atol=tolerance * spread, rtol=tolerance)
 
 
 def _compare_more(reference: npt.NDArray[Any], found: npt.NDArray[Any], what: str) -> Difference:
@@ -172,6 +205,11 @@ def run(session: ort.InferenceSession, arrays: Feeds) -> list[npt.NDArray[Any]]:
     known = {value.name for value in session.get_inputs()}
     given: list[npt.NDArray[Any]] = session.run(None, {name: array for name, array in arrays.items() if name in known})
     return given
+
+
+def runnable(path: Path) -> contextlib.AbstractContextManager[Path]:
+    """What ONNX Runtime runs in place of the graph at ``path``, as long as its parity is measured."""
+    return with_stable_norm(path) if path.name == MODEL else contextlib.nullcontext(path)
 
 
 @contextlib.contextmanager

@@ -168,7 +168,7 @@ class _Job:
         account = self.steps.spawn("assemble", assemble, self.work / MODEL, converted, self.work / STATE, self.artifact)
         (self.work / STATE).unlink()
         settings = self.settings
-        check = ParityCheck(prepared.inputs, spec, self.work, settings.stable_norm, settings.threads)
+        check = ParityCheck(prepared.inputs, spec, self.work, settings.threads)
         measured = self.steps.spawn("measure", measure, self.artifact, check, output)
         if output is not None:
             converted = self.steps.spawn(output, outputs.put, self.artifact, converted, output, name, check)

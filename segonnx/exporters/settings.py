@@ -86,15 +86,6 @@ class Settings:
         """Where the weights come from."""
         return Weights(self.checkpoints, self.trust, self.pretrained, self.seed, self.reading, self.weights_prefix)
 
-    @property
-    def stable_norm(self) -> bool:
-        """Whether the file is checked with InstanceNormalization computed without loss of digits.
-
-        ONNX Runtime's loses some. The rewrites replace it; a file without them is for other runtimes, too, and
-        shouldn't fail for that.
-        """
-        return self.optimize == "none"
-
 
 def require_tunable(settings: Settings) -> None:
     """Refuse settings of the rewrites that contradict each other.

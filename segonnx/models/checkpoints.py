@@ -275,6 +275,10 @@ def _kind(path: Path) -> str:
         raise CheckpointError(f"{path} is not a file")
     with path.open("rb") as file:
         start = file.read(64)
+    # It begins with the length of its header, whose bytes may be those that a pickle begins with.
+    header = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{" and 8 + header <= path.stat().st_size:
+        return "safetensors"
     if start.startswith(_ZIP):
         return "zip"
     if start.startswith(_PICKLE):

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import verify
 from segonnx.core import subprocesses
@@ -39,7 +38,7 @@ class Verified:
     @property
     def mapped(self) -> int:
         """The bytes of its graphs, which are mapped."""
-        return sum(path.stat().st_size for path in self.folder.rglob(f"{MODEL}*"))
+        return sum(path.stat().st_size for path in self.folder.rglob("*.onnx*"))
 
 
 def check(folder: Path, bounds: Bounds, progress: Progress) -> Verified:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segonnx.artifacts import ensembles, manifest
-from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import verify
 from segonnx.core import hardware, subprocesses
@@ -73,14 +72,15 @@ class _Network:
         self.config = config.read(described, folder)
         self._folder, self._slots = folder, load.slots
         self._input, self._output = described["inputs"][0]["name"], described["outputs"][0]["name"]
-        self._window_s = run_seconds(folder / MODEL, math.prod(self.config.window), load.timeout)
+        graph = folder / manifest.cpu_model(described)
+        self._window_s = run_seconds(graph, math.prod(self.config.window), load.timeout)
         settings = SessionSettings(threads=load.workers.threads, spinning="while-running", denormals_as_zero=True)
         with (
             self._errors("doesn't load"),
-            subprocesses.limited(load_seconds(folder / MODEL, load.timeout), "loading the model"),
+            subprocesses.limited(load_seconds(graph, load.timeout), "loading the model"),
         ):
-            model: Path | bytes = folder / MODEL
-            if (split := heads.split(folder / MODEL)) is not None:
+            model: Path | bytes = graph
+            if (split := heads.split(graph)) is not None:
                 model, self._output, self.head = split.model, split.output, split.head
                 settings = replace(settings, weights=folder)
             self._session = open_session(model, settings)

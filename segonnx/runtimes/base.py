@@ -15,7 +15,7 @@ from segonnx.runtimes.operator_kinds import kind
 if TYPE_CHECKING:
     from torch import nn
 
-Needs = Literal["network", "artifact", "baseline"]
+Needs = Literal["network", "artifact"]
 Outputs = Literal["bound", "fresh"]
 
 
@@ -29,14 +29,14 @@ class Runnable:
             function will do that can be pickled: it is called in the runtime's process.
         weights: the file that ``build`` reads.
         model: the ONNX file, for runtimes that need an artifact.
-        baseline: the same without rewrites, for runtimes that show what those gain.
+        cpu_model: the one that is rewritten for ONNX Runtime's CPU provider, where there is one.
     """
 
     input_shape: tuple[int, ...]
     build: Callable[[Path], nn.Module] | None = None
     weights: Path | None = None
     model: Path | None = None
-    baseline: Path | None = None
+    cpu_model: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from segonnx.core.synthetic_inputs import Array
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class OpenVinoRuntime(Runtime):
-    """The artifact in OpenVINO, in float32, as one stream; its own output memory is handed out, if it may be."""
+    """The artifact's plain graph in OpenVINO, in float32, as one stream; it hands out its own output, if it may."""
 
     name = "openvino"
     needs: ClassVar[Needs] = "artifact"
@@ -86,13 +85,3 @@ class OpenVinoRuntime(Runtime):
             "spinning": "the runtime's own",
             "version": str(openvino.__version__),
         }
-
-
-class OpenVinoStockRuntime(OpenVinoRuntime):
-    """The graph as PyTorch wrote it, in OpenVINO."""
-
-    name = "openvino-stock"
-    needs = "baseline"
-
-    def load(self, runnable: Runnable, options: Options) -> None:
-        super().load(replace(runnable, model=runnable.baseline), options)

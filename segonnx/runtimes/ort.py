@@ -48,7 +48,7 @@ def parse_options(texts: Iterable[str]) -> dict[str, Any]:
 
 
 class OrtRuntime(Runtime):
-    """The artifact in ONNX Runtime; outputs of known shape are bound once and reused, if they may be."""
+    """The artifact's graph for CPUs in ONNX Runtime; outputs of known shape are bound once and reused, if allowed."""
 
     name = "ort"
     needs: ClassVar[Needs] = "artifact"
@@ -67,8 +67,9 @@ class OrtRuntime(Runtime):
     def load(self, runnable: Runnable, options: Options) -> None:
         import onnxruntime  # noqa: F401 (loading it is part of this)
 
-        assert runnable.model is not None
-        self._model, self._options = runnable.model, options
+        model = runnable.cpu_model or runnable.model
+        assert model is not None
+        self._model, self._options = model, options
 
     def prepare(self, example: Array) -> None:  # noqa: ARG002 (the file has its shapes)
         options, prefix = self._options, None
@@ -144,7 +145,6 @@ class OrtStockRuntime(OrtRuntime):
     """The graph as PyTorch wrote it, in ONNX Runtime."""
 
     name = "ort-stock"
-    needs = "baseline"
 
     def load(self, runnable: Runnable, options: Options) -> None:
-        super().load(replace(runnable, model=runnable.baseline), options)
+        super().load(replace(runnable, cpu_model=None), options)

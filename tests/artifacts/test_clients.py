@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -77,10 +78,11 @@ def test_openvino(external: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("polygraphy") is None, reason="polygraphy isn't installed")
 def test_polygraphy(external: Path, tmp_path: Path) -> None:
     command = ["bash", str(EXAMPLES / "replay_polygraphy.sh")]
-    done = subprocess.run([*command, str(external)], capture_output=True, text=True, check=False, cwd=tmp_path)
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([*command, str(external)], capture_output=True, text=True, check=False, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     other = broken(external, tmp_path / "broken")
-    done = subprocess.run([*command, str(other)], capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = subprocess.run([*command, str(other)], capture_output=True, text=True, check=False, cwd=tmp_path, env=env)
     assert done.returncode == 1
 
 

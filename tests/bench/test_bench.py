@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from segonnx.bench.result import OK, Result
 from segonnx.bench.rounds import Rule
 from segonnx.bench.session import Session
 from segonnx.commands import bench_targets
+from segonnx.commands.bench import command as bench_command
 from segonnx.core import hardware, subprocesses, synthetic_inputs
 from segonnx.core.subprocesses import Bounds
 from segonnx.errors import InputError, VerifyError
@@ -186,13 +186,12 @@ def test_the_bounds_of_a_bench_hold_for_the_check_of_its_artifacts(
         raise VerifyError("enough")
 
     monkeypatch.setattr(targets, "verify", look)
-    shutil.copytree(exports / SMALL, tmp_path / "stock" / SMALL)
     for named in (("--artifact", exports / SMALL), (SMALL, "--artifacts", exports)):
         done = segonnx("bench", *named, "--backend", "ort", "--timeout", 7, "--max-memory", "3GB")
         assert done.returncode == 1 and "enough" in done.stderr, done.stderr
     with pytest.raises(VerifyError):
         bench_targets.from_system(
-            catalog.find(SMALL), tmp_path, Settings(("ort-stock",), (1,), timeout_s=7, max_memory=3 * 10**9),
+            catalog.find(SMALL), exports, Settings(("ort-stock",), (1,), timeout_s=7, max_memory=3 * 10**9),
             lambda _: None, lambda _: None,
         )  # fmt: skip
     assert seen == [Bounds(7, 3 * 10**9)] * 3
@@ -203,14 +202,16 @@ def test_a_system_without_artifact_is_exported_first(tiny: ModelSpec, tmp_path: 
     made: list[pipeline.Exported] = []
     settings = Settings(("ort-stock", "ort"), (2,), Rule(rounds=1))
     model = bench_targets.from_system(tiny, tmp_path, settings, made.append, lambda _: None)
-    assert [exported.folder for exported in made] == [tmp_path / "stock" / tiny.name, tmp_path / tiny.name]
-    assert [bool(exported.manifest["rewrites"]) for exported in made] == [False, True]
-    assert (model.baseline, model.artifact) == tuple(exported.folder for exported in made)
+    assert [exported.folder for exported in made] == [tmp_path / tiny.name] == [model.artifact]
     assert bench_targets.from_system(tiny, tmp_path, settings, made.append, lambda _: None) == model
-    assert len(made) == 2
-    baseline, ours = run.bench([replace(model, baseline=None)], settings, None, lambda _: None).rows
-    assert baseline.status == f"no artifact: segonnx export {tiny.name} --optimize none --out artifacts/stock"
+    assert len(made) == 1
+    assert [row.status for row in run.bench([model], settings, None, lambda _: None).rows] == [OK, OK]
+    former = replace(model, rewritten=True)  # an artifact of when they held one graph
+    stock, ours = run.bench([former], settings, None, lambda _: None).rows
+    assert stock.status == "the artifact's one graph is rewritten: export it anew for a plain one, too"
     assert ours.status == OK
+    rows = run.bench([replace(model, artifact=None)], settings, None, lambda _: None).rows
+    assert [row.status for row in rows] == [f"no artifact: segonnx export {tiny.name}"] * 2
 
 
 @pytest.fixture(scope="module")
@@ -253,12 +254,17 @@ def test_a_runtime_that_was_named_and_can_t_is_refused_before_any_work(of_a_modu
 
 
 def test_openvino_on_a_graph_for_onnx_runtime_is_warned_of(tmp_path: Path) -> None:
-    known = {"openvino": fakes.Steady, "openvino-stock": fakes.Steady}
+    known = {"openvino": fakes.Steady, "ort": fakes.Steady}
     settings = Settings(tuple(known), (1,), Rule(rounds=1))
-    for derives in (True, False):
-        model = replace(fakes.target(tmp_path), derives=derives)
+    for rewritten in (True, False):
+        model = replace(fakes.target(tmp_path), rewritten=rewritten, derives=True)
         rows = run.bench([model], settings, None, lambda _: None, known=known).rows
-        assert [any("laid out for" in warning for warning in row.warnings) for row in rows] == [derives, False]
+        assert [any("laid out for" in warning for warning in row.warnings) for row in rows] == [rewritten, False]
+
+
+def test_a_runtime_s_former_name_is_taken() -> None:
+    context = bench_command.make_context("bench", [SMALL, "--backend", "openvino-stock", "--backend", "ort"])
+    assert context.params["backends"] == ("openvino", "ort")
 
 
 @pytest.mark.parametrize(
@@ -279,6 +285,8 @@ def test_memory_is_planned_for_the_weights_that_a_runtime_derives(tmp_path: Path
     derives = replace(model, derives=True)
     assert plan.memory_needed(derives, "ort") == plan.memory_needed(model, "ort") + 6 * model.parameters
     assert plan.memory_needed(derives, "ort-stock") == plan.memory_needed(model, "ort-stock")
+    former = replace(derives, rewritten=True)
+    assert plan.memory_needed(former, "openvino") == plan.memory_needed(model, "openvino") + 6 * model.parameters
 
 
 def fake_bench(folder: Path, *backends: str, rounds: int | None = 3, timeout_s: float = 60) -> Result:

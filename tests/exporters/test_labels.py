@@ -31,7 +31,7 @@ from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.core.tolerances import labels_of
 from segonnx.errors import InputError, ParityError, VerifyError
 from segonnx.exporters import outputs, parity, pipeline
-from segonnx.exporters.assemble import Converted
+from segonnx.exporters.assemble import Converted, Graph
 from segonnx.exporters.parity import ParityCheck
 from segonnx.exporters.pipeline import Settings
 from segonnx.models import random_weights
@@ -102,8 +102,9 @@ def test_the_labels_are_those_of_the_graphs_own_logits(name: str, request: pytes
         "classes": classes,
         "decision": "argmax",
     }
-    assert content["rewrites"][-2:] == ["PointwiseHeadPass", "LabelsPass"]
-    assert content["operators"]["ArgMax"] == 1
+    assert content["rewrites"] == ["LabelsPass"]
+    assert content["cpu_graph"]["rewrites"][-2:] == ["PointwiseHeadPass", "LabelsPass"]
+    assert content["operators"]["ArgMax"] == content["cpu_graph"]["operators"]["ArgMax"] == 1
     assert content["arguments"]["output"] == "labels"
     assert 0 < content["parity"]["max_rel_error"] < content["parity"]["tolerance"]["max_rel_error"]
     assert str(verified.difference).startswith("labels ")
@@ -179,7 +180,7 @@ def test_a_changed_graph_fails_the_replay(
     onnx.save(model, artifact / "model.onnx")
     resealed(artifact)
     verify(artifact, replay=False)
-    with pytest.raises(VerifyError, match=r"the replay differs from the recorded labels: labels \d"):
+    with pytest.raises(VerifyError, match=r"the replay of model.onnx differs from the recorded labels: labels \d"):
         verify(artifact)
 
 
@@ -335,10 +336,10 @@ def put(unet: Path, tmp_path: Path) -> Callable[[], Converted]:
     path = artifact / "model.onnx"
     onnx.save(model, path, save_as_external_data=True, location="model.onnx.data")
     phantom = ParityInput("phantom", (1, 3, 64, 96))
-    check = ParityCheck((phantom,), catalog.find(NAME), tmp_path, stable_norm=False, threads=1)
+    check = ParityCheck((phantom,), catalog.find(NAME), tmp_path, threads=1)
     (logits,) = parity.run(parity.open_runnable(path, 1), {"input": phantom.make("RGB")})
-    np.save(check.saved(0), labels_of(logits))
-    converted = Converted(20, 10, {"Cast": 0}, {}, ("SomePass",), (), {})
+    np.save(check.saved("model.onnx", 0), labels_of(logits))
+    converted = Converted(20, 10, Graph({"Cast": 0}, {}, ("SomePass",)), (), {})
     return lambda: outputs.put(artifact, converted, "labels", "labels", check, lambda _: None)
 
 
@@ -346,8 +347,8 @@ def test_weights_in_a_file_of_their_own_stay_there(put: Callable[[], Converted],
     artifact = tmp_path / "artifact"
     before = (artifact / "model.onnx.data").read_bytes()
     converted = put()
-    assert (converted.rewrites, converted.outputs) == (("SomePass", "LabelsPass"), ("labels",))
-    assert converted.operators == manifest.read(unet)["operators"]
+    assert (converted.plain.rewrites, converted.outputs) == (("SomePass", "LabelsPass"), ("labels",))
+    assert converted.plain.operators == manifest.read(unet)["operators"]
     assert (artifact / "model.onnx.data").read_bytes() == before
     assert sorted(path.name for path in artifact.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert (artifact / "model.onnx").stat().st_size < len(before)

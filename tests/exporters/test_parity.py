@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,10 +16,10 @@ from onnx import numpy_helper
 
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.errors import ParityError
-from segonnx.exporters import accounting, parity_inputs
+from segonnx.exporters import accounting, parity, parity_inputs
 from segonnx.exporters.assemble import Converted, assemble
 from segonnx.exporters.convert import Conversion, convert
-from segonnx.exporters.parity import ParityCheck, measure
+from segonnx.exporters.parity import RUNTIME, STABLE_NORM_RUNTIME, Parity, ParityCheck, measure
 from segonnx.exporters.prepare import STATE, Preparation, Weights, prepare
 from segonnx.exporters.provenance import Origin
 from segonnx.optimize.choices import Choices
@@ -36,22 +37,22 @@ class Case:
     converted: Converted
     inputs: tuple[ParityInput, ...]
 
-    def change(self, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Replace an initializer of the artifact's model."""
-        path = self.artifact / "model.onnx"
+    def change(self, name: str, change: Callable[[np.ndarray], np.ndarray], file: str = "model.onnx") -> None:
+        """Replace an initializer of a graph of the artifact."""
+        path = self.artifact / file
         model = onnx.load(path)
         tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
         tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor).copy()), name))
         onnx.save(model, path)
 
-    def measure(self, *, stable_norm: bool = False) -> None:
-        check = ParityCheck(self.inputs, self.spec, self.folder, stable_norm, threads=2)
-        measure(self.artifact, check, None, lambda _: None)
+    def measure(self) -> dict[str, Parity]:
+        check = ParityCheck(self.inputs, self.spec, self.folder, threads=2)
+        return measure(self.artifact, check, None, lambda _: None)
 
-    def account(self) -> accounting.Account:
+    def account(self, file: str = "model.onnx") -> accounting.Account:
         converted = self.converted
         return accounting.account(
-            self.artifact / "model.onnx", self.folder / STATE, converted.parameters, converted.origins,
+            self.artifact / file, self.folder / STATE, converted.parameters, converted.graphs[file].origins,
             converted.unused, lambda _: None,
         )  # fmt: skip
 
@@ -104,10 +105,37 @@ def _swap(array: np.ndarray) -> np.ndarray:
 @both
 def test_an_undamaged_network_passes(case: Case) -> None:
     case.measure()
-    account = case.account()
-    assert account.used + account.folded + account.unused == sum(
-        np.prod(np.asarray(shape), dtype=int) for shape in _shapes(case).values()
-    )
+    for file in ("model.onnx", "model.cpu.onnx"):
+        account = case.account(file)
+        assert account.used + account.folded + account.unused == sum(
+            np.prod(np.asarray(shape), dtype=int) for shape in _shapes(case).values()
+        )
+
+
+@both
+def test_the_graph_for_cpus_has_its_weights_in_the_other(case: Case) -> None:
+    plain, rewritten = ((case.artifact / file).stat().st_size for file in ("model.onnx", "model.cpu.onnx"))
+    assert rewritten < plain / 5
+    graph = onnx.load(case.artifact / "model.cpu.onnx", load_external_data=False).graph
+    places = [{entry.key: entry.value for entry in tensor.external_data} for tensor in graph.initializer]
+    assert {place["location"] for place in places if place} == {"model.onnx"}
+    held = {tensor.name: tensor for tensor in onnx.load(case.artifact / "model.onnx").graph.initializer}
+    data = (case.artifact / "model.onnx").read_bytes()
+    for tensor, place in zip(graph.initializer, places, strict=True):
+        if place:
+            offset, length = int(place["offset"]), int(place["length"])
+            assert data[offset : offset + length] == held[tensor.name].raw_data
+
+
+@both
+def test_a_graph_for_cpus_that_is_wrong_is_seen(case: Case) -> None:
+    name = next(name for name, origin in case.converted.graphs["model.cpu.onnx"].origins.items() if origin.sources)
+    case.change(name, lambda array: array * np.float32(1.5), "model.cpu.onnx")
+    with pytest.raises(ParityError, match="numeric parity failed on .*: model.cpu.onnx in ONNX Runtime differs"):
+        case.measure()
+    assert case.account()
+    with pytest.raises(ParityError, match="isn't the network's"):
+        case.account("model.cpu.onnx")
 
 
 def _shapes(case: Case) -> dict[str, list[int]]:
@@ -170,7 +198,7 @@ def test_two_swapped_channels_are_seen_in_2d(case: Case, name: str) -> None:
 
 @both
 def test_the_last_bit_of_any_weight_is_accounted_for(case: Case) -> None:
-    name = next(name for name, origin in case.converted.origins.items() if origin.kind == "parameter")
+    name = next(name for name, origin in case.converted.plain.origins.items() if origin.kind == "parameter")
     case.change(name, lambda array: np.nextafter(array, np.float32(np.inf)))
     with pytest.raises(ParityError, match="bit by bit"):
         case.account()
@@ -191,7 +219,7 @@ def test_a_missing_parameter_needs_a_reason(case: Case) -> None:
     if converted.unused:
         with pytest.raises(ParityError, match="seg_outputs.0.weight isn't in the ONNX file, and no reason is known"):
             case.account()
-    name = next(name for name, origin in converted.origins.items() if origin.kind == "parameter")
+    name = next(name for name, origin in converted.plain.origins.items() if origin.kind == "parameter")
     model = onnx.load(case.artifact / "model.onnx")
     kept = [tensor for tensor in model.graph.initializer if tensor.name != name]
     del model.graph.initializer[:]
@@ -211,7 +239,8 @@ def test_a_tensor_without_explanation_is_refused(case: Case, shape: tuple[int, .
     model.graph.initializer.append(numpy_helper.from_array(hidden, "hidden"))
     onnx.save(model, case.artifact / "model.onnx")
     if origin is not None:
-        case.converted = replace(case.converted, origins={**case.converted.origins, "hidden": origin})
+        plain = case.converted.plain
+        case.converted = replace(case.converted, plain=replace(plain, origins={**plain.origins, "hidden": origin}))
     with pytest.raises(ParityError, match="hidden.*doesn't explain"):
         case.account()
 
@@ -243,15 +272,24 @@ def test_the_test_inputs_have_the_size_of_the_file() -> None:
     assert [test_input.kind for test_input in planned] == ["noise", "phantom", "constant"]
 
 
-def test_a_stock_graph_is_spared_onnx_runtimes_norm(tiny: ModelSpec, tmp_path: Path) -> None:
+def test_the_plain_graph_is_spared_onnx_runtimes_norm(
+    tiny: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = _make(tiny, tmp_path, "none")
-    assert "InstanceNormalization" in case.converted.operators
-    assert case.converted.rewrites == ()
-    case.measure(stable_norm=True)
+    assert case.converted.graphs.keys() == {"model.onnx"}
+    assert "InstanceNormalization" in case.converted.plain.operators
+    assert case.converted.plain.rewrites == ()
+    assert case.measure()["model.onnx"].runtime == STABLE_NORM_RUNTIME
     assert "stable_norm.onnx" not in {path.name for path in case.artifact.iterdir()}
     shutil.rmtree(case.artifact / "test_data_set_0")
-    with pytest.raises(ParityError, match="numeric parity failed"):
+    with monkeypatch.context() as patch, pytest.raises(ParityError, match="numeric parity failed"):
+        patch.setattr(parity, "runnable", contextlib.nullcontext)
         case.measure()
     case.change("seg_outputs.4.weight", _one_percent)
     with pytest.raises(ParityError, match="numeric parity failed"):
-        case.measure(stable_norm=True)
+        case.measure()
+
+
+@images
+def test_a_graph_without_such_norms_runs_as_it_is(case: Case) -> None:
+    assert {parity.runtime for parity in case.measure().values()} == {RUNTIME}

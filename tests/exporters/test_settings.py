@@ -36,11 +36,6 @@ def test_other_settings_are_taken() -> None:
     settings.require_tunable(Settings(Path(), optimize="none", dynamic=True))
 
 
-def test_a_file_without_rewrites_is_checked_with_a_stable_norm() -> None:
-    assert Settings(Path(), optimize="none").stable_norm
-    assert not Settings(Path()).stable_norm
-
-
 def test_an_artifact_of_smp_has_a_folder_of_its_own() -> None:
     assert settings.folder_name(catalog.find("smp:unet:resnet34")) == "smp-unet-resnet34"
 

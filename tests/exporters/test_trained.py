@@ -245,12 +245,12 @@ def _smp(folder: Path, name: str, **options: Any) -> torch.nn.Module:
 def _check_smp(folder: Path, name: str, **options: Any) -> dict[str, Any]:
     model = _smp(folder / "trained", name, **options)
     channels = options.get("in_channels", 3)
-    _export("--smp", folder / "trained", "--out", folder / "out", "--shape", "128,96", env=OFFLINE)
+    _export("--smp", folder / "trained", "--out", folder / "out", "--shape", "128,128", env=OFFLINE)
     manifest = verify(folder / "out" / "trained", replay=False).manifest
-    assert manifest["inputs"][0]["shape"] == [1, channels, 128, 96]
+    assert manifest["inputs"][0]["shape"] == [1, channels, 128, 128]
     if "aux_params" in options:
         model.register_module("classification_head", None)
-    _agree(folder / "out" / "trained", model, torch.randn(1, channels, 128, 96))
+    _agree(folder / "out" / "trained", model, torch.randn(1, channels, 128, 128))
     return manifest
 
 

@@ -129,6 +129,14 @@ def test_code_that_is_left_out_of_trust_is_an_error_in_one_line(tmp_path: Path) 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["w.safetensors", "w.bin"])
+def test_a_header_whose_length_reads_like_a_pickle_is_safetensors_yet(name: str, tmp_path: Path) -> None:
+    header = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'.ljust(0x0280)
+    data = len(header).to_bytes(8, "little") + header + np.ones(2, np.float32).tobytes()
+    assert data.startswith(b"\x80\x02")  # as pickles of torch do
+    assert list(checkpoints.read(_file(tmp_path / name, data)).values) == ["w"]
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_what_trainers_keep_beside_the_weights_is_read(legacy: bool, tmp_path: Path) -> None:
     logging = {"dice": [np.float64(0.5), np.float32(0.25)], "epoch": np.int64(7), "ok": np.bool_(True)}

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from segonnx import runtimes
-from segonnx.artifacts.layout import MODEL
+from segonnx.artifacts.layout import CPU_MODEL, MODEL
 from segonnx.bench.worker import Job, Loaded, serve
 from segonnx.commands import bench_targets
 from segonnx.core import subprocesses, synthetic_inputs
@@ -40,13 +40,12 @@ def ready(tiny: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Ready:
     folder = tmp_path_factory.mktemp("runtimes")
     exported = pipeline.export(tiny, pipeline.Settings(folder))
     subprocesses.call(write_weights, tiny, 0, folder / "weights.safetensors")
-    baseline = pipeline.export(tiny, pipeline.Settings(folder / "stock", optimize="none"))
     runnable = Runnable(
         tiny.input_shape,
         functools.partial(bench_targets.restore, tiny),
         folder / "weights.safetensors",
         exported.folder / MODEL,
-        baseline.folder / MODEL,
+        exported.folder / CPU_MODEL,
     )
     return Ready(runnable, synthetic_inputs.make("phantom", tiny.input_shape, tiny.modality))
 
@@ -84,18 +83,18 @@ def answers(ready: Ready) -> Callable[..., dict[str, Any]]:
     return get
 
 
-STOCK = ("ort-stock", "openvino-stock")
+PLAIN = ("ort-stock", "openvino")
 
 
-@pytest.mark.parametrize("name", STOCK)
-def test_the_stock_graph_gives_eagers_logits_on_noise(name: str, ready: Ready) -> None:
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_plain_graph_gives_eagers_logits_on_noise(name: str, ready: Ready) -> None:
     """On other inputs both lose digits in their InstanceNormalization: docs/decisions/0003."""
     noise = replace(ready, x=synthetic_inputs.make("noise", ready.x.shape, "CT"))
-    eager, stock = (subprocesses.call(check, one, noise, Options(1)).value["outputs"][0] for one in ("eager", name))
-    assert compare(eager, stock).within(TOLERANCES["float32"])
+    eager, plain = (subprocesses.call(check, one, noise, Options(1)).value["outputs"][0] for one in ("eager", name))
+    assert compare(eager, plain).within(TOLERANCES["float32"])
 
 
-@pytest.mark.parametrize("name", [name for name in runtimes.NAMES if name not in STOCK])
+@pytest.mark.parametrize("name", [name for name in runtimes.NAMES if name not in PLAIN])
 def test_a_runtime_gives_eagers_logits(name: str, answers: Callable[[str], dict[str, Any]]) -> None:
     first, second, third = answers(name)["outputs"]
     assert first.dtype == np.float32
@@ -154,10 +153,10 @@ def test_a_profile_tells_operators_by_kind(name: str, answers: Callable[..., dic
     assert known > 0.9 * sum(one.seconds for one in profile)
 
 
-@pytest.mark.parametrize("name", ["ort", "openvino"])
-def test_the_stock_graph_is_another(name: str, answers: Callable[..., dict[str, Any]]) -> None:
-    ours, stock = (answers(one, profile=True)["profile"] for one in (name, f"{name}-stock"))
-    calls = [sum(one.calls for one in profile if one.kind == "convolution") for profile in (ours, stock)]
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_plain_graph_is_another(name: str, answers: Callable[..., dict[str, Any]]) -> None:
+    ours, plain = (answers(one, profile=True)["profile"] for one in ("ort", name))
+    calls = [sum(one.calls for one in profile if one.kind == "convolution") for profile in (ours, plain)]
     assert calls[0] > calls[1] > 0
 
 

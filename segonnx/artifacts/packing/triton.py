@@ -1,8 +1,10 @@
 """Packs an artifact into a model repository of Triton Inference Server, for its ONNX Runtime backend.
 
 The layout is that of "Model Repository" in Triton's user guide: ``NAME/config.pbtxt`` and ``NAME/1/model.onnx``. The
-latter is a folder if the model has external data. The fields of the configuration, with their names and numbers, are
-those of ``model_config.proto`` in https://github.com/triton-inference-server/common; protobuf writes them as text.
+latter is a folder if the model has external data. Where the instances are to run on CPUs, and the artifact has a graph
+for those, it lies in ``NAME/1`` with all its data, and the configuration names it. The fields of the configuration,
+with their names and numbers, are those of ``model_config.proto`` in https://github.com/triton-inference-server/common;
+protobuf writes them as text.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from segonnx.artifacts import layout
-from segonnx.artifacts.layout import MODEL
+from segonnx.artifacts.layout import CPU_MODEL, MODEL
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.packing import contents
 from segonnx.artifacts.packing.contents import Source
@@ -58,7 +60,8 @@ def require_own(out: Path) -> None:
         raise InputError(f"{out} holds {len(models)} models or files, and not one model: --overwrite leaves it alone")
     name = models[0] if models else ""
     inside = ("", f"/{_CONFIG}", f"/{layout.MANIFEST}", f"/{layout.CARD}", "/1", f"/1/{MODEL}", f"/1/{MODEL}/{MODEL}")
-    known = {f"{name}{path}" for path in (*inside, f"/1/{MODEL}/{MODEL}.data")}
+    data = (f"/1/{MODEL}/{MODEL}.data", f"/1/{MODEL}.data", f"/1/{CPU_MODEL}")
+    known = {f"{name}{path}" for path in (*inside, *data)}
     contents.require_layout(out, known, lambda _: False, needed=f"{name}/{_CONFIG}")
 
 
@@ -103,8 +106,16 @@ def config(content: Manifest, serving: Serving | None = None) -> str:
 def _places(source: Source) -> dict[str, str]:
     """Where each file of the artifact stands in the repository."""
     model = content_name(source.content)
-    folder = f"{model}/1" if source.model == [MODEL] else f"{model}/1/{MODEL}"
-    return {name: f"{folder}/{name}" for name in source.model} | {name: f"{model}/{name}" for name in source.documents}
+    files, folder = source.model, f"{model}/1"
+    if _takes_cpu_model(source.content, source.serving):
+        files = [*files, CPU_MODEL]
+    elif source.model != [MODEL]:
+        folder += f"/{MODEL}"
+    return {name: f"{folder}/{name}" for name in files} | {name: f"{model}/{name}" for name in source.documents}
+
+
+def _takes_cpu_model(content: Manifest, serving: Serving) -> bool:
+    return serving.kind == "cpu" and "cpu_graph" in content
 
 
 def _config(content: Manifest, serving: Serving) -> Any:
@@ -122,6 +133,8 @@ def _config(content: Manifest, serving: Serving) -> Any:
         tensor = getattr(made, field).add(name=described["name"], data_type=data_type, dims=sizes or [1])
         if not sizes:
             tensor.reshape.SetInParent()
+    if _takes_cpu_model(content, serving):
+        made.default_model_filename = CPU_MODEL
     if serving.instances is not None or serving.kind is not None:
         # Without a count, Triton makes two on a CPU.
         made.instance_group.add(count=serving.instances or 1, kind=KINDS[serving.kind or "auto"][1])
@@ -165,6 +178,7 @@ def _model_config() -> Any:
         "ModelConfig",
         ("name", 1, text, ""),
         ("max_batch_size", 4, short, ""),
+        ("default_model_filename", 8, text, ""),
         ("input", 5, inner, "ModelInput"),
         ("output", 6, inner, "ModelOutput"),
         ("instance_group", 7, inner, "ModelInstanceGroup"),
