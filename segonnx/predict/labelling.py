@@ -17,11 +17,9 @@ import numpy.typing as npt
 from segonnx.predict.config import InferenceConfig
 from segonnx.predict.heads import Head
 from segonnx.predict.interpolation import AnyArray, LinearInterpolation
+from segonnx.predict.memory import BLOCK, slices_at_once
 from segonnx.predict.preprocessing import Times
 from segonnx.predict.workers import Workers, blocks
-
-VOXELS = 2**13
-"""So many voxels are decided at a time: their logits stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,8 @@ def fill(
     held: dict[int, Any] = {}
     read = made = 0
     for block in slices:
-        for some in blocks(len(block), workers.threads):
+        planes = [math.prod(one.shape[1:]) for one in block] + [math.prod(target.labels.shape[1:])]
+        for some in blocks(len(block), slices_at_once(rule.channels, planes, workers.threads)):
             with times.of("resample back"):
                 held |= dict(enumerate(workers.run(way.within, block[some]), read))
                 read += len(block[some])
@@ -196,7 +195,7 @@ class _Resampled(_Way):
     def finish(self, z: int, taps: _Taps) -> None:
         (first, share), *others = taps.every
         width = first.shape[2]
-        for rows in blocks(first.shape[1], max(1, VOXELS // width)):
+        for rows in blocks(first.shape[1], max(1, BLOCK // width)):
             mixed = first[:, rows] if share == 1 else first[:, rows] * share
             for other, its in others:
                 mixed = mixed + other[:, rows] * its
@@ -243,7 +242,7 @@ class _Decided(_Way):
         channels, height, width = one.shape
         rows = np.empty((height * width, channels), np.float32)
         wins = np.empty(height * width, self._rule.kind)
-        for some in blocks(height, max(1, VOXELS // width)):
+        for some in blocks(height, max(1, BLOCK // width)):
             part = np.ascontiguousarray(one[:, some]).reshape(channels, -1)
             voxels = slice(some.start * width, some.stop * width)
             rows[voxels] = part.T
@@ -266,7 +265,7 @@ class _Decided(_Way):
             agreed = self._together([agreed.copy(), *(one.agreed for one, _ in taps.every[1:])])
         labels = self._values[agreed]
         open_voxels = np.flatnonzero(agreed == self._none)
-        for some in blocks(len(open_voxels), VOXELS):
+        for some in blocks(len(open_voxels), BLOCK):
             voxels = open_voxels[some]
             labels.reshape(-1)[voxels] = self._rule.values[self._rule.decided_rows(self._mixed(voxels, taps))]
         self._target.labels[z] = labels

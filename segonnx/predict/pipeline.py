@@ -79,7 +79,7 @@ def predict(
     if probabilities is not None and probabilities.shape != (len(config.label_values), *image.shape[1:]):
         raise InputError(f"probabilities= must be {(len(config.label_values), *image.shape[1:])}")
     times, workers, rule = options.times, options.workers, Rule(config, head)
-    prepared = preprocessing.prepare(image, spacing, config, previous, times, workers)
+    prepared = preprocessing.prepare(image, spacing, config, previous, times, workers, rule.channels)
     windows = Windows(
         channels=rule.channels,
         window=config.window,

@@ -58,6 +58,7 @@ class _Network:
 
     Attributes:
         config: The inference config of the manifest.
+        channels: The numbers that it gives for a voxel.
         head: What makes logits of what ``forward`` gives. None if that is logits.
 
     Raises:
@@ -84,8 +85,8 @@ class _Network:
                 model, self._output, self.head = split.model, split.output, split.head
                 settings = replace(settings, weights=folder)
             self._session = open_session(model, settings)
-        channels = len(self.config.label_values) if self.head is None else self.head.features
-        self._gives = (1, channels, *self.config.window)
+        self.channels = len(self.config.label_values) if self.head is None else self.head.features
+        self._gives = (1, self.channels, *self.config.window)
 
     def forward(self) -> Forward:
         """A forward pass of a caller's own: what it gives stands in one array, which its next call overwrites."""
@@ -166,6 +167,8 @@ class Artifact:
             an ensemble's first member, which the others agree with.
         config: The inference config. That of an ensemble is its first member's in all that the members share; the
             mirror axes are those of all.
+        channels: The numbers that the network gives for a voxel: features where they are fewer than the outputs. Of an
+            ensemble the most that a member gives.
         several: Whether the probabilities of several networks are averaged.
 
     Raises:
@@ -220,6 +223,7 @@ class Artifact:
                 network = _Network(path, contents[path], load)
                 self._members.append(_Member(one["folder"], network, one["averaged"], one["previous"]))
             self.described = contents[folder / content["members"][0]["folder"]]
+        self.channels = max(member.network.channels for member in self._members)
         self.several = sum(member.averaged for member in self._members) > 1
 
     def predict(  # noqa: PLR0913 (keyword-only arguments of the public face)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 
 from segonnx.core import hardware
 from segonnx.errors import InputError, ResourceError
-from segonnx.predict import resampling
+from segonnx.predict import memory, resampling
 from segonnx.predict.config import PICTURE, ChannelNormalization, InferenceConfig
 from segonnx.predict.interpolation import AnyArray
 from segonnx.predict.resampling import Box, Channel
@@ -72,6 +71,7 @@ def prepare(
     previous: AnyArray | None,
     times: Times,
     workers: Workers | None = None,
+    channels: int | None = None,
 ) -> PreparedImage:
     """Bring an image to the network's axes, intensities and spacing.
 
@@ -82,6 +82,7 @@ def prepare(
         previous: The label map of a cascade's first stage, integers (z, y, x). None if the network is no second stage.
         times: The seconds of ``prepare`` and ``resample`` are added to it.
         workers: The threads that share the work. None takes the caller's own.
+        channels: The numbers that the network gives for a voxel. None takes its outputs.
 
     Raises:
         InputError: The image or the label map doesn't fit the config.
@@ -106,7 +107,7 @@ def prepare(
             shape = resampling.resampled_shape(shape, own, wanted)
         if min(shape) < 1:
             raise InputError(f"the image covers less than a voxel of {'x'.join(f'{size:g}' for size in wanted)} mm")
-        _require_memory(image.shape[1:], shape, config)
+        _require_memory(image.shape[1:], shape, config, channels or len(config.label_values), workers.threads)
         result = np.empty((len(image) + len(config.previous_labels), *shape), np.float32)
     axis = resampling.low_resolution_axis(config.image_resampling, own, wanted)
     for values, channel, target in zip(image, config.channels, result, strict=False):
@@ -160,28 +161,23 @@ def _nonzero(image: AnyArray, masked: bool, workers: Workers) -> tuple[AnyArray 
     return mask, resampling.box_of(inside)
 
 
-def _require_memory(before: Sequence[int], after: Sequence[int], config: InferenceConfig) -> None:
+def _require_memory(
+    before: Sequence[int], after: Sequence[int], config: InferenceConfig, channels: int, threads: int
+) -> None:
     """See to it that the machine has the memory that an image takes from here on.
 
     Args:
         before: The shape (z, y, x) of the cropped image.
         after: Its shape at the network's spacing.
         config: The artifact's inference config.
+        channels: The numbers that the network gives for a voxel.
+        threads: How many threads there are.
 
     Raises:
         ResourceError: It has less.
     """
-    old, new = math.prod(before), math.prod(after)
-    channels, labels = len(config.channels), len(config.previous_labels)
-    window = (1, *config.window)[-3:]
-    padded = [max(sizes) for sizes in zip(window, after, strict=True)]
-    resampled = 4 * (channels + labels) * new
-    # Splines are computed in float64: one channel's coefficients, and its new voxels.
-    making = 0 if tuple(before) == tuple(after) else 8 * (old + new)
-    logits = 4 * len(config.label_values) * math.prod(padded[1:])
-    predicting = 4 * (channels + labels) * math.prod(padded) + (window[0] + 3) * logits
-    needed, available = resampled + max(making, predicting), hardware.available_memory()
-    if needed > available:
+    needed = memory.predicting(before, after, config, channels, threads)
+    if needed > (available := hardware.available_memory()):
         raise ResourceError(
             f"the image of {'x'.join(map(str, before))} voxels has {'x'.join(map(str, after))} at the network's "
             f"spacing, which take about {needed / 1e9:.1f} GB of memory; {available / 1e9:.1f} GB are available"
@@ -219,7 +215,7 @@ def _check_previous(previous: AnyArray | None, image: AnyArray, config: Inferenc
 
 def _normalised(values: AnyArray, mask: AnyArray | None, channel: ChannelNormalization, workers: Workers) -> Channel:
     """One channel (z, y, x), normalised. Where each voxel is by itself, this is done when a plane is asked for."""
-    if channel.scheme in ("ZScoreNormalization", "RescaleTo01Normalization"):
+    if channel.scheme in memory.WHOLE:
         whole = np.empty(values.shape, np.float32)
 
         def copy(z: int) -> None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from segonnx.errors import CheckFailed, InputError
 from segonnx.predict.interpolation import AnyArray
+from segonnx.predict.memory import FLAT_SLICES
 from segonnx.predict.workers import Workers, blocks
 
 Forward = Callable[[AnyArray], AnyArray]
@@ -29,8 +30,6 @@ WindowProgress = Callable[[int, int], None]
 """A progress callback: it gets the number of windows that are done, and the number of all windows."""
 Timed = Callable[[str], AbstractContextManager[None]]
 """Adds the time of a block to that of a step."""
-FLAT_SLICES = 16
-"""How many slices of a 2D network are handed on together, so that threads can share them."""
 
 
 @dataclass(frozen=True)
