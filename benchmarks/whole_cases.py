@@ -128,7 +128,8 @@ def _fit(trained: Path, classes: int) -> None:
         [features[:, kinds == one].mean(axis=1) if np.any(kinds == one) else middle for one in range(classes)]
     )
     rest = features - means[kinds].T
-    inverse = np.linalg.inv(np.cov(rest) + 1e-3 * np.eye(len(rest)))
+    # Much of the unit matrix, or the weights grow until rounding counts.
+    inverse = np.linalg.inv(np.cov(rest) + np.eye(len(rest)) * np.var(features))
     weight = means @ inverse
     bias = -0.5 * np.einsum("ij,ij->i", weight, means)
     missing = [one for one in range(classes) if not np.any(kinds == one)]

@@ -105,7 +105,7 @@ def interpolations(
 def _interpolation(how: Resampling, old: int, new: int, apart: bool | None) -> LinearInterpolation:
     """The interpolation along one axis; ``apart``: None if no axis is, or whether this one is."""
     if isinstance(how, InterpolationModes):
-        mode = "linear" if apart is None else how.mode_z if apart else how.mode
+        mode = how.mode_together if apart is None else how.mode_z if apart else how.mode
         return LinearInterpolation.torch(_ONE_AXIS.get(mode, mode), old, new)
     if apart:
         return LinearInterpolation.between(old, new, nearest=how.order_z == 0)
