@@ -18,7 +18,7 @@ from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import verify
 from segonnx.core import hardware, subprocesses
 from segonnx.core.files import require_space
-from segonnx.core.ort_session import SessionSettings, load_seconds, open_session, run_seconds
+from segonnx.core.ort_session import SessionSettings, denormals_as_zero, load_seconds, open_session, run_seconds
 from segonnx.errors import InputError, ResourceError, VerifyError, first_line
 from segonnx.predict import config, heads, pipeline, postprocessing
 from segonnx.predict.config import InferenceConfig
@@ -98,7 +98,8 @@ class _Network:
                 binding.bind_cpu_input(self._input, x)
                 binding.bind_output(self._output, "cpu", 0, np.float32, self._gives, given.ctypes.data)
                 try:
-                    self._session.run_with_iobinding(binding)
+                    with denormals_as_zero():
+                        self._session.run_with_iobinding(binding)
                 except Exception:
                     self._require_fits(x)
                     raise
