@@ -46,6 +46,8 @@ class LinearInterpolation:
             new: The number of voxels after.
             nearest: Take the nearest old voxel instead of a mean of two.
         """
+        if old == new:
+            return cls.of(np.arange(new))
         positions = centres(old, new)
         if nearest:
             return cls.of(np.clip(np.floor(positions + 0.5).astype(np.int64), 0, old - 1))

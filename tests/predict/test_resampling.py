@@ -257,6 +257,13 @@ def test_the_axis_apart_is_that_of_nnunet() -> None:
                 assert resampling.low_resolution_axis(how, current, wanted) == axis
 
 
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_an_axis_that_stays_is_left_alone(size: int) -> None:
+    array = np.random.default_rng(0).standard_normal((3, size)).astype(np.float32)
+    for one in (LinearInterpolation.between(size, size), LinearInterpolation.torch("linear", size, size)):
+        assert one.identity and one.apply(array, 1) is array
+
+
 @pytest.mark.parametrize(("old", "new"), [(5, 12), (12, 5), (7, 7), (1, 4), (4, 1)])
 def test_nearest_interpolation_takes_the_nearest_voxel(old: int, new: int) -> None:
     found = LinearInterpolation.between(old, new, nearest=True).apply(np.arange(old, dtype=np.float32), 0)
