@@ -69,7 +69,7 @@ def image(shape: tuple[int, ...], spacing: tuple[float, ...], seed: int, classes
     body = y[:, None] ** 2 + x**2 < 1
     for z, plane in enumerate(labels):
         plane[~body] = 0
-        made[z] = np.where(body, densities[plane], -1000) + rng.normal(0, 6, plane.shape)
+        made[z] = np.where(body, densities[plane], -1000) + rng.normal(0, 1, plane.shape)
     return made, labels
 
 

@@ -1,6 +1,6 @@
 """Times whole images from file to file by turns: nnU-Net, nnU-Net with OpenVINO in its network's place, segonnx.
 
-    python -m benchmarks.whole_images make ROOT               train, make and export what is raced, where it isn't there
+    python -m benchmarks.whole_images make ROOT [CASE...]     train, make and export what is raced, where it isn't there
     python -m benchmarks.whole_images race ROOT [CASE...]     race them and keep what was measured in ROOT
     python -m benchmarks.whole_images table ROOT              put what was measured into docs/predict.md
 
@@ -89,14 +89,14 @@ def before(root: Path) -> Path:
     return root / "before"
 
 
-def make(root: Path) -> dict[str, Place]:
-    """Make what is raced, where it isn't there."""
+def make(root: Path, cases: Sequence[str]) -> dict[str, Place]:
+    """Make what is raced in these cases, where it isn't there."""
     root.mkdir(parents=True, exist_ok=True)
     if not before(root).exists():
         command = ["git", "worktree", "add", "--detach", str(before(root)), BEFORE]
         subprocess.run(command, cwd=docs.ROOT, check=True, capture_output=True)
     places = {}
-    for kind in SMALL:
+    for kind in (one for one in SMALL if one in cases):
         folders = nnunet_folders.folders(kind, root)
         if not (folders[-1] / f"fold_{nnunet_folders.KINDS[kind].runs[-1][1]}").exists():
             nnunet_folders.run("make", kind, root, root=root)
@@ -107,6 +107,8 @@ def make(root: Path) -> dict[str, Place]:
             _write_tiled(kind, source)
         places[kind] = _exported(root, kind, folders, folds, source)
     for case, (name, classes) in LARGE.items():
+        if case not in cases:
+            continue
         folder = root / "whole" / case.replace(", ", "-").replace(" ", "-")
         if not (folder / "in" / "case_0000.nii.gz").exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -295,8 +297,9 @@ def race(root: Path, cases: Sequence[str]) -> None:
     """Race cases, and keep what was measured in ROOT."""
     path = root / "whole.json"
     every = json.loads(path.read_text()) if path.exists() else {}
-    places = make(root)
-    for case in cases or (*SMALL, *LARGE):
+    cases = cases or (*SMALL, *LARGE)
+    places = make(root, cases)
+    for case in cases:
         if case in LARGE:
             every[case] = race_large(root, places[case], list(WAYS))
         else:
@@ -349,7 +352,7 @@ def _row(case: str, way: str, row: dict[str, Any], first: dict[str, Any]) -> str
 def main(command: str, root: str, *cases: str) -> None:
     """Run one of the commands."""
     if command == "make":
-        make(Path(root).resolve())
+        make(Path(root).resolve(), cases or (*SMALL, *LARGE))
     elif command == "race":
         race(Path(root).resolve(), cases)
     else:

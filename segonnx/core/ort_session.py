@@ -37,6 +37,7 @@ class SessionSettings:
         denormals_as_zero: let the session's own threads take 0 for numbers that are too small for float32's normal
             form, which take very long. ``denormals_as_zero`` does it for the thread that runs it.
         weights: the folder of the files of its weights, for a model that is given as bytes.
+        memory_pattern: take the memory of a run at once, as the first one took it. It leaves gaps that nothing uses.
     """
 
     threads: int = 0
@@ -46,6 +47,7 @@ class SessionSettings:
     profile: str | None = None
     denormals_as_zero: bool = False
     weights: Path | None = None
+    memory_pattern: bool = True
 
 
 def open_session(model: Path | bytes, settings: SessionSettings | None = None) -> onnxruntime.InferenceSession:
@@ -66,6 +68,7 @@ def open_session(model: Path | bytes, settings: SessionSettings | None = None) -
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = how.arena
+    options.enable_mem_pattern = how.memory_pattern
     level = how.graph_optimization
     name = "ORT_DISABLE_ALL" if level == "disabled" else f"ORT_ENABLE_{level.upper()}"
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, name)

@@ -75,7 +75,9 @@ class _Network:
         self._input, self._output = described["inputs"][0]["name"], described["outputs"][0]["name"]
         graph = folder / manifest.cpu_model(described)
         self._window_s = run_seconds(graph, math.prod(self.config.window), load.timeout)
-        settings = SessionSettings(threads=load.workers.threads, spinning="while-running", denormals_as_zero=True)
+        settings = SessionSettings(
+            threads=load.workers.threads, spinning="while-running", denormals_as_zero=True, memory_pattern=False
+        )
         with (
             self._errors("doesn't load"),
             subprocesses.limited(load_seconds(graph, load.timeout), "loading the model"),
