@@ -37,12 +37,13 @@ from onnx import TensorProto, helper
 from benchmarks import faults_documents, writing_faults
 from benchmarks.docs import put_block
 from segonnx.artifacts import layout, manifest, packing
-from segonnx.artifacts.layout import MODEL
+from segonnx.artifacts.layout import CPU_MODEL, MODEL
 from segonnx.artifacts.verify import verify
 from segonnx.core import hardware, subprocesses
 from segonnx.core.files import sha256
 from segonnx.core.subprocesses import Bounds
 from segonnx.errors import SegonnxError, StageError
+from segonnx.exporters.assemble import share_weights
 from segonnx.predict import images
 from segonnx.sources import catalog
 from tests import handmade
@@ -605,6 +606,8 @@ def external(artifact: Path, target: Path) -> Path:
     model = onnx.load(target / MODEL)
     (target / MODEL).unlink()
     onnx.save(model, target / MODEL, save_as_external_data=True, location=f"{MODEL}.data", size_threshold=1024)
+    if (target / CPU_MODEL).exists():
+        share_weights(target)
     content = _manifest(target)
     content["files"][f"{MODEL}.data"] = {}
     _seal(target, content)

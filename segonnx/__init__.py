@@ -75,6 +75,7 @@ def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
     result: Literal["logits", "probabilities", "labels"] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    input_kind: Literal["float", "uint8-nhwc", "uint8-nchw"] = "float",
     test_inputs: Sequence[torch.Tensor | Sequence[torch.Tensor] | Mapping[str, torch.Tensor]] = (),
     unused: Mapping[str, str] | None = None,
     dynamic: bool = False,
@@ -115,6 +116,10 @@ def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
             probability above 0.5.
         mean: of pictures, by channel, once they are scaled to 0..1; with it ``segonnx predict`` takes pictures.
         std: the standard deviation that goes with ``mean``.
+        input_kind: what the artifact takes as its image: ``float`` is what the module takes; ``uint8-nhwc`` and
+            ``uint8-nchw`` are pictures of 8 bits, (N, H, W, C) and (N, C, H, W), which the graph scales to 0..1 and
+            normalises with ``mean`` and ``std``. The example and ``test_inputs`` are what the module takes; the file is
+            checked on the pictures that are nearest to them.
         test_inputs: more inputs to check the file on, each like ``example_input``.
         unused: regular expressions of the names of parameters that inference doesn't use (heads for training), each
             with the reason. Parameters that aren't in the file without a reason are an error.
@@ -159,6 +164,7 @@ def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
         result=result,
         mean=mean,
         std=std,
+        input_kind=input_kind,
         test_inputs=test_inputs,
         unused=unused or {},
         dynamic=dynamic,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from segonnx.artifacts import layout
+from segonnx.core.pixels import channels_first
 
 MAX_ELEMENTS = 2**36
 """The most numbers of an input or output: of float32 they take 256 GiB."""
@@ -41,12 +42,28 @@ def _sizes(content: dict[str, Any]) -> str | None:
         if count > MAX_ELEMENTS:
             return f"{place}/shape: {tensor['shape']} are more than {MAX_ELEMENTS:,} numbers"
     x = content["inputs"][0]["shape"]
-    if not isinstance(x[1], int):
+    if not isinstance(_channels(content), int):
         return f"inputs/0/shape: the number of channels is open: {x}"
     for i, one in enumerate(content["parity"]["inputs"]):
         if not _is_one_of(one["shape"], x):
             return f"parity/inputs/{i}/shape: {one['shape']} is no {x}"
     return None
+
+
+def _channels(content: dict[str, Any]) -> int | str:
+    """The number of the image's channels."""
+    image = content["inputs"][0]
+    shape: list[int | str] = channels_first(image["shape"], image.get("layout"))
+    return shape[1]
+
+
+def _pixels(content: dict[str, Any]) -> str | None:
+    """Pictures of 8 bits are what a graph takes that prepares them, and no other."""
+    image, given = content["inputs"][0], content["preprocessing"]
+    if given.get("in_graph", False) == (image["dtype"] == "uint8"):
+        return None
+    does = "does it" if "in_graph" in given else "doesn't"
+    return f"preprocessing/in_graph: the graph takes {image['dtype']}, the manifest says that it {does}"
 
 
 def _is_one_of(shape: Sequence[int], described: Sequence[int | str]) -> bool:
@@ -91,11 +108,11 @@ def _parity(content: dict[str, Any]) -> str | None:
 
 def _preparation(content: dict[str, Any]) -> str | None:
     """From an image to the network's input."""
-    given, x = content["preprocessing"], content["inputs"][0]["shape"]
+    given, taken = content["preprocessing"], _channels(content)
     for key in ("mean", "std"):
         # Version 1 had ImageNet's three for networks of one channel, too; nothing follows them there.
-        if content["schema_version"] > 1 and key in given and len(given[key]) != x[1]:
-            return f"preprocessing/{key}: {len(given[key])} numbers for {x[1]} channels"
+        if content["schema_version"] > 1 and key in given and len(given[key]) != taken:
+            return f"preprocessing/{key}: {len(given[key])} numbers for {taken} channels"
     if "channels" not in given:
         return "inference: without preprocessing/channels it tells nothing" if "inference" in content else None
     forward, backward = given["transpose_forward"], given["transpose_backward"]
@@ -106,8 +123,8 @@ def _preparation(content: dict[str, Any]) -> str | None:
     earlier = (given.get("previous_stage") or {"labels": ()})["labels"]
     if len(set(earlier)) != len(earlier):
         return "preprocessing/previous_stage/labels: one is there twice"
-    if len(given["channels"]) + len(earlier) != x[1]:
-        return f"preprocessing/channels: {len(given['channels'])}, and {len(earlier)} labels, for {x[1]} channels"
+    if len(given["channels"]) + len(earlier) != taken:
+        return f"preprocessing/channels: {len(given['channels'])}, and {len(earlier)} labels, for {taken} channels"
     if "network_only" in content:  # which says what is wrong with it
         return None
     for i, channel in enumerate(given["channels"]):
@@ -175,4 +192,4 @@ def _files(content: dict[str, Any]) -> str | None:
     return None
 
 
-_CHECKS: tuple[Check, ...] = (_sizes, _output, _parity, _preparation, _decision, _files)
+_CHECKS: tuple[Check, ...] = (_sizes, _pixels, _output, _parity, _preparation, _decision, _files)

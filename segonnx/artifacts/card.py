@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from segonnx.artifacts.manifest import Manifest, cpu_model, given_rule, gives_labels
+from segonnx.artifacts.manifest import Manifest, cpu_model, given_rule, gives_labels, image_shape
 from segonnx.core import file_runs, markdown
 from segonnx.core.markdown import code, escape
 from segonnx.errors import one_line
@@ -73,7 +73,7 @@ def render(content: Manifest) -> str:
 {notice}
 - **Weights:** {escape(weights["source"])}
 - **Licence of the weights:** {escape(weights["licence"])}
-- **Input:** {code(x["name"])}, {escape(x["dtype"])}, {_shape(x["shape"])} as (N, C, spatial...); {note}{inputs}
+- **Input:** {code(x["name"])}, {escape(x["dtype"])}, {_shape(x["shape"])} as {_axes(content)}; {note}{inputs}
 - **Output:** {code(y["name"])}, {escape(y["dtype"])}, {_shape(y["shape"])}: {holds}{labels}{outputs}
 - **Multiply-adds of a pass:** {content["macs"]:,}
 
@@ -178,6 +178,15 @@ def _cpu_row(content: Manifest) -> str:
         f"| all, in `model.cpu.onnx` | | {found['max_rel_error']:.1e} | {found['rms_rel_error']:.1e} "
         f"| {100 * found['label_agreement']:.4f} % |\n"
     )
+
+
+def _axes(content: Manifest) -> str:
+    """The axes of the image, and the order of its colours where the graph takes pictures."""
+    orders = {"NHWC": "(N, H, W, C)", "NCHW": "(N, C, H, W)"}
+    image = content["inputs"][0]
+    if "layout" not in image:
+        return "(N, C, spatial...)"
+    return orders[image["layout"]] + (" in the order R, G, B" if image_shape(content)[1] == 3 else "")
 
 
 def _zeros(content: Manifest) -> list[str]:

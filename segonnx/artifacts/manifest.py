@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segonnx.artifacts.agreement import contradiction, ensemble_contradiction
 from segonnx.artifacts.layout import CPU_MODEL, MANIFEST, MODEL
 from segonnx.core import documents, files
 from segonnx.core.decisions import Decision, of_output
+from segonnx.core.pixels import channels_first
 from segonnx.errors import InputError, VerifyError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 SCHEMA_VERSION = 2
 """What is written; those of version 1 are read, too."""
@@ -131,6 +135,23 @@ def cpu_model(content: Manifest) -> str:
 def models(content: Manifest) -> tuple[str, ...]:
     """The files of the graphs."""
     return tuple(dict.fromkeys((MODEL, cpu_model(content))))
+
+
+def image_shape(content: Manifest) -> list[int | str]:
+    """The shape of the image that the model takes, as (N, C, spatial...) whatever the order of its axes is."""
+    image = content["inputs"][0]
+    return channels_first(image["shape"], image.get("layout"))
+
+
+def checked_shape(content: Manifest) -> list[int]:
+    """The shape of the first image that the model was checked on, as (N, C, spatial...)."""
+    return channels_first(content["parity"]["inputs"][0]["shape"], content["inputs"][0].get("layout"))
+
+
+def positions(content: Manifest, image: npt.NDArray[Any]) -> int:
+    """How many pixels or voxels an image of the model's input has; 0 of what has no channels."""
+    shape = channels_first(image.shape, content["inputs"][0].get("layout")) if image.ndim > 1 else []
+    return image.size // shape[1] if image.size and shape else 0
 
 
 def given_rule(content: Manifest) -> Decision:

@@ -46,7 +46,7 @@ def replay(
     expected = [testdata.read(folder / layout.output_file(i)) for i in range(len(content["outputs"]))]
     model = folder / MODEL
     x = given[content["inputs"][0]["name"]]
-    positions = x.size // x.shape[1] if x.ndim > 1 and x.size else 0
+    positions = manifest.positions(content, x)
     patience = load_seconds(model, timeout) * (COMPILING if timeout is None else 1)
     progress(f"replaying the test data in {title}")
     try:

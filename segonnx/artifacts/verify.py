@@ -101,17 +101,15 @@ def verify(
         found = subprocesses.call(_check_graphs, path, described, progress=progress, bounds=own).value
         weights = found if path == folder else ()
         if replay:
-            for model in manifest.models(described):
-                replayed = subprocesses.call(
-                    _replay, path / model, described, threads, own.timeout, progress=progress, bounds=own
-                )
-                if not replayed.value.within(tolerance):
+            replayed = subprocesses.call(_replay, path, described, threads, own.timeout, progress=progress, bounds=own)
+            for model, difference in replayed.value.items():
+                if not difference.within(tolerance):
                     what = described["outputs"][0].get("kind", "logits")
                     raise VerifyError(
-                        f"{path}: the replay of {model} differs from the recorded {what}: {replayed.value}; "
+                        f"{path}: the replay of {model} differs from the recorded {what}: {difference}; "
                         f"allowed: {tolerance}"
                     )
-                differences.append(replayed.value)
+                differences.append(difference)
             for runtime in also:
                 elsewhere = subprocesses.call(
                     replays.replay, path, described, runtime, tolerance, threads, own.timeout, progress=progress,
@@ -249,32 +247,53 @@ def describe(value: onnx.ValueInfoProto) -> dict[str, object]:  # type: ignore[n
 
 
 def _replay(
-    model: Path, content: Manifest, threads: int, timeout: float | None, progress: Progress
-) -> Difference | Agreement:
+    folder: Path, content: Manifest, threads: int, timeout: float | None, progress: Progress
+) -> dict[str, Difference | Agreement]:
+    """How far what each graph gives for the test data is from what is recorded."""
     import onnxruntime  # noqa: F401 (its import isn't the graph's time)
 
-    progress(f"loading {model.name} in ONNX Runtime")
-    folder = model.parent
     given = [testdata.read(folder / layout.input_file(number)) for number in range(len(content["inputs"]))]
-    answers = (testdata.read(folder / layout.output_file(number)) for number in range(len(content["outputs"])))
-    expected, *others = answers
-    x = given[0]
+    expected, *others = [
+        testdata.read(folder / layout.output_file(number)) for number in range(len(content["outputs"]))
+    ]
+    positions = manifest.positions(content, given[0])
+    differences: dict[str, Difference | Agreement] = {}
+    for model in manifest.models(content):
+        found, *more = _run(folder / model, given, positions, threads, timeout, progress)
+        progress("comparing")
+        for number, (wanted, had) in enumerate(zip(others, more, strict=True), 1):
+            _require_alike(wanted, had, f"{folder}: output {number} of {model}")
+        if manifest.gives_labels(content):
+            differences[model] = compare_labels(expected, found)
+        else:
+            differences[model] = compare(expected, found, rule=manifest.given_rule(content))
+    return differences
+
+
+def _run(
+    model: Path,
+    given: list[npt.NDArray[Any]],
+    positions: int,
+    threads: int,
+    timeout: float | None,
+    progress: Progress,
+) -> list[npt.NDArray[Any]]:
+    """What a graph gives for its inputs, the first of which has so many pixels or voxels.
+
+    Raises:
+        VerifyError: it doesn't load, or doesn't run.
+    """
+    progress(f"loading {model.name} in ONNX Runtime")
     try:
         with subprocesses.limited(load_seconds(model, timeout), "loading the model"):
             session = open_session(model, SessionSettings(threads=threads))
         progress(f"replaying the test data in {model.name}")
-        positions = x.size // x.shape[1] if x.ndim > 1 and x.size else 0
         with subprocesses.limited(run_seconds(model, positions, timeout), "the replay"):
             names = [value.name for value in session.get_inputs()]
-            found, *more = session.run(None, dict(zip(names, given, strict=True)))
+            found: list[npt.NDArray[Any]] = session.run(None, dict(zip(names, given, strict=True)))
     except Exception as error:
         raise VerifyError(f"{model} doesn't run: {first_line(error, 500)}") from error
-    progress("comparing")
-    for number, (wanted, had) in enumerate(zip(others, more, strict=True), 1):
-        _require_alike(wanted, had, f"{folder}: output {number}")
-    if manifest.gives_labels(content):
-        return compare_labels(expected, found)
-    return compare(expected, found, rule=manifest.given_rule(content))
+    return found
 
 
 def _require_alike(expected: npt.NDArray[Any], found: npt.NDArray[Any], what: str) -> None:

@@ -53,6 +53,10 @@ def from_artifact(
     """
     content = verify(folder, replay=False, bounds=bounds, progress=progress).manifest
     require_one_network(content, folder, "a bench")
+    if content["inputs"][0]["dtype"] != "float32":
+        raise InputError(
+            f"{folder} takes pictures of 8 bits; segonnx bench times networks on float32: export it with --input float"
+        )
     own = tuple(content["parity"]["inputs"][0]["shape"])
     if shape is not None and shape != own:
         fixed = "x".join(map(str, own))

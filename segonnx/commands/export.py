@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 OPTIMIZE = ("cpu", "none")
 OUTPUTS = ("logits", "probabilities", "labels")
+INPUTS = ("float", "uint8-nhwc", "uint8-nchw")
 BACKENDS = ("ort", "openvino")
 CHECKPOINTS = ("final", "best")
 PLANS_FROM = ("folder", "checkpoint")
@@ -61,6 +62,7 @@ class Request:
     opset: int
     ir_version: int | None
     output: Literal["logits", "probabilities", "labels"]
+    input: Literal["float", "uint8-nhwc", "uint8-nchw"]
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     labels: Path | None
@@ -183,11 +185,19 @@ class Request:
     help="What the file gives: logits or probabilities of each class, or one label per voxel.",
 )
 @click.option(
+    "--input",
+    type=click.Choice(INPUTS),
+    default="float",
+    show_default=True,
+    help="What the file takes: normalised float32, or pictures of 8 bits, which it scales and normalises itself.",
+)
+@click.option(
     "--mean",
     type=options.Reals(),
-    help="Of pictures in 0..1, for each channel: what `segonnx predict` takes off. [default: of the encoder's weights]",
+    help="Of pictures in 0..1, for each channel: what `segonnx predict`, or the graph, takes off. "
+    "[default: of the encoder's weights]",
 )
-@click.option("--std", type=options.Reals(), help="What `segonnx predict` then divides by. Goes with --mean.")
+@click.option("--std", type=options.Reals(), help="What it then divides by. Goes with --mean.")
 @click.option(
     "--labels",
     type=options.PATH,
@@ -223,6 +233,7 @@ def command(json_path: Path | None, **asked: Any) -> None:
     segonnx export stunet-b --tune
     segonnx export encoder-lcnet-100 --pretrained
     segonnx export --smp FOLDER --shape 256,256
+    segonnx export unet-resnet18 --input uint8-nhwc --output labels
     segonnx export smp:unet:resnet34 --weights best.ckpt --mean 0.5,0.5,0.5 --std 0.25,0.25,0.25 --labels names.txt
     """
     from segonnx.core import file_runs
@@ -295,6 +306,11 @@ def _require_said_of_pictures(request: Request) -> None:
     given = {"--mean": request.mean, "--std": request.std, "--labels": request.labels}
     if request.nnunet is not None and (found := [option for option, value in given.items() if value is not None]):
         raise InputError(f"--nnunet FOLDER says how images are prepared and what the classes are: leave {found[0]} out")
+    if request.nnunet is not None and request.input != "float":
+        raise InputError(
+            f"--input {request.input} is for 2D networks that see pictures, and nnU-Net's images are prepared in other "
+            "ways: leave it out"
+        )
 
 
 def _require_nnunet(request: Request) -> None:
@@ -354,7 +370,7 @@ def _jobs(
 
     What is unpacked for that stays until ``stack`` is closed.
     """
-    from segonnx.exporters import nnunet, outputs, pipeline
+    from segonnx.exporters import nnunet, outputs, pipeline, pixels
     from segonnx.sources import smp
 
     settings = _settings(request)
@@ -370,6 +386,7 @@ def _jobs(
     for spec, _ in jobs:
         pipeline.input_shape(spec, request.shape, request.batch)
         outputs.require(spec, request.output)
+        pixels.require(spec, request.input)
     return jobs
 
 
@@ -438,6 +455,7 @@ def _settings(request: Request) -> Settings:
         opset=request.opset,
         ir_version=request.ir_version,
         output=request.output,
+        input=request.input,
         mean=request.mean,
         std=request.std,
         labels=None if request.labels is None else naming.read_labels(request.labels),

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from segonnx.core.pixels import HIGHEST
+
+if TYPE_CHECKING:
+    from segonnx.core.pixels import Bytes
 
 Array = npt.NDArray[np.float32]
 
@@ -84,6 +90,43 @@ def phantom(shape: tuple[int, ...], modality: str, seed: int = 0) -> Array:
     clipped to its 0.5 and 99.5 percentiles, then centred and scaled by mean and standard deviation of what
     isn't air, as nnU-Net does. 2D shapes show the slice through the middle.
     """
+    image, anatomy = _anatomy(shape, seed)
+    if modality == "RGB":
+        image = _window(image)
+        for channel in range(shape[1]):
+            which = channel % 3
+            image[:, channel] = (image[:, channel] - IMAGENET_MEAN[which]) / IMAGENET_STD[which]
+    else:
+        inside = image[np.broadcast_to(anatomy > _AIR, image.shape)]
+        low, high = np.percentile(inside, (0.5, 99.5))
+        inside = np.clip(inside, low, high)
+        image = (np.clip(image, low, high) - inside.mean()) / inside.std()
+    return np.ascontiguousarray(image.reshape(shape), dtype=np.float32)
+
+
+def pictures(name: str, shape: tuple[int, ...], seed: int = 0) -> Bytes:
+    """One test input of a network that takes pictures of 8 bits.
+
+    Args:
+        name: ``noise`` (all numbers alike), ``phantom`` (see there, in its soft-tissue window) or ``constant`` (128).
+        shape: (N, C, H, W).
+        seed: the seed of the noise.
+
+    Returns:
+        uint8, of that shape.
+    """
+    if name == "noise":
+        return np.random.default_rng(seed).integers(0, HIGHEST, shape, np.uint8, endpoint=True)
+    if name == "phantom":
+        window = _window(_anatomy(shape, seed)[0]).reshape(shape)
+        return np.ascontiguousarray(np.rint(HIGHEST * window).astype(np.uint8))
+    if name == "constant":
+        return np.full(shape, 128, np.uint8)
+    raise ValueError(f"no input is called {name!r}; there are {', '.join(NAMES)}")
+
+
+def _anatomy(shape: tuple[int, ...], seed: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The phantom (N, C, D, H, W) in Hounsfield units with its noise, and one without (D, H, W)."""
     batch, channels, *spatial = shape
     depth = spatial if len(spatial) == 3 else [1, *spatial]
     axes = [np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in depth]
@@ -92,20 +135,14 @@ def phantom(shape: tuple[int, ...], modality: str, seed: int = 0) -> Array:
     for (cz, cy, cx), (az, ay, ax), value in _ORGANS:
         units[((z - cz) / az) ** 2 + ((y - cy) / ay) ** 2 + ((x - cx) / ax) ** 2 <= 1] = value
     noise = np.random.default_rng(seed).standard_normal((batch, channels, *depth))
-    image = units + 12.0 * noise
-    if modality == "RGB":
-        image = np.clip((image + 160.0) / 400.0, 0, 1)
-        for channel in range(channels):
-            which = channel % 3
-            image[:, channel] = (image[:, channel] - IMAGENET_MEAN[which]) / IMAGENET_STD[which]
-    else:
-        inside = image[np.broadcast_to(units > _AIR, image.shape)]
-        low, high = np.percentile(inside, (0.5, 99.5))
-        inside = np.clip(inside, low, high)
-        image = (np.clip(image, low, high) - inside.mean()) / inside.std()
-    return np.ascontiguousarray(image.reshape(shape), dtype=np.float32)
+    return units + 12.0 * noise, units
 
 
-def sha256(x: Array) -> str:
+def _window(image: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Hounsfield units in a soft-tissue window, from 0 to 1."""
+    return np.clip((image + 160.0) / 400.0, 0, 1)
+
+
+def sha256(x: npt.NDArray[Any]) -> str:
     """SHA-256 of the array's bytes in C order, as hexadecimal digits."""
     return hashlib.sha256(np.ascontiguousarray(x).data).hexdigest()

@@ -97,7 +97,10 @@ def assemble(
     model = onnx.load(str(converted_path), load_external_data=not large)
     if large:
         data_path.rename(artifact / f"{MODEL}.data")
-        _refer(model, {})
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = f"{MODEL}.data"
     _rename_output(model.graph, converted.outputs[0])
     onnx.save(model, str(artifact / MODEL))
     if converted.cpu is not None:
@@ -121,44 +124,32 @@ def share_weights(artifact: Path) -> None:
     """Let the rewritten graph find the weights where ``model.onnx``, which was written anew, has them."""
     import onnx
 
+    places = _places(artifact / MODEL)
     rewritten = onnx.load(str(artifact / CPU_MODEL), load_external_data=False)
-    _refer(rewritten, _places(artifact / MODEL))
+    for tensor in rewritten.graph.initializer:
+        if tensor.external_data:
+            del tensor.external_data[:]
+            for key, value in places[tensor.name].items():
+                tensor.external_data.add(key=key, value=str(value))
     onnx.save(rewritten, str(artifact / CPU_MODEL))
 
 
-def _places(path: Path) -> dict[str, tuple[int, int]]:
-    """Where the numbers of each initializer are in a file that holds them: their offset and length, by its name."""
+def _places(path: Path) -> dict[str, dict[str, str | int]]:
+    """Where the numbers of each initializer of a model are, by its name: as its external data, in another model."""
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
-    places: dict[str, tuple[int, int]] = {}
+    places: dict[str, dict[str, str | int]] = {}
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         position = 0
         for tensor in model.graph.initializer:  # in the file in this order
+            places[tensor.name] = {entry.key: entry.value for entry in tensor.external_data}
             if tensor.raw_data:
                 position = data.find(tensor.raw_data, position)
-                places[tensor.name] = position, len(tensor.raw_data)
-                position += len(tensor.raw_data)
+                length = len(tensor.raw_data)
+                places[tensor.name] = {"location": path.name, "offset": position, "length": length}
+                position += length
     return places
-
-
-def _refer(model: onnx.ModelProto, places: dict[str, tuple[int, int]]) -> None:
-    """Let a graph whose weights are in another file find them in the artifact.
-
-    Args:
-        model: changed in place.
-        places: where each weight is in ``model.onnx``. Those that aren't in here are in ``model.onnx.data``, where they
-            are now.
-    """
-    for tensor in model.graph.initializer:
-        if tensor.external_data and tensor.name in places:
-            offset, length = places[tensor.name]
-            del tensor.external_data[:]
-            for key, value in {"location": MODEL, "offset": offset, "length": length}.items():
-                tensor.external_data.add(key=key, value=str(value))
-        for entry in tensor.external_data if tensor.name not in places else ():
-            if entry.key == "location":
-                entry.value = f"{MODEL}.data"
 
 
 def _require_valid(path: Path, converted: Converted) -> None:

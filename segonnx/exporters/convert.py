@@ -147,8 +147,11 @@ def _finish(model: ir.Model, conversion: Conversion) -> None:
     from onnx_ir.passes import common
 
     from segonnx.exporters import opsets
+    from segonnx.optimize.pixels import PixelsPass
 
     opsets.lower(model, conversion.opset)
+    if conversion.spec.pixels is not None:
+        PixelsPass(conversion.spec.pixels)(model)
     model.ir_version = conversion.ir_version or opsets.LEAST_IR[conversion.opset]
     common.ShapeInferencePass()(model)
     common.RemoveUnusedNodesPass()(model)

@@ -15,7 +15,7 @@ from segonnx.core.tolerances import TOLERANCES, Agreement, Difference, compare, 
 from segonnx.errors import ParityError, first_line
 from segonnx.exporters import outputs
 from segonnx.exporters.parity import DTYPE, ParityCheck
-from segonnx.exporters.parity_inputs import feeds
+from segonnx.exporters.parity_inputs import graph_feeds
 from segonnx.exporters.settings import OutputKind
 
 
@@ -45,7 +45,7 @@ def measure(
         run = file_runs.opened(runtime, artifact / MODEL, check.threads)
         for i, test_input in enumerate(check.inputs):
             progress(f"running {title} on {test_input.name}")
-            logits, *others = run(feeds(test_input, check.spec))
+            logits, *others = run(graph_feeds(test_input, check.spec))
             results.append(_compared(check, i, output, logits, scale))
             _require(results[-1], title, test_input.name)
             for k, (name, found) in enumerate(zip(check.spec.more_outputs, others, strict=True), 1):

@@ -21,7 +21,7 @@ from segonnx.core.files import sha256
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.core.tolerances import TOLERANCES, Difference
 from segonnx.errors import CheckpointError
-from segonnx.exporters import outputs
+from segonnx.exporters import outputs, parity_inputs, pixels
 from segonnx.exporters.accounting import Account
 from segonnx.exporters.assemble import Converted, Graph
 from segonnx.exporters.opsets import OPSET
@@ -29,18 +29,6 @@ from segonnx.exporters.parity import DTYPE, Measured, Parity
 from segonnx.exporters.prepare import Prepared, Values
 from segonnx.exporters.settings import Settings
 from segonnx.sources.catalog import ModelSpec
-
-PREPROCESSING: dict[str, dict[str, Any]] = {
-    "CT": {"modality": "CT", "note": "CT intensities, clipped and normalised as the network was trained"},
-    "RGB": {
-        "modality": "RGB",
-        "note": "RGB scaled to 0..1, then normalised per channel with ImageNet's mean and standard deviation",
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
-    },
-    "other": {"modality": "other", "note": "as the network was trained"},
-}
-"""The entry ``preprocessing`` by modality, where the spec says no more."""
 
 
 @dataclass(frozen=True)
@@ -100,34 +88,26 @@ def arguments(
         "seed": settings.seed if random_weights else None,
         "checkpoint_sha256": None if not digests else digests[0] if len(digests) == 1 else digests,
     }
+    normalised = settings.mean is not None and settings.std is not None
+    asked = {
+        "pretrained": settings.pretrained or None,
+        "tune": settings.tune or None,
+        "tuning_sha256": None if tuning is None else _digest(tuning),
+        "max_weight_growth": settings.max_weight_growth,
+        "opset": None if settings.opset == OPSET else settings.opset,
+        "ir_version": settings.ir_version,
+        "output": None if settings.output == "logits" else settings.output,
+        "input": None if settings.input == "float" else settings.input,
+        "trusted": settings.trust or None,
+        "mean": list(settings.mean or ()) if normalised else None,
+        "std": list(settings.std or ()) if normalised else None,
+        "labels_sha256": None if settings.labels is None else _digest(sorted(settings.labels.items())),
+        "weights_prefix": settings.weights_prefix,
+        "check_with": list(settings.check_with) or None,
+        "plans_sha256": _digest([spec.options, spec.described]) if spec.described else None,
+    }
     # What isn't asked for has no key, as in manifests of earlier versions.
-    if settings.pretrained:
-        found["pretrained"] = True
-    if settings.tune:
-        found["tune"] = True
-    if tuning is not None:
-        found["tuning_sha256"] = _digest(tuning)
-    if settings.max_weight_growth is not None:
-        found["max_weight_growth"] = settings.max_weight_growth
-    if settings.opset != OPSET:
-        found["opset"] = settings.opset
-    if settings.ir_version is not None:
-        found["ir_version"] = settings.ir_version
-    if settings.output not in (None, "logits"):
-        found["output"] = settings.output
-    if settings.trust:
-        found["trusted"] = True
-    if settings.mean is not None and settings.std is not None:
-        found["mean"], found["std"] = list(settings.mean), list(settings.std)
-    if settings.labels is not None:
-        found["labels_sha256"] = _digest(sorted(settings.labels.items()))
-    if settings.weights_prefix is not None:
-        found["weights_prefix"] = settings.weights_prefix
-    if settings.check_with:
-        found["check_with"] = list(settings.check_with)
-    if spec.described:
-        found["plans_sha256"] = _digest([spec.options, spec.described])
-    return found
+    return found | {key: value for key, value in asked.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -181,7 +161,10 @@ def require_writable(
     }
     more = [{"name": one.name, "shape": [*one.shape], "dtype": one.dtype} for one in spec.more_inputs]
     others = [{"name": name, "shape": [1], "dtype": "float32"} for name in spec.more_outputs]
-    graph = Tensors([{"name": spec.input, "shape": list(shape), "dtype": "float32"}, *more], [output, *others])
+    image = {"name": spec.input, "shape": list(shape), "dtype": "float32"}
+    if spec.pixels is not None:
+        image |= {"shape": spec.pixels.shape(shape), "dtype": "uint8"}
+    graph = Tensors([image, *more], [output, *others])
     empty = "0" * 64
     measured = Parity((Measured(ParityInput("noise", shape), empty, Difference(0.0, 0.0, 0.0, 1.0, 0.0)),))
     findings = Findings(
@@ -224,13 +207,13 @@ def compose(
         "source": spec.source,
         "parameters": _parameters(spec, findings),
         "macs": findings.prepared.macs,
-        "inputs": graph.inputs,
+        "inputs": [{**graph.inputs[0], **_input_layout(spec)}, *graph.inputs[1:]],
         "outputs": [{**graph.outputs[0], **_output_kind(spec, settings)}, *graph.outputs[1:]],
         "opset": findings.converted.opset,
         "ir_version": findings.converted.ir_version,
         "operators": findings.converted.plain.operators,
         "weights": _weights(spec, settings, findings),
-        "preprocessing": _preprocessing(spec),
+        "preprocessing": pixels.preprocessing(spec),
         "labels": [],
         **described,
         "parity": _parity(spec, findings.measured[MODEL]),
@@ -259,14 +242,6 @@ def files(artifact: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _preprocessing(spec: ModelSpec) -> dict[str, Any]:
-    """What is known by the modality alone; no mean and deviation of three colours for a network of other channels."""
-    known = PREPROCESSING.get(spec.modality, PREPROCESSING["other"])
-    if len(known.get("mean", ())) in (0, spec.input_shape[1]):
-        return known
-    return {"modality": spec.modality, "note": PREPROCESSING["other"]["note"]}
-
-
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -282,6 +257,11 @@ def _parameters(spec: ModelSpec, findings: Findings) -> dict[str, Any]:
         ],
         **asdict(findings.account),
     }
+
+
+def _input_layout(spec: ModelSpec) -> dict[str, Any]:
+    """What the manifest says of pictures of 8 bits that the graph takes."""
+    return {} if spec.pixels is None else {"layout": spec.pixels.layout}
 
 
 def _output_kind(spec: ModelSpec, settings: Settings) -> dict[str, Any]:
@@ -331,7 +311,7 @@ def _parity(spec: ModelSpec, measured: Parity) -> dict[str, Any]:
         "inputs": [
             {
                 "kind": result.input.kind,
-                "shape": list(result.input.shape),
+                "shape": parity_inputs.graph_shape(result.input, spec),
                 "sha256": result.sha256,
                 **asdict(result.difference),
             }

@@ -18,12 +18,12 @@ from segonnx.core import hardware, subprocesses
 from segonnx.core.decisions import Kind
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, first_line
-from segonnx.exporters import module_checks, module_inputs, module_outputs, naming, pipeline
+from segonnx.exporters import module_checks, module_inputs, module_outputs, naming, pipeline, pixels
 from segonnx.exporters.module_inputs import MORE_TYPES, Call, dtype_of
 from segonnx.exporters.module_outputs import Key, OutputAxes
 from segonnx.exporters.opsets import OPSET
 from segonnx.exporters.pipeline import Exported
-from segonnx.exporters.settings import OutputKind, Settings
+from segonnx.exporters.settings import InputKind, OutputKind, Settings
 from segonnx.optimize import Optimize
 from segonnx.sources.catalog import ModelSpec, MoreInput
 
@@ -62,6 +62,7 @@ class ModuleExport:
     output_names: Sequence[str] = ()
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
+    input_kind: InputKind = "float"
     threads: int = field(default_factory=hardware.usable_cores)
 
 
@@ -94,6 +95,7 @@ def export(
             opset=how.opset,
             ir_version=how.ir_version,
             output=how.result,
+            input=how.input_kind,
             overwrite=how.overwrite,
             threads=how.threads,
             check_with=how.check_with,
@@ -262,4 +264,5 @@ def _describe(
     labels = (
         None if how.labels is None else dict(enumerate([how.labels] if isinstance(how.labels, str) else how.labels))
     )
-    return naming.named(naming.normalised(spec, how.mean, how.std, WORDS), labels, "labels=")
+    spec = naming.named(naming.normalised(spec, how.mean, how.std, WORDS), labels, "labels=")
+    return pixels.taken(spec, how.input_kind, "input_kind=", WORDS)

@@ -20,7 +20,7 @@ from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.core.tolerances import TOLERANCES, Difference, compare, compare_values, labels_of, probabilities_of, std_of
 from segonnx.errors import ParityError
 from segonnx.exporters import opsets
-from segonnx.exporters.parity_inputs import Feeds, feeds
+from segonnx.exporters.parity_inputs import Feeds, graph_feeds
 from segonnx.exporters.settings import OutputKind
 from segonnx.sources.catalog import ModelSpec
 
@@ -75,7 +75,7 @@ class Measured:
 
     Attributes:
         input: what the input is.
-        sha256: SHA-256 of its bytes.
+        sha256: SHA-256 of the bytes that the graph is given.
         difference: how far ONNX Runtime's logits are from PyTorch's.
         more: how far its other outputs are.
     """
@@ -147,7 +147,7 @@ def _measured(
 ) -> Measured:
     """The parity of a graph on test input i; see ``measure``."""
     test_input = check.inputs[i]
-    arrays = feeds(test_input, check.spec)
+    arrays = graph_feeds(test_input, check.spec)
     progress(f"running {model} in ONNX Runtime on {test_input.name}")
     logits, *others = run(session, arrays)
     progress(f"comparing the logits of {test_input.name}")
@@ -175,7 +175,7 @@ def _write_test_data(artifact: Path, check: ParityCheck, output: OutputKind | No
     exact = output == "labels" and not check.spec.more_outputs
     tolerance = 0.0 if exact else TOLERANCES[DTYPE].max_rel_error
     spread = max(std_of(answer.reshape(1, 1, -1)) for answer in answers.values()) if tolerance else 0.0
-    testdata.write(artifact, feeds(check.inputs[0], check.spec), answers, atol=tolerance * spread, rtol=tolerance)
+    testdata.write(artifact, graph_feeds(check.inputs[0], check.spec), answers, atol=tolerance * spread, rtol=tolerance)
 
 
 def _compare_more(reference: npt.NDArray[Any], found: npt.NDArray[Any], what: str) -> Difference:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from segonnx.core.synthetic_inputs import NAMES, Array, ParityInput
+from segonnx.core.synthetic_inputs import NAMES, Array, ParityInput, pictures
 from segonnx.sources.catalog import ModelSpec
+
+if TYPE_CHECKING:
+    from segonnx.core.pixels import Bytes, Pixels
 
 RESAMPLED = "resampled"
 """The kind of an input whose values are drawn from those of the caller's example, channel by channel."""
 
 Feeds = dict[str, npt.NDArray[Any]]
-"""What a graph is given: an array for the name of each input."""
+"""What a network or its graph is given: an array for the name of each input."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,39 @@ def _resampled(given: npt.NDArray[Any], shape: tuple[int, ...], seed: int) -> np
 
 
 def feeds(test_input: ParityInput, spec: ModelSpec) -> Feeds:
-    """What the graph of a network is given for a test input."""
-    image = {spec.input: test_input.make(spec.modality)}
-    return image | (test_input.more() if isinstance(test_input, ModuleInput) else {})
+    """What the network is given for a test input.
+
+    Where its graph takes pictures of 8 bits, they are those pictures, normalised: the two see the same.
+    """
+    if spec.pixels is None:
+        image = test_input.make(spec.modality)
+    else:
+        image = spec.pixels.normalised(_drawn(test_input, spec.pixels, spec.modality))
+    return {spec.input: image} | _more(test_input)
+
+
+def graph_feeds(test_input: ParityInput, spec: ModelSpec) -> Feeds:
+    """What the graph of the network is given for a test input: what the network is, or pictures of 8 bits."""
+    if spec.pixels is None:
+        return feeds(test_input, spec)
+    image = spec.pixels.arranged(_drawn(test_input, spec.pixels, spec.modality))
+    return {spec.input: image} | _more(test_input)
+
+
+def graph_shape(test_input: ParityInput, spec: ModelSpec) -> list[int]:
+    """The shape of the image that the graph is given for a test input."""
+    return [*test_input.shape] if spec.pixels is None else spec.pixels.shape(test_input.shape)
+
+
+def _drawn(test_input: ParityInput, pixels: Pixels, modality: str) -> Bytes:
+    """The pictures (N, C, H, W) of a test input: drawn, or what is nearest to a caller's numbers."""
+    if test_input.kind in NAMES:
+        return pictures(test_input.kind, test_input.shape, test_input.seed)
+    return pixels.nearest(test_input.make(modality))
+
+
+def _more(test_input: ParityInput) -> Feeds:
+    return test_input.more() if isinstance(test_input, ModuleInput) else {}
 
 
 def plan(spec: ModelSpec, shape: tuple[int, ...], *, dynamic: bool) -> tuple[ParityInput, ...]:

@@ -17,7 +17,7 @@ from segonnx.core import files, subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.errors import ResourceError
-from segonnx.exporters import elsewhere, manifest_entries, naming, opsets, outputs, parity_inputs, resources
+from segonnx.exporters import elsewhere, manifest_entries, naming, opsets, outputs, parity_inputs, pixels, resources
 from segonnx.exporters.assemble import Converted, assemble
 from segonnx.exporters.convert import Conversion
 from segonnx.exporters.manifest_entries import Findings
@@ -90,8 +90,10 @@ def export(
     tuning = None if settings.tuning is None else read_tuning(settings.tuning)
     steps = _steps(settings, progress, built)
     naming.require_normalisation(settings.mean, settings.std)
+    pixels.require(spec, settings.input)
     spec = steps.adapt(spec)
     spec = naming.named(naming.normalised(spec, settings.mean, settings.std), settings.labels)
+    spec = pixels.taken(spec, settings.input)
     outputs.require(spec, settings.output)
     shape = input_shape(spec, settings.shape, settings.batch)
     spec = catalog.at_shape(spec, shape)
@@ -181,10 +183,12 @@ class _Job:
     def _tune(self, test_input: ParityInput) -> Tuning:
         """Choose the rewrites by timing them, on the graph as torch writes it."""
         baseline = self.work / "baseline.onnx"
-        self.steps.convert("stock", self._conversion("none", Choices(), baseline))
-        settings = self.settings
+        # Whatever prepares pictures is no layer to choose, and takes no time beside the network.
+        conversion = replace(self._conversion("none", Choices(), baseline), spec=replace(self.spec, pixels=None))
+        self.steps.convert("stock", conversion)
+        settings, x = self.settings, parity_inputs.feeds(test_input, self.spec)[self.spec.input]
         tuning = self.steps.spawn(
-            "tune", tune, baseline, test_input.make(self.spec.modality), settings.max_weight_growth, settings.threads,
+            "tune", tune, baseline, x, settings.max_weight_growth, settings.threads,
             settings.tune_time,
         )  # fmt: skip
         for path in self.work.glob("baseline.onnx*"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from segonnx.core import hardware
 from segonnx.core.subprocesses import Bounds
@@ -16,6 +16,10 @@ from segonnx.sources.catalog import ModelSpec
 
 OutputKind = Literal["logits", "probabilities", "labels"]
 """What ``segonnx export --output`` takes."""
+
+InputKind = Literal["float", "uint8-nhwc", "uint8-nchw"]
+"""What ``segonnx export --input`` takes."""
+INPUTS: tuple[InputKind, ...] = get_args(InputKind)
 
 TUNE_S = 600.0
 """Seconds that the search of ``--tune`` may take, where nothing else is said."""
@@ -44,6 +48,8 @@ class Settings:
         max_weight_growth: how many times larger the rewrites of 3D convolutions may make their weights.
         output: what the artifact gives: ``labels`` ends the graph in an ArgMax over the classes, ``probabilities`` in
             a Softmax, or a Sigmoid for one class and for classes that overlap. None leaves what the network gives.
+        input: what the artifact takes: ``float`` is what the network takes, the others are pictures of 8 bits,
+            (N, H, W, C) or (N, C, H, W), which the graph scales and normalises first.
         overwrite: replace an artifact that was made with other arguments.
         threads: threads of PyTorch and ONNX Runtime.
         folder: the name of the artifact's folder in ``out``, where it isn't that of the spec.
@@ -71,6 +77,7 @@ class Settings:
     opset: int = 20
     ir_version: int | None = None
     output: OutputKind | None = "logits"
+    input: InputKind = "float"
     overwrite: bool = False
     threads: int = field(default_factory=hardware.usable_cores)
     folder: str | None = None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segonnx.artifacts.manifest import Manifest, given_rule
+from segonnx.artifacts.manifest import Manifest, checked_shape, given_rule, image_shape
 from segonnx.core.decisions import LEVELS
 from segonnx.errors import InputError
 
@@ -20,6 +20,7 @@ NORMALIZATIONS = (
     "CTNormalization", "ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization",
 )  # fmt: skip
 PICTURE = "RGB to 0..1, then mean and standard deviation"
+PIXELS = "RGB as it is, in 8 bits; the network's graph does the rest"
 SPLINES, INTERPOLATION = "resample_data_or_seg_to_shape", "resample_torch_fornnunet"
 TOGETHER = "resample_torch_simple"
 """nnU-Net's function that interpolates along all axes alike; its own inference can't call it from a plan."""
@@ -43,7 +44,7 @@ class ChannelNormalization:
     """How one input channel is normalised.
 
     Attributes:
-        scheme: A member of ``NORMALIZATIONS``, or ``PICTURE``.
+        scheme: A member of ``NORMALIZATIONS``, ``PICTURE`` or ``PIXELS``.
         use_mask: Compute the statistics over the nonzero voxels only.
         statistics: The numbers that the scheme needs, such as ``mean``, ``std`` and ``percentile_99_5``.
     """
@@ -127,6 +128,8 @@ class InferenceConfig:
         mirror_axes: The spatial axes of the network that may be mirrored.
         regions: The outputs are regions that may overlap, or one class, not classes of which one wins.
         probable: The network gives probabilities, not logits.
+        pixel_layout: The order of the axes of the pictures of 8 bits that the network's graph takes. None if it takes
+            float32 (N, C, spatial...).
         label_values: The value that each output writes into the label map.
         file_ending: The file ending of the images that the network was trained on.
         reader: nnU-Net's class that reads images and writes label maps, a member of ``READERS``.
@@ -152,6 +155,7 @@ class InferenceConfig:
     reader: str
     postprocessing: tuple[tuple[int, ...], ...] = ()
     probable: bool = False
+    pixel_layout: str | None = None
 
     @property
     def level(self) -> float:
@@ -180,7 +184,7 @@ def read(content: Manifest, folder: Path) -> InferenceConfig:
         InputError: The manifest has no inference config, or one that segonnx can't follow. The message says why.
     """
     given, inference = content["preprocessing"], content.get("inference")
-    shape, output = content["inputs"][0]["shape"], content["outputs"][0]
+    shape, output = image_shape(content), content["outputs"][0]
     if len(content["inputs"]) > 1:
         raise InputError(f"{folder} takes {len(content['inputs'])} inputs; segonnx predict has images alone to give")
     if output.get("kind") == "labels":
@@ -266,11 +270,11 @@ def _of_pictures(content: Manifest) -> InferenceConfig:
     """The config of a network for pictures: they are scaled to 0..1 and normalised as its encoder was trained."""
     given, kept = content["preprocessing"], SplineOrders(resamples=False, order=1, order_z=0, separate_z=False)
     classes, rule = content["outputs"][0]["shape"][1], given_rule(content)
-    checked = content["parity"]["inputs"][0]["shape"]
-    sizes = zip(content["inputs"][0]["shape"][2:], checked[2:], strict=True)
+    sizes = zip(image_shape(content)[2:], checked_shape(content)[2:], strict=True)
+    scheme = PIXELS if given.get("in_graph") else PICTURE
     return InferenceConfig(
         channels=tuple(
-            ChannelNormalization(PICTURE, use_mask=False, statistics={"mean": mean, "std": std})
+            ChannelNormalization(scheme, use_mask=False, statistics={"mean": mean, "std": std})
             for mean, std in zip(given["mean"], given["std"], strict=True)
         ),
         spacing=(1.0, 1.0),
@@ -290,6 +294,7 @@ def _of_pictures(content: Manifest) -> InferenceConfig:
         file_ending=".png",
         reader="NaturalImage2DIO",
         probable=content["outputs"][0].get("kind") == "probabilities",
+        pixel_layout=content["inputs"][0].get("layout"),
     )
 
 

@@ -20,7 +20,7 @@ from segonnx.core import hardware, subprocesses
 from segonnx.core.files import require_space
 from segonnx.core.ort_session import SessionSettings, denormals_as_zero, load_seconds, open_session, run_seconds
 from segonnx.errors import InputError, ResourceError, VerifyError, first_line
-from segonnx.predict import config, heads, pipeline, postprocessing
+from segonnx.predict import config, heads, pipeline, pixels, postprocessing
 from segonnx.predict.config import InferenceConfig
 from segonnx.predict.heads import Head
 from segonnx.predict.interpolation import AnyArray
@@ -95,6 +95,7 @@ class _Network:
         given = np.empty(self._gives, np.float32)
 
         def forward(x: AnyArray) -> AnyArray:
+            x = np.ascontiguousarray(pixels.given(x, self.config))
             with self._slots, self._errors("doesn't run"), subprocesses.limited(self._window_s, "a window"):
                 binding = self._session.io_binding()
                 binding.bind_cpu_input(self._input, x)

@@ -12,8 +12,8 @@ import numpy as np
 
 from segonnx.core import hardware
 from segonnx.errors import InputError, ResourceError
-from segonnx.predict import memory, resampling
-from segonnx.predict.config import PICTURE, ChannelNormalization, InferenceConfig
+from segonnx.predict import memory, pixels, resampling
+from segonnx.predict.config import PICTURE, PIXELS, ChannelNormalization, InferenceConfig
 from segonnx.predict.interpolation import AnyArray
 from segonnx.predict.resampling import Box, Channel
 from segonnx.predict.workers import Workers
@@ -259,9 +259,12 @@ def _normalise_voxels(values: AnyArray, channel: ChannelNormalization) -> None:
         np.clip(values, known["percentile_00_5"], known["percentile_99_5"], out=values)
         values -= known["mean"]
         values /= max(known["std"], EPSILON)
-    elif channel.scheme in ("RGBTo01Normalization", PICTURE):
+    elif channel.scheme in ("RGBTo01Normalization", PICTURE, PIXELS):
         if values.min() < 0 or values.max() > 255:
             raise InputError(f"a channel of colours must lie in 0..255; found {values.min():g} to {values.max():g}")
+        if channel.scheme == PIXELS:
+            pixels.centre(values, channel)
+            return
         values /= 255
         if channel.scheme == PICTURE:
             values -= known["mean"]

@@ -15,6 +15,7 @@ from typing import Any
 
 from segonnx.core import documents
 from segonnx.core.decisions import Decision, Kind, decision
+from segonnx.core.pixels import Pixels
 from segonnx.errors import InputError
 
 VOLUME = (1, 1, 64, 128, 128)
@@ -126,6 +127,8 @@ class ModelSpec:
         weights_source: where the weights come from, in words, where that is more than a file.
         parameters: about how many parameters it has, where there's no reference.
         described: keys of the manifest that say what inference with a checkpoint's weights needs.
+        pixels: the pictures of 8 bits that the graph takes, and normalises itself; None where it takes what the network
+            does.
     """
 
     name: str
@@ -153,6 +156,7 @@ class ModelSpec:
     weights_source: str = ""
     parameters: int = 10**8
     described: Mapping[str, Any] = field(default_factory=dict)
+    pixels: Pixels | None = None
 
     def __post_init__(self) -> None:
         if not self.divisors:

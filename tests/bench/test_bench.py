@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import segonnx as segonnx_package
-from segonnx.bench import fitting, plan, run, stats, targets
+from segonnx.bench import fitting, plan, run, session, stats, targets
 from segonnx.bench import result as result_file
 from segonnx.bench.plan import Settings
 from segonnx.bench.result import OK, Result
@@ -36,6 +36,19 @@ from tests.bench import fakes
 from tests.conftest import ROOT, SMALL, message
 from tests.conftest import run as segonnx
 from tests.report import results
+
+
+@pytest.fixture(autouse=True)
+def short_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks and profiles are a tenth as long, but for tests that look at the time of one."""
+    if "whole_blocks" not in request.fixturenames:
+        monkeypatch.setattr(session, "BLOCK_SECONDS", 0.05)
+        monkeypatch.setattr(session, "PROFILE_SECONDS", 0.3)
+
+
+@pytest.fixture
+def whole_blocks() -> None:
+    """Blocks are as long as in a bench."""
 
 
 @pytest.fixture(
@@ -315,6 +328,7 @@ def test_a_runtime_that_fails_has_a_row_and_the_others_go_on(name: str, status: 
 
 
 @pytest.mark.serial
+@pytest.mark.usefixtures("whole_blocks")
 def test_times_warm_up_threads_and_ratios_are_told(tmp_path: Path) -> None:
     done = fake_bench(tmp_path, "steady", "quick", "slow", rounds=None)
     steady, quick, slow = done.rows
@@ -418,6 +432,7 @@ def test_results_of_one_machine_are_shown_together() -> None:
 
 
 @pytest.mark.serial
+@pytest.mark.usefixtures("whole_blocks")
 def test_a_runtime_that_never_rests_takes_nothing_from_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -432,10 +447,10 @@ def _rested(folder: Path) -> bool:
     spent = []
     run_block = Session.run_block
 
-    def monitored(session: Session, slot: Any) -> Any:
+    def monitored(own: Session, slot: Any) -> Any:
         spinning = psutil.Process(pids["spinning"]) if len(pids) == 2 else None
         before = sum(spinning.cpu_times()[:2]) if spinning else 0.0
-        passes = run_block(session, slot)
+        passes = run_block(own, slot)
         pids[slot.row.backend] = slot.worker.pid
         if spinning and slot.row.backend == "slow":
             spent.append(sum(spinning.cpu_times()[:2]) - before)
@@ -450,6 +465,7 @@ def _rested(folder: Path) -> bool:
 
 
 @pytest.mark.serial
+@pytest.mark.usefixtures("whole_blocks")
 def test_workers_are_bound_and_loads_beside_them_are_warned_of(tmp_path: Path) -> None:
     burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(hardware.usable_cores())]
     try:

@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812 (as everybody calls it)
 from torch import nn
 
 import segonnx
+from segonnx.artifacts import manifest
 from segonnx.errors import ConversionError
 from segonnx.exporters import opsets
 from tests.conftest import ROOT, run
@@ -75,34 +76,57 @@ class Volume(nn.Module):
 
 
 @old
-@pytest.mark.parametrize(("opset", "optimize"), [(17, "cpu"), (17, "none"), (18, "cpu"), (19, "cpu")])
+@pytest.mark.parametrize("opset", [17, 18, 19])
 @pytest.mark.parametrize(("module", "shape"), [(Mixed(), (1, 3, 32, 48)), (Volume(), (1, 1, 16, 32, 32))])
 def test_onnxruntime_1_16_runs_a_file_of_its_opset(
-    module: nn.Module, shape: tuple[int, ...], optimize: Any, opset: int, tmp_path: Path
+    module: nn.Module, shape: tuple[int, ...], opset: int, tmp_path: Path
 ) -> None:
-    done = segonnx.export(module, torch.zeros(shape), tmp_path / "it", opset=opset, optimize=optimize)
+    done = segonnx.export(module, torch.zeros(shape), tmp_path / "it", opset=opset)
     content = done.manifest
     assert (content["opset"], content["ir_version"]) == (opset, {17: 8, 18: 8, 19: 9}[opset])
     segonnx.verify(done.folder)
     x = torch.randn(shape)
-    found = replayed("onnxruntime", done.folder / "model.onnx", x, tmp_path, "1.16.3")
     expected = torch_gives(module, x).numpy()
-    assert np.abs(found - expected).max() < 1e-3 * expected.std()
+    for model in manifest.models(content):
+        found = replayed("onnxruntime", done.folder / model, x, tmp_path, "1.16.3")
+        assert np.abs(found - expected).max() < 1e-3 * expected.std()
 
 
 @old
 def test_a_unet_at_opset_17_runs_in_onnxruntime_1_16_and_opencv_4_10(tmp_path: Path) -> None:
-    asked = ("smp:unet:resnet18", "--shape", "64,96", "--opset", 17, "--optimize", "none", "--out", tmp_path)
+    asked = ("smp:unet:resnet18", "--shape", "64,96", "--opset", 17, "--out", tmp_path)
     done = run("export", *asked)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "smp-unet-resnet18"
     given = onnx.numpy_helper.to_array(onnx.load_tensor(folder / "test_data_set_0/input_0.pb"))
     x = torch.from_numpy(given.copy())
     expected = onnx.numpy_helper.to_array(onnx.load_tensor(folder / "test_data_set_0/output_0.pb"))
-    for runtime, version in (("onnxruntime", "1.16.3"), ("opencv", "4.10.0")):
-        found = replayed(runtime, folder / "model.onnx", x, tmp_path, version)
+    ways = (
+        ("onnxruntime", "1.16.3", "model.onnx"), ("onnxruntime", "1.16.3", "model.cpu.onnx"),
+        ("opencv", "4.10.0", "model.onnx"),
+    )  # fmt: skip
+    for runtime, version, model in ways:
+        found = replayed(runtime, folder / model, x, tmp_path, version)
         assert np.abs(found - expected).max() < 1e-3 * expected.std(), runtime
     assert "ONNX Runtime 1.13 or later" in (folder / "README.md").read_text("utf-8")
+
+
+@old
+@pytest.mark.parametrize("kind", ["uint8-nhwc", "uint8-nchw"])
+def test_older_runtimes_take_pictures_of_8_bits(kind: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    done = segonnx.export(
+        module, torch.zeros(1, 3, 32, 48), tmp_path / "it", mean=mean, std=std, input_kind=kind, opset=17
+    )
+    picture = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8)
+    given = picture.permute(0, 2, 3, 1).contiguous() if kind == "uint8-nhwc" else picture
+    seen = (picture / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    expected = torch_gives(module, seen).numpy()
+    for runtime, version in (("onnxruntime", "1.16.3"), ("opencv", "4.10.0")):
+        found = replayed(runtime, done.folder / "model.onnx", given, tmp_path, version)
+        assert np.abs(found - expected).max() < 1e-3 * expected.std(), runtime
 
 
 @pytest.mark.parametrize("opset", [21, 23])

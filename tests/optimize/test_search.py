@@ -92,7 +92,7 @@ def test_every_algorithm_of_every_layer_runs_alone(chunks: int, stock: Path) -> 
 def test_a_tuning_is_replayed(tiny: ModelSpec, tuned: Path, tmp_path: Path) -> None:
     settings = Settings(tmp_path, tuning=tuned / "manifest.json")
     again = pipeline.export(tiny, settings)
-    assert (again.folder / "model.onnx").read_bytes() == (tuned / "model.onnx").read_bytes()
+    assert (again.folder / "model.cpu.onnx").read_bytes() == (tuned / "model.cpu.onnx").read_bytes()
     assert again.manifest["tuning"] == verify(tuned).manifest["tuning"]
     assert pipeline.export(tiny, settings).kept
     with pytest.raises(InputError, match="made with other arguments"):

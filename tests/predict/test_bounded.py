@@ -112,6 +112,8 @@ def _with(hand: Path, target: Path, kind: str) -> Path:
     data = model.SerializeToString()
     (artifact / layout.MODEL).write_bytes(data)
     content["files"][layout.MODEL] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    del content["cpu_graph"], content["files"][layout.CPU_MODEL]
+    (artifact / layout.CPU_MODEL).unlink()
     (artifact / layout.MANIFEST).write_bytes(manifest.seal(content))
     return artifact
 

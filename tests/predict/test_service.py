@@ -36,7 +36,7 @@ from segonnx.predict import images, uploads
 from segonnx.predict.predictor import Artifact
 from segonnx.predict.preprocessing import Times
 from segonnx.predict.readers import READERS
-from tests.conftest import ROOT, SMALL
+from tests.conftest import ROOT, SMALL, steps_in_process
 from tests.predict.conftest import SHAPE, SPACING, save, volume
 from tests.predict.test_headers import ascii_nifti
 
@@ -89,8 +89,13 @@ def keep(lines: Iterable[str], log: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def service(hand: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    temporary = tmp_path_factory.mktemp("temporary")
-    with start(hand, temporary) as running:
+    with serving(hand, tmp_path_factory.mktemp("temporary")) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def serving(artifact: Path, temporary: Path) -> Iterator[Service]:
+    with start(artifact, temporary) as running:
         try:
             assert running.stderr is not None
             address = next(found[0] for line in running.stderr if (found := re.search(r"http://[\d.:]+", line)))
@@ -123,6 +128,27 @@ def test_eight_clients_get_what_the_artifact_predicts(service: Service, loaded: 
             assert getattr(found, what)() == pytest.approx(getattr(image, what)())
     assert 1 <= max(seen) <= RUNNING  # it answered meanwhile
     assert not service.left()
+
+
+def test_pictures_of_8_bits_are_served(tmp_path: Path) -> None:
+    import torch
+
+    import segonnx
+
+    torch.manual_seed(0)
+    module, example = torch.nn.Conv2d(3, 3, 3, padding=1), torch.zeros(1, 3, 32, 48)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    with steps_in_process():
+        for kind in ("uint8-nhwc", "float"):
+            segonnx.export(module, example, tmp_path / kind, mean=mean, std=std, input_kind=kind)
+    taken = [Artifact(tmp_path / kind) for kind in ("uint8-nhwc", "float")]
+    colours = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
+    imageio.v3.imwrite(tmp_path / "a.png", colours)
+    (tmp_path / "temporary").mkdir()
+    with serving(tmp_path / "uint8-nhwc", tmp_path / "temporary") as service:
+        found = SimpleITK.GetArrayFromImage(labels(service.predict(tmp_path / "a.png"), tmp_path / "labels.png"))
+    for artifact in taken:
+        np.testing.assert_array_equal(found, artifact.predict(colours.transpose(2, 0, 1)[:, None], (1.0,) * 3)[0])
 
 
 def bad(kind: str, folder: Path) -> list[Path]:

@@ -170,7 +170,7 @@ def test_a_profile_names_fused_kernels(answers: Callable[..., dict[str, Any]]) -
 def test_options_reach_onnx_runtime(ready: Ready, answers: Callable[..., dict[str, Any]]) -> None:
     import onnx
 
-    operators = [node.op_type for node in onnx.load(str(ready.runnable.model), load_external_data=False).graph.node]
+    operators = [node.op_type for node in onnx.load(str(ready.runnable.cpu_model), load_external_data=False).graph.node]
     plain = answers("ort", profile=True, graph_optimization="disabled", spinning=False, arena=False)
     settings = {"graph_optimization": "disabled", "spinning": "off", "arena": "off"}
     assert settings.items() <= plain["settings"].items()

@@ -12,9 +12,10 @@ from typing import Any
 
 from segonnx.artifacts import layout
 from segonnx.artifacts.layout import MODEL
-from segonnx.artifacts.manifest import Manifest, gives_labels
+from segonnx.artifacts.manifest import Manifest, gives_labels, image_shape
 from segonnx.artifacts.packing import contents
 from segonnx.artifacts.packing.contents import Source
+from segonnx.core.pixels import HIGHEST
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import one_line
 
@@ -71,6 +72,8 @@ def _made(source: Source) -> dict[str, bytes]:
 def metadata(content: Manifest) -> dict[str, Any]:
     """The content of metadata.json, by MONAI's schema."""
     x, y = content["inputs"][0], content["outputs"][0]
+    image = image_shape(content)
+    values = {"value_range": [0, HIGHEST]} if x["dtype"] == "uint8" else {}
     names = {str(index): label["name"] for index, label in enumerate(content["labels"])}
     if gives_labels(content):
         spatial = y["shape"][1:]
@@ -95,7 +98,8 @@ def metadata(content: Manifest) -> dict[str, Any]:
                     "type": "image",
                     "format": "magnitude",
                     "modality": content["preprocessing"]["modality"],
-                    **_tensor(x, x["shape"][1], x["shape"][2:]),
+                    **_tensor(x, image[1], image[2:]),
+                    **values,
                 }
             },
             "outputs": {"pred": {"type": "image", "format": "segmentation", **given}},
@@ -103,7 +107,7 @@ def metadata(content: Manifest) -> dict[str, Any]:
     }
 
 
-def _tensor(described: Manifest, channels: int, spatial: list[int | str]) -> dict[str, Any]:
+def _tensor(described: Manifest, channels: int | str, spatial: list[int | str]) -> dict[str, Any]:
     return {
         "num_channels": channels,
         "spatial_shape": [size if isinstance(size, int) else "*" for size in spatial],
