@@ -364,8 +364,9 @@ def test_regions_are_written_over_one_another(loaded: Artifact) -> None:
 
 
 MEMORY = """
-import json, resource, sys
+import json, sys
 import numpy as np
+from segonnx.core.subprocesses import peak_rss_bytes
 from segonnx.predict import config, memory, pipeline
 from segonnx.predict.heads import Head
 from segonnx.predict.workers import Workers
@@ -385,7 +386,7 @@ workers = Workers(threads)
 from segonnx.predict import products
 from scipy import ndimage, sparse
 products.product(np.ones((1, 1), np.float32), np.ones((1, 1), np.float32))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_rss_bytes()
 given = np.ones((1, features or classes, *window), np.float32)
 given[:, -1] = 2
 given[..., ::2] = rng.standard_normal(given[..., ::2].shape, dtype=np.float32)  # corners that don't agree
@@ -394,7 +395,7 @@ def forward(x):
 options = pipeline.PredictOptions(workers=workers)
 labels = pipeline.predict(image, spacing, inference, forward, options, head=head)
 assert labels.shape == tuple(shape)
-peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+peak = peak_rss_bytes() - before
 resampled = [round(size * mm / 1.5) for size, mm in zip(shape, spacing)]
 print(json.dumps([peak, memory.predicting(shape, resampled, inference, features or classes, threads)]))
 """
