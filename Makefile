@@ -12,7 +12,7 @@ DATA := deepbet nilearn
 # Tests of one file stay together, and share what they made first.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --durations 15
 
-.PHONY: install old-runtimes docs demo reference-systems bench bench-perf bench-selftest faults test test-all check lint reference clean
+.PHONY: install old-runtimes docs demo reference-systems bench bench-perf bench-predict bench-selftest faults test test-all check lint reference clean
 
 install: $(STAMP)
 
@@ -67,6 +67,12 @@ bench-perf: install
 	$(BIN)/segonnx report results/perf-2d.json --html results/perf.html
 	$(BIN)/python -m benchmarks.speedups $(PERF)
 	$(BIN)/python -m benchmarks.ablation
+
+# Whole images from file to file: nnU-Net, nnU-Net with OpenVINO, segonnx before and now; hours, on an idle machine.
+# The table goes into docs/predict.md.
+bench-predict: install
+	$(BIN)/python -m benchmarks.whole_images race results/whole
+	$(BIN)/python -m benchmarks.whole_images table results/whole
 
 # Measures the bench itself, on an idle machine: some minutes. Writes docs/bench-selftest.md.
 bench-selftest: install old-runtimes

@@ -296,7 +296,7 @@ def _require_size(image: images.Image) -> None:
     wanted = artifact.config.spacing
     own = [image.spacing[axis] for axis in artifact.config.transpose_forward][-len(wanted) :]
     _require(image.array.size * math.prod(own) / math.prod(wanted))
-    if memory.needed(image.array.shape, image.spacing, artifact.config) > MAX_MEMORY:
+    if memory.needed(image.array.shape, image.spacing, artifact.config, channels=artifact.channels) > MAX_MEMORY:
         raise HTTPException(413, "the image is too large: its windows take more memory than the service gives one")
 
 

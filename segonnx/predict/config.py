@@ -22,9 +22,11 @@ NORMALIZATIONS = (
 PICTURE = "RGB to 0..1, then mean and standard deviation"
 PIXELS = "RGB as it is, in 8 bits; the network's graph does the rest"
 SPLINES, INTERPOLATION = "resample_data_or_seg_to_shape", "resample_torch_fornnunet"
+TOGETHER = "resample_torch_simple"
+"""nnU-Net's function that interpolates along all axes alike; its own inference can't call it from a plan."""
 KEEPING = ("no_resampling_hack", "no_resampling_data_or_seg_to_shape")
 """nnU-Net's functions that leave an array on its grid; the second is what its older versions call it."""
-RESAMPLINGS = (SPLINES, INTERPOLATION, *KEEPING)
+RESAMPLINGS = (SPLINES, INTERPOLATION, TOGETHER, *KEEPING)
 """nnU-Net's functions that resample an image, a label map or logits."""
 PLANE_MODES = ("linear", "bilinear", "bicubic", "nearest", "nearest-exact", "area")
 AXIS_MODES = ("linear", "trilinear", "nearest", "nearest-exact", "area")
@@ -75,15 +77,16 @@ class SplineOrders:
 
 @dataclass(frozen=True)
 class InterpolationModes:
-    """The modes of PyTorch's ``interpolate`` that resample an array (nnU-Net's ``resample_torch_fornnunet``).
+    """The modes of PyTorch's ``interpolate`` that resample an array (nnU-Net's ``resample_torch_...``).
 
     Attributes:
-        mode: The mode within the planes, if an axis is resampled apart. Otherwise all axes are interpolated linearly.
+        mode: The mode within the planes, if an axis is resampled apart.
         mode_z: The mode along the axis that is resampled apart.
         separate_z: Whether the axis of low resolution is resampled apart. None lets the spacings decide.
         threshold: The ratio of the largest to the smallest spacing above which it is, if the spacings decide.
         as_labels: Whether label maps are resampled label by label, and not as numbers.
         by_majority: A voxel takes the label that has more than half of it, or 0; otherwise the label that has most.
+        mode_together: The mode along all axes, if none is resampled apart.
     """
 
     mode: str
@@ -92,6 +95,7 @@ class InterpolationModes:
     threshold: float = ANISOTROPY
     as_labels: bool = True
     by_majority: bool = False
+    mode_together: str = "linear"
 
     @property
     def resamples(self) -> bool:
@@ -332,6 +336,16 @@ def _resampling(every: Mapping[str, Any], what: str, where: Path | str) -> Resam
         # Manifests of earlier versions have what nnU-Net's older function took, and left unused.
         arguments.ignore("is_seg", "order", "order_z", "force_separate_z")
         how = SplineOrders(resamples=False, order=1, order_z=0, separate_z=False)
+    elif function == TOGETHER:
+        arguments.ignore("num_threads", "device")
+        how = InterpolationModes(
+            mode="linear",
+            mode_z="linear",
+            separate_z=False,
+            as_labels=bool(arguments.flag("is_seg", False)),
+            by_majority=bool(arguments.flag("memefficient_seg_resampling", False)),
+            mode_together=arguments.word("mode", "linear", AXIS_MODES),
+        )
     elif function == INTERPOLATION:
         arguments.ignore("num_threads", "device")  # they decide on no number
         how = InterpolationModes(

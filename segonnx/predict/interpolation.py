@@ -46,6 +46,8 @@ class LinearInterpolation:
             new: The number of voxels after.
             nearest: Take the nearest old voxel instead of a mean of two.
         """
+        if old == new:
+            return cls.of(np.arange(new))
         positions = centres(old, new)
         if nearest:
             return cls.of(np.clip(np.floor(positions + 0.5).astype(np.int64), 0, old - 1))
@@ -77,6 +79,13 @@ class LinearInterpolation:
     ) -> LinearInterpolation:
         return cls(np.stack([lower, upper], axis=1), np.stack([1 - weight, weight], axis=1).astype(np.float32))
 
+    def matrix(self, old: int) -> npt.NDArray[np.float32]:
+        """The matrix (new, old) that makes the new voxels of ``old`` ones."""
+        made = np.zeros((len(self.index), old), np.float32)
+        for index, weight in zip(self.index.T, self.weight.T, strict=True):
+            made[np.arange(len(made)), index] += weight
+        return made
+
     @property
     def identity(self) -> bool:
         """Whether each voxel is left as it is; only ``of`` makes these, and ``between`` for equal numbers."""
@@ -95,6 +104,40 @@ class LinearInterpolation:
         for tap in range(1, self.index.shape[1]):
             result += np.take(array, self.index[:, tap], axis) * self.weight[:, tap].reshape(shape)
         return result
+
+
+def spline(old: int, new: int, order: int) -> npt.NDArray[np.float64]:
+    """The matrix (new, old) of scikit-image's ``resize`` along one axis: splines are linear, and go axis by axis.
+
+    Args:
+        old: The number of voxels before.
+        new: The number of voxels after.
+        order: The spline's order.
+    """
+    from scipy.ndimage import zoom
+
+    made: npt.NDArray[np.float64] = zoom(np.eye(old), [new / old, 1], order=order, mode="nearest", grid_mode=True)
+    return made
+
+
+def spline_apart(old: int, new: int, order: int) -> npt.NDArray[np.float64]:
+    """The matrix (new, old) of SciPy's ``map_coordinates`` at the new voxels' centres, along one axis.
+
+    Args:
+        old: The number of voxels before.
+        new: The number of voxels after.
+        order: The spline's order.
+    """
+    from scipy.ndimage import map_coordinates
+
+    if order == 0:
+        slices: npt.NDArray[np.float64] = np.arange(old, dtype=np.float64)
+        nearest = map_coordinates(slices, [centres(old, new)], order=0, mode="nearest").astype(np.int64)
+        taken: npt.NDArray[np.float64] = np.eye(old)[nearest]
+        return taken
+    where = np.meshgrid(centres(old, new), np.arange(old, dtype=np.float64), indexing="ij")
+    made: npt.NDArray[np.float64] = map_coordinates(np.eye(old), where, order=order, mode="nearest")
+    return made
 
 
 def _source(old: int, new: int) -> npt.NDArray[np.float32]:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from segonnx.errors import InputError
-from segonnx.predict import preprocessing, resampling, sliding_window
+from segonnx.predict import labelling, preprocessing, resampling, sliding_window
 from segonnx.predict.config import InferenceConfig
-from segonnx.predict.interpolation import LinearInterpolation
+from segonnx.predict.heads import Head
+from segonnx.predict.interpolation import AnyArray, LinearInterpolation
+from segonnx.predict.labelling import Rule, Target
 from segonnx.predict.preprocessing import PreparedImage, Times
-from segonnx.predict.resampling import AnyArray, Box
-from segonnx.predict.sliding_window import Forward, WindowProgress
+from segonnx.predict.resampling import Box
+from segonnx.predict.sliding_window import Forward, WindowProgress, Windows
+from segonnx.predict.workers import Workers
+
+FLOAT32 = float(np.finfo(np.float32).max)
+"""The largest number that float32 holds."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class PredictOptions:
         progress: The progress callback.
         times: The seconds of each step are added to it.
         add: Add the probabilities to those that their array holds.
+        workers: The threads that share what isn't the network's.
     """
 
     mirror: bool = False
@@ -34,6 +40,7 @@ class PredictOptions:
     progress: WindowProgress = lambda *_: None
     times: Times = field(default_factory=Times)
     add: bool = False
+    workers: Workers = field(default_factory=Workers)
 
 
 def predict(
@@ -45,11 +52,12 @@ def predict(
     *,
     previous: AnyArray | None = None,
     probabilities: AnyArray | None = None,
+    head: Head | None = None,
 ) -> AnyArray:
     """Compute the label map of an image.
 
-    Memory holds the image, its resampled form (in float64 while that is made), the logits of as many slices as a
-    window is deep, and the logits of two slices at the image's own resolution. It never holds all logits.
+    Memory holds the image, its resampled form, what the network gives for as many slices as a window is deep, and that
+    of a few slices at the image's own resolution. It never holds all logits.
 
     Args:
         image: The image as read, (C, z, y, x).
@@ -60,6 +68,7 @@ def predict(
         previous: The label map of a cascade's first stage, integers (z, y, x).
         probabilities: If given, the array is filled with the probability of each output, float32 (outputs, z, y, x);
             or they are added to what it holds, if the options say so.
+        head: What makes logits of what the network gives. None if it gives logits.
 
     Returns:
         The label map (z, y, x), uint8, or uint16 if a label is above 255.
@@ -69,21 +78,18 @@ def predict(
     """
     if probabilities is not None and probabilities.shape != (len(config.label_values), *image.shape[1:]):
         raise InputError(f"probabilities= must be {(len(config.label_values), *image.shape[1:])}")
-    times = options.times
-    prepared = preprocessing.prepare(image, spacing, config, previous, times)
-    interpolations = _interpolations(prepared, config)
-    slices = sliding_window.slices(
-        prepared.array,
-        forward,
-        len(config.label_values),
-        config.window,
-        config.step if options.step is None else options.step,
-        config.sigma,
-        config.mirror_axes if options.mirror else (),
-        options.progress,
+    times, workers, rule = options.times, options.workers, Rule(config, head)
+    prepared = preprocessing.prepare(image, spacing, config, previous, times, workers, rule.channels)
+    windows = Windows(
+        channels=rule.channels,
+        window=config.window,
+        step=config.step if options.step is None else options.step,
+        sigma=config.sigma,
+        mirror_axes=config.mirror_axes if options.mirror else (),
+        largest=FLOAT32 if head is None else head.largest,
     )
-    logits = _resampled_back(_timed(slices, times), interpolations, times)
-    labels = np.zeros(prepared.full_shape, _label_type(config))
+    slices = sliding_window.averaged(prepared.array, forward, windows, workers, options.progress, times.of)
+    labels = np.zeros(prepared.full_shape, labelling.label_type(config))
     cropped_probabilities = None
     if probabilities is not None:
         transposed = probabilities.transpose(0, *(axis + 1 for axis in config.transpose_forward))
@@ -93,7 +99,8 @@ def predict(
             if not config.regions:
                 transposed[0][outside] += 1  # voxels outside the crop are background
         cropped_probabilities = transposed[(slice(None), *prepared.box)]
-    _decide(logits, config, labels[prepared.box], cropped_probabilities, options)
+    target = Target(labels[prepared.box], cropped_probabilities, options.add)
+    labelling.fill(slices, _interpolations(prepared, config), rule, target, workers, times)
     return labels.transpose(config.transpose_backward)
 
 
@@ -115,7 +122,7 @@ def decide(probabilities: AnyArray, members: int, config: InferenceConfig) -> An
     Returns:
         The label map (z, y, x), of the same type as that of ``predict``.
     """
-    labels = np.zeros(probabilities.shape[1:], _label_type(config))
+    labels = np.zeros(probabilities.shape[1:], labelling.label_type(config))
     values = np.asarray(config.label_values)
     for z in range(len(labels)):
         mean = probabilities[:, z] / np.float32(members)
@@ -128,83 +135,8 @@ def decide(probabilities: AnyArray, members: int, config: InferenceConfig) -> An
     return labels
 
 
-def _label_type(config: InferenceConfig) -> type[np.unsignedinteger[Any]]:
-    return np.uint8 if max(config.label_values) <= 255 else np.uint16
-
-
 def _interpolations(prepared: PreparedImage, config: InferenceConfig) -> list[LinearInterpolation]:
     """How the logits are resampled to the cropped image along each axis."""
     how = config.logit_resampling
     axis = resampling.low_resolution_axis(how, prepared.network_spacing, prepared.spacing)
     return resampling.interpolations(how, prepared.array.shape[1:], prepared.cropped_shape, axis)
-
-
-def _timed(slices: Iterator[AnyArray], times: Times) -> Iterator[AnyArray]:
-    """The same slices; the time that each takes counts as the network's."""
-    while True:
-        with times.of("network"):
-            logits = next(slices, None)
-        if logits is None:
-            return
-        yield logits
-
-
-def _resampled_back(
-    slices: Iterator[AnyArray], interpolations: Sequence[LinearInterpolation], times: Times
-) -> Iterator[AnyArray]:
-    """Resample logits, slice by slice (classes, y, x), to the cropped image.
-
-    No more slices are held than one new slice is made of: two, where logits are interpolated linearly.
-    """
-    along_depth, *within = interpolations
-    held: dict[int, AnyArray] = {}
-    read = 0
-    for index, weight in zip(along_depth.index, along_depth.weight, strict=True):
-        lower, upper = index.min(), index.max()
-        while read <= upper:
-            logits = next(slices)
-            with times.of("resample back"):
-                if read >= lower:
-                    for axis, interpolation in enumerate(within, 1):
-                        logits = interpolation.apply(logits, axis)
-                    held[read] = logits
-            read += 1
-        held = {number: logits for number, logits in held.items() if number >= lower}
-        with times.of("resample back"):
-            mixed = held[index[0]] if weight[0] == 1 else held[index[0]] * weight[0]
-            for number, share in zip(index[1:], weight[1:], strict=True):
-                if share:
-                    mixed = mixed + share * held[number]
-        yield mixed
-
-
-def _decide(
-    slices: Iterator[AnyArray],
-    config: InferenceConfig,
-    labels: AnyArray,
-    probabilities: AnyArray | None,
-    options: PredictOptions,
-) -> None:
-    """Fill the label map (z, y, x), and the probabilities (outputs, z, y, x) if given, from slices of logits."""
-    values = np.asarray(config.label_values)
-    for z, logits in enumerate(slices):
-        with options.times.of("decide"):
-            if config.regions:
-                for value, region in zip(values, logits, strict=True):
-                    labels[z][region > config.level] = value
-            else:
-                labels[z] = values[logits.argmax(axis=0)]
-        if probabilities is not None:
-            with options.times.of("probabilities"):
-                found = _probabilities(logits, config)
-                probabilities[:, z] = probabilities[:, z] + found if options.add else found
-
-
-def _probabilities(slices: AnyArray, config: InferenceConfig) -> AnyArray:
-    """The probabilities of a slice (outputs, y, x) of what the network gives."""
-    from scipy.special import expit, softmax
-
-    if config.probable:
-        return slices
-    found: AnyArray = expit(slices) if config.regions else softmax(slices, axis=0)
-    return found

@@ -18,14 +18,16 @@ from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import verify
 from segonnx.core import hardware, subprocesses
 from segonnx.core.files import require_space
-from segonnx.core.ort_session import SessionSettings, load_seconds, open_session, run_seconds
+from segonnx.core.ort_session import SessionSettings, denormals_as_zero, load_seconds, open_session, run_seconds
 from segonnx.errors import InputError, ResourceError, VerifyError, first_line
-from segonnx.predict import config, pipeline, pixels, postprocessing
+from segonnx.predict import config, heads, pipeline, pixels, postprocessing
 from segonnx.predict.config import InferenceConfig
+from segonnx.predict.heads import Head
+from segonnx.predict.interpolation import AnyArray
 from segonnx.predict.pipeline import PredictOptions
 from segonnx.predict.preprocessing import Times
-from segonnx.predict.resampling import AnyArray
-from segonnx.predict.sliding_window import WindowProgress
+from segonnx.predict.sliding_window import Forward, WindowProgress
+from segonnx.predict.workers import Workers
 
 if TYPE_CHECKING:
     import os
@@ -36,12 +38,12 @@ class _Loading:
     """How the networks of an artifact are loaded.
 
     Attributes:
-        threads: The number of ONNX Runtime's threads.
+        workers: As many threads as ONNX Runtime has, for what isn't the network's.
         slots: A network takes one of them for each window.
         timeout: The most seconds that loading or a window may take; None lets their size decide.
     """
 
-    threads: int
+    workers: Workers
     slots: threading.Semaphore
     timeout: float | None
 
@@ -56,6 +58,8 @@ class _Network:
 
     Attributes:
         config: The inference config of the manifest.
+        channels: The numbers that it gives for a voxel.
+        head: What makes logits of what ``forward`` gives. None if that is logits.
 
     Raises:
         VerifyError: The network doesn't load.
@@ -63,35 +67,68 @@ class _Network:
         InputError: The manifest doesn't say how to predict.
     """
 
+    head: Head | None = None
+
     def __init__(self, folder: Path, described: Manifest, load: _Loading) -> None:
         self.config = config.read(described, folder)
         self._folder, self._slots = folder, load.slots
         self._input, self._output = described["inputs"][0]["name"], described["outputs"][0]["name"]
-        self._gives = (1, len(self.config.label_values), *self.config.window)
-        model = folder / manifest.cpu_model(described)
-        self._window_s = run_seconds(model, math.prod(self.config.window), load.timeout)
+        graph = folder / manifest.cpu_model(described)
+        self._window_s = run_seconds(graph, math.prod(self.config.window), load.timeout)
+        settings = SessionSettings(
+            threads=load.workers.threads, spinning="while-running", denormals_as_zero=True, memory_pattern=False
+        )
         with (
             self._errors("doesn't load"),
-            subprocesses.limited(load_seconds(model, load.timeout), "loading the model"),
+            subprocesses.limited(load_seconds(graph, load.timeout), "loading the model"),
         ):
-            self._session = open_session(model, SessionSettings(threads=load.threads))
+            model: Path | bytes = graph
+            if (split := heads.split(graph)) is not None:
+                model, self._output, self.head = split.model, split.output, split.head
+                settings = replace(settings, weights=folder)
+            self._session = open_session(model, settings)
+        self.channels = len(self.config.label_values) if self.head is None else self.head.features
+        self._gives = (1, self.channels, *self.config.window)
 
-    def forward(self, x: AnyArray) -> AnyArray:
-        """The logits of a window, which waits for a free slot."""
-        x = pixels.given(x, self.config)
-        with self._slots, self._errors("doesn't run"), subprocesses.limited(self._window_s, "a window"):
-            logits: AnyArray = self._session.run([self._output], {self._input: x})[0]
-        if logits.shape != self._gives or logits.dtype != np.float32:
+    def forward(self) -> Forward:
+        """A forward pass of a caller's own: what it gives stands in one array, which its next call overwrites."""
+        given = np.empty(self._gives, np.float32)
+
+        def forward(x: AnyArray) -> AnyArray:
+            x = np.ascontiguousarray(pixels.given(x, self.config))
+            with self._slots, self._errors("doesn't run"), subprocesses.limited(self._window_s, "a window"):
+                binding = self._session.io_binding()
+                binding.bind_cpu_input(self._input, x)
+                binding.bind_output(self._output, "cpu", 0, np.float32, self._gives, given.ctypes.data)
+                try:
+                    with denormals_as_zero():
+                        self._session.run_with_iobinding(binding)
+                except Exception:
+                    self._require_fits(x)
+                    raise
+            return given
+
+        return forward
+
+    def _require_fits(self, x: AnyArray) -> None:
+        """See to it that what the network gives for a window fits.
+
+        Raises:
+            VerifyError: It doesn't.
+        """
+        found = self._session.run([self._output], {self._input: x})[0]
+        if found.shape != self._gives or found.dtype != np.float32:
             raise VerifyError(
-                f"{self._folder} gives {logits.dtype} {logits.shape} for a window, where float32 {self._gives} fits"
+                f"{self._folder} gives {found.dtype} {found.shape} for a window, where float32 {self._gives} fits"
             )
-        return logits
 
     @contextlib.contextmanager
     def _errors(self, what: str) -> Iterator[None]:
         """Raise ONNX Runtime's errors as ours."""
         try:
             yield
+        except VerifyError:
+            raise
         except Exception as error:
             if subprocesses.ran_out_of_memory(error):
                 raise ResourceError(f"{self._folder} {what}: the memory ran out") from error
@@ -134,6 +171,8 @@ class Artifact:
             an ensemble's first member, which the others agree with.
         config: The inference config. That of an ensemble is its first member's in all that the members share; the
             mirror axes are those of all.
+        channels: The numbers that the network gives for a voxel: features where they are fewer than the outputs. Of an
+            ensemble the most that a member gives.
         several: Whether the probabilities of several networks are averaged.
 
     Raises:
@@ -175,7 +214,8 @@ class Artifact:
         self, folder: Path, content: Manifest, threads: int | None, concurrent: int, timeout: float | None
     ) -> None:
         self.manifest = self.described = content
-        load = _Loading(threads or hardware.usable_cores(), threading.Semaphore(concurrent), timeout)
+        self._workers = Workers(threads or hardware.usable_cores())
+        load = _Loading(self._workers, threading.Semaphore(concurrent), timeout)
         self.config = config_of(folder, content)
         if not manifest.is_ensemble(content):
             self._members = [_Member("", _Network(folder, content, load), averaged=True, previous=None)]
@@ -187,6 +227,7 @@ class Artifact:
                 network = _Network(path, contents[path], load)
                 self._members.append(_Member(one["folder"], network, one["averaged"], one["previous"]))
             self.described = contents[folder / content["members"][0]["folder"]]
+        self.channels = max(member.network.channels for member in self._members)
         self.several = sum(member.averaged for member in self._members) > 1
 
     def predict(  # noqa: PLR0913 (keyword-only arguments of the public face)
@@ -234,7 +275,7 @@ class Artifact:
         if previous is not None and manifest.is_ensemble(self.manifest):
             raise InputError("an ensemble takes no label map of a first stage: it holds that stage itself")
         image = image[None] if image.ndim == 3 else image
-        options = PredictOptions(mirror, step, progress, times or Times())
+        options = PredictOptions(mirror, step, progress, times or Times(), workers=self._workers)
         with contextlib.ExitStack() as stack:
             if self.several and probabilities is None:
                 probabilities = stack.enter_context(_scratch((len(self.config.label_values), *image.shape[1:])))
@@ -270,10 +311,11 @@ class Artifact:
                 image,
                 spacing,
                 member.network.config,
-                member.network.forward,
+                member.network.forward(),
                 replace(options, add=add),
                 previous=previous if member.previous is None else first_stages[member.previous],
                 probabilities=probabilities if member.averaged else None,
+                head=member.network.head,
             )
             if member.folder in needed:
                 first_stages[member.folder] = labels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -13,9 +12,11 @@ import numpy as np
 
 from segonnx.core import hardware
 from segonnx.errors import InputError, ResourceError
-from segonnx.predict import pixels, resampling
+from segonnx.predict import memory, pixels, resampling
 from segonnx.predict.config import PICTURE, PIXELS, ChannelNormalization, InferenceConfig
-from segonnx.predict.resampling import AnyArray, Box
+from segonnx.predict.interpolation import AnyArray
+from segonnx.predict.resampling import Box, Channel
+from segonnx.predict.workers import Workers
 
 EPSILON = 1e-8
 """The smallest standard deviation or range to divide by, as in nnU-Net."""
@@ -64,7 +65,13 @@ class PreparedImage:
 
 
 def prepare(
-    image: AnyArray, spacing: Sequence[float], config: InferenceConfig, previous: AnyArray | None, times: Times
+    image: AnyArray,
+    spacing: Sequence[float],
+    config: InferenceConfig,
+    previous: AnyArray | None,
+    times: Times,
+    workers: Workers | None = None,
+    channels: int | None = None,
 ) -> PreparedImage:
     """Bring an image to the network's axes, intensities and spacing.
 
@@ -74,77 +81,103 @@ def prepare(
         config: The artifact's inference config.
         previous: The label map of a cascade's first stage, integers (z, y, x). None if the network is no second stage.
         times: The seconds of ``prepare`` and ``resample`` are added to it.
+        workers: The threads that share the work. None takes the caller's own.
+        channels: The numbers that the network gives for a voxel. None takes its outputs.
 
     Raises:
         InputError: The image or the label map doesn't fit the config.
         ResourceError: The image is too large for the machine's memory at the network's spacing.
     """
+    workers = workers or Workers()
     with times.of("prepare"):
         _check_image(image, spacing, config)
         _check_previous(previous, image, config)
-        with np.errstate(over="ignore"):
-            image = image.astype(np.float32)
-        if not np.isfinite(image).all():
-            raise InputError("the image holds values that aren't finite numbers in float32")
         image = image.transpose(0, *(axis + 1 for axis in config.transpose_forward))
         own = tuple(float(spacing[axis]) for axis in config.transpose_forward)
         wanted = (*own[: 3 - len(config.spacing)], *config.spacing)
-        mask, box = resampling.nonzero(image)
-        if not config.crop:
-            box = tuple(slice(0, size) for size in mask.shape)
-        full_shape = mask.shape
-        image = np.ascontiguousarray(image[(slice(None), *box)])
-        mask = mask[box]
-        if previous is not None or any(channel.use_mask for channel in config.channels):
-            mask = resampling.filled(mask)
-        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it isn't finite, and is refused below
-            for values, channel in zip(image, config.channels, strict=True):
-                _normalise(values, mask, channel)
-        if not np.isfinite(image).all():
-            raise InputError("the image's numbers are too large, or too far apart, to be normalised in float32")
-    with times.of("resample"):
+        full_shape = image.shape[1:]
+        masked = previous is not None or any(channel.use_mask for channel in config.channels)
+        mask, found = _nonzero(image, masked, workers)
+        box = found if config.crop else tuple(slice(0, size) for size in full_shape)
+        image = image[(slice(None), *box)]
+        if mask is not None:
+            mask = resampling.filled(mask[box])
         shape = image.shape[1:]
         if config.image_resampling.resamples:
             shape = resampling.resampled_shape(shape, own, wanted)
         if min(shape) < 1:
             raise InputError(f"the image covers less than a voxel of {'x'.join(f'{size:g}' for size in wanted)} mm")
-        _require_memory(image.shape[1:], shape, config)
-        axis = resampling.low_resolution_axis(config.image_resampling, own, wanted)
-        image = resampling.resample(image, shape, config.image_resampling, axis)
-        if previous is not None:
+        _require_memory(image.shape[1:], shape, config, channels or len(config.label_values), workers.threads)
+        result = np.empty((len(image) + len(config.previous_labels), *shape), np.float32)
+    axis = resampling.low_resolution_axis(config.image_resampling, own, wanted)
+    for values, channel, target in zip(image, config.channels, result, strict=False):
+        with times.of("prepare"):
+            normalised = _normalised(values, mask, channel, workers)
+        with times.of("resample"):
+            resampling.resample_channel(normalised, target, config.image_resampling, axis, workers)
+    if previous is not None:
+        assert mask is not None
+        with times.of("resample"):
             labels = previous.transpose(config.transpose_forward)[box].astype(np.int16)
             # Zeros outside the body are a label of their own, as in nnU-Net: they may lose where all of the background
             # would win.
             labels[(labels == 0) & ~mask] = -1
             axis = resampling.low_resolution_axis(config.label_resampling, own, wanted)
             labels = resampling.resample_labels(labels, shape, config.label_resampling, axis)
-            one_hot = np.stack([(labels == value).astype(np.float32) for value in config.previous_labels])
-            image = np.concatenate([image, one_hot])
-    return PreparedImage(image, full_shape, box, own, wanted)
+            for value, target in zip(config.previous_labels, result[len(image) :], strict=True):
+                target[...] = labels == value
+    return PreparedImage(result, full_shape, box, own, wanted)
 
 
-def _require_memory(before: Sequence[int], after: Sequence[int], config: InferenceConfig) -> None:
+def _nonzero(image: AnyArray, masked: bool, workers: Workers) -> tuple[AnyArray | None, Box]:
+    """Find the box of the voxels that aren't 0 in some channel, and if ``masked`` all of these voxels.
+
+    Raises:
+        InputError: A number isn't finite in float32.
+    """
+    mask = np.zeros(image.shape[1:], bool) if masked else None
+
+    def look(z: int) -> tuple[bool, AnyArray, AnyArray]:
+        found = np.zeros(image.shape[2:], bool)
+        for plane in image[:, z]:
+            if plane.dtype.kind == "f":
+                with np.errstate(over="ignore"):
+                    numbers = plane.astype(np.float32, copy=False)
+                if not np.isfinite(numbers).all():
+                    raise InputError("the image holds values that aren't finite numbers in float32")
+                found |= numbers != 0
+            else:
+                found |= plane != 0
+        if mask is not None:
+            mask[z] = found
+        return bool(found.any()), np.asarray(found.any(axis=1)), np.asarray(found.any(axis=0))
+
+    seen = workers.run(look, range(image.shape[1]))
+    inside = (
+        np.array([one for one, _, _ in seen]),
+        np.logical_or.reduce([rows for _, rows, _ in seen]),
+        np.logical_or.reduce([columns for _, _, columns in seen]),
+    )
+    return mask, resampling.box_of(inside)
+
+
+def _require_memory(
+    before: Sequence[int], after: Sequence[int], config: InferenceConfig, channels: int, threads: int
+) -> None:
     """See to it that the machine has the memory that an image takes from here on.
 
     Args:
         before: The shape (z, y, x) of the cropped image.
         after: Its shape at the network's spacing.
         config: The artifact's inference config.
+        channels: The numbers that the network gives for a voxel.
+        threads: How many threads there are.
 
     Raises:
         ResourceError: It has less.
     """
-    old, new = math.prod(before), math.prod(after)
-    channels, labels = len(config.channels), len(config.previous_labels)
-    window = (1, *config.window)[-3:]
-    padded = [max(sizes) for sizes in zip(window, after, strict=True)]
-    resampled = 4 * (channels + labels) * new
-    # Splines are computed in float64: one channel's coefficients, and its new voxels.
-    making = 0 if tuple(before) == tuple(after) else 8 * (old + new)
-    logits = 4 * len(config.label_values) * math.prod(padded[1:])
-    predicting = 4 * (channels + labels) * math.prod(padded) + (window[0] + 3) * logits
-    needed, available = resampled + max(making, predicting), hardware.available_memory()
-    if needed > available:
+    needed = memory.predicting(before, after, config, channels, threads)
+    if needed > (available := hardware.available_memory()):
         raise ResourceError(
             f"the image of {'x'.join(map(str, before))} voxels has {'x'.join(map(str, after))} at the network's "
             f"spacing, which take about {needed / 1e9:.1f} GB of memory; {available / 1e9:.1f} GB are available"
@@ -180,24 +213,52 @@ def _check_previous(previous: AnyArray | None, image: AnyArray, config: Inferenc
         )
 
 
-def _normalise(values: AnyArray, mask: AnyArray, channel: ChannelNormalization) -> None:
-    """Normalise one channel (z, y, x) in place."""
+def _normalised(values: AnyArray, mask: AnyArray | None, channel: ChannelNormalization, workers: Workers) -> Channel:
+    """One channel (z, y, x), normalised. Where each voxel is by itself, this is done when a plane is asked for."""
+    if channel.scheme in memory.WHOLE:
+        whole = np.empty(values.shape, np.float32)
+
+        def copy(z: int) -> None:
+            whole[z] = values[z]
+
+        workers.run(copy, range(len(values)))
+        with np.errstate(over="ignore", invalid="ignore"):  # what comes of it isn't finite, and is refused
+            _normalise_whole(whole, mask, channel)
+        values = whole
+
+    def plane(number: int, axis: int) -> AnyArray:
+        taken = np.array(np.moveaxis(values, axis, 0)[number], np.float32, order="C")
+        with np.errstate(over="ignore", invalid="ignore"):
+            _normalise_voxels(taken, channel)
+        if not np.isfinite(taken).all():
+            raise InputError("the image's numbers are too large, or too far apart, to be normalised in float32")
+        return taken
+
+    return Channel(values.shape, plane)
+
+
+def _normalise_whole(values: AnyArray, mask: AnyArray | None, channel: ChannelNormalization) -> None:
+    """Normalise one channel (z, y, x) in place by what all of its voxels have in common."""
+    if channel.scheme == "RescaleTo01Normalization":
+        values -= values.min()
+        values /= max(values.max(), EPSILON)
+        return
+    inside = values[mask] if channel.use_mask and mask is not None else values
+    mean, deviation = inside.mean(), max(inside.std(), EPSILON)
+    if channel.use_mask and mask is not None:
+        values[mask] = (inside - mean) / deviation
+    else:
+        values -= mean
+        values /= deviation
+
+
+def _normalise_voxels(values: AnyArray, channel: ChannelNormalization) -> None:
+    """Normalise some voxels in place, each by itself."""
+    known = channel.statistics
     if channel.scheme == "CTNormalization":
-        known = channel.statistics
         np.clip(values, known["percentile_00_5"], known["percentile_99_5"], out=values)
         values -= known["mean"]
         values /= max(known["std"], EPSILON)
-    elif channel.scheme == "ZScoreNormalization":
-        inside = values[mask] if channel.use_mask else values
-        mean, deviation = inside.mean(), max(inside.std(), EPSILON)
-        if channel.use_mask:
-            values[mask] = (inside - mean) / deviation
-        else:
-            values -= mean
-            values /= deviation
-    elif channel.scheme == "RescaleTo01Normalization":
-        values -= values.min()
-        values /= max(values.max(), EPSILON)
     elif channel.scheme in ("RGBTo01Normalization", PICTURE, PIXELS):
         if values.min() < 0 or values.max() > 255:
             raise InputError(f"a channel of colours must lie in 0..255; found {values.min():g} to {values.max():g}")
@@ -206,5 +267,5 @@ def _normalise(values: AnyArray, mask: AnyArray, channel: ChannelNormalization) 
             return
         values /= 255
         if channel.scheme == PICTURE:
-            values -= channel.statistics["mean"]
-            values /= channel.statistics["std"]
+            values -= known["mean"]
+            values /= known["std"]

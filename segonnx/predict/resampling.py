@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from segonnx.predict import products
 from segonnx.predict.config import InterpolationModes, Resampling
-from segonnx.predict.interpolation import LinearInterpolation, centres
+from segonnx.predict.interpolation import LinearInterpolation, centres, spline, spline_apart
+from segonnx.predict.workers import Workers, blocks
 
 AnyArray = npt.NDArray[Any]
 """An array of any type; each function says which types it takes."""
@@ -29,11 +32,24 @@ def nonzero(image: AnyArray) -> tuple[AnyArray, Box]:
     mask = np.zeros(image.shape[1:], bool)
     for channel in image:
         mask |= channel != 0
+    others = [tuple(other for other in range(mask.ndim) if other != axis) for axis in range(mask.ndim)]
+    return mask, box_of([np.asarray(mask.any(axis=axes)) for axes in others])
+
+
+def box_of(inside: Sequence[AnyArray]) -> Box:
+    """The box of some voxels.
+
+    Args:
+        inside: For each axis, whether there is one at each of its places.
+
+    Returns:
+        The slices from the first to the last one; all places where there is none.
+    """
     box = []
-    for axis in range(mask.ndim):
-        indices = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        box.append(slice(int(indices[0]), int(indices[-1]) + 1) if len(indices) else slice(0, mask.shape[axis]))
-    return mask, tuple(box)
+    for places in inside:
+        indices = np.flatnonzero(places)
+        box.append(slice(int(indices[0]), int(indices[-1]) + 1) if len(indices) else slice(0, len(places)))
+    return tuple(box)
 
 
 def filled(mask: AnyArray) -> AnyArray:
@@ -89,7 +105,7 @@ def interpolations(
 def _interpolation(how: Resampling, old: int, new: int, apart: bool | None) -> LinearInterpolation:
     """The interpolation along one axis; ``apart``: None if no axis is, or whether this one is."""
     if isinstance(how, InterpolationModes):
-        mode = "linear" if apart is None else how.mode_z if apart else how.mode
+        mode = how.mode_together if apart is None else how.mode_z if apart else how.mode
         return LinearInterpolation.torch(_ONE_AXIS.get(mode, mode), old, new)
     if apart:
         return LinearInterpolation.between(old, new, nearest=how.order_z == 0)
@@ -100,6 +116,24 @@ def _interpolation(how: Resampling, old: int, new: int, apart: bool | None) -> L
 
 _ONE_AXIS = {"bilinear": "linear", "trilinear": "linear", "bicubic": "cubic"}
 """PyTorch's names of modes, by what they are along one axis."""
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A channel of an image, whose planes are made when they are asked for.
+
+    Attributes:
+        shape: Its shape (z, y, x).
+        plane: Makes the plane of a number along an axis, float32: ``plane(number, axis)``.
+    """
+
+    shape: tuple[int, ...]
+    plane: Callable[[int, int], AnyArray]
+
+    @classmethod
+    def of(cls, array: AnyArray) -> Channel:
+        """An array (z, y, x) as a channel."""
+        return cls(array.shape, lambda number, axis: np.take(array, number, axis).astype(np.float32, copy=False))
 
 
 def resample(image: AnyArray, shape: Sequence[int], how: Resampling, axis: int | None) -> AnyArray:
@@ -118,12 +152,82 @@ def resample(image: AnyArray, shape: Sequence[int], how: Resampling, axis: int |
         return image
     result = np.empty((len(image), *shape), np.float32)
     for channel, target in zip(image, result, strict=True):
-        target[:] = _resampled(channel, shape, how, axis)
+        resample_channel(Channel.of(channel), target, how, axis, Workers())
     return result
 
 
-def _resampled(channel: AnyArray, shape: Sequence[int], how: Resampling, axis: int | None) -> AnyArray:
-    """One channel (z, y, x) on another grid: float64 of splines, float32 of PyTorch's interpolation."""
+COLUMNS = 2**11
+"""So many columns of voxels are resampled along the last axis at a time."""
+
+
+def resample_channel(channel: Channel, target: AnyArray, how: Resampling, axis: int | None, workers: Workers) -> None:
+    """Resample a channel: each plane by a matrix along each of its axes, then all planes by another one.
+
+    Memory holds the planes at their new size. scikit-image's ``resize``, which nnU-Net calls, clips what splines of
+    order 2 and more make to the numbers that there were: in each plane, if an axis is resampled apart, or in all.
+
+    Args:
+        channel: The channel.
+        target: The resampled channel, float32 (z, y, x), which is filled.
+        how: How it is resampled.
+        axis: The result of ``low_resolution_axis``.
+        workers: The threads that share the work.
+    """
+    front = axis or 0
+    matrices = _matrices(how, channel.shape, target.shape, axis)
+    through = matrices.pop(front)
+    first, second = matrices
+    clips = not isinstance(how, InterpolationModes) and how.order > 1
+    target = np.moveaxis(target, front, 0)
+    planes = target if through is None else np.empty((channel.shape[front], *target.shape[1:]), np.float32)
+
+    def within(number: int) -> tuple[np.float32, np.float32]:
+        plane = channel.plane(number, front)
+        made = plane if first is None else products.product(first, np.ascontiguousarray(plane))
+        made = made if second is None else products.product(made, np.ascontiguousarray(second.T))
+        bounds = (plane.min(), plane.max()) if clips else (np.float32(0), np.float32(0))
+        planes[number] = np.clip(made, *bounds) if clips and axis is not None and made is not plane else made
+        return bounds
+
+    bounds = workers.run(within, range(channel.shape[front]))
+    lowest, highest = min(low for low, _ in bounds), max(high for _, high in bounds)
+    if through is None and (axis is not None or not clips or (first is None and second is None)):
+        return
+    rows = planes.reshape(len(planes), -1)
+    made = (
+        target.reshape(len(target), -1)
+        if target.flags.c_contiguous
+        else np.empty((len(target), rows.shape[1]), np.float32)
+    )
+
+    def along(columns: slice) -> None:
+        found = (
+            rows[:, columns] if through is None else products.product(through, np.ascontiguousarray(rows[:, columns]))
+        )
+        made[:, columns] = np.clip(found, lowest, highest) if clips and axis is None else found
+
+    workers.run(along, blocks(rows.shape[1], COLUMNS))
+    if not target.flags.c_contiguous:
+        target[...] = made.reshape(target.shape)
+
+
+def _matrices(how: Resampling, old: Sequence[int], new: Sequence[int], axis: int | None) -> list[AnyArray | None]:
+    """The matrix of each axis, float32 (new, old); None where an axis stays as it is."""
+    found: list[AnyArray | None] = []
+    for current, (before, after) in enumerate(zip(old, new, strict=True)):
+        if before == after:
+            found.append(None)
+        elif isinstance(how, InterpolationModes):
+            found.append(_interpolation(how, before, after, None if axis is None else current == axis).matrix(before))
+        elif current == axis:
+            found.append(spline_apart(before, after, how.order_z).astype(np.float32))
+        else:
+            found.append(spline(before, after, how.order).astype(np.float32))
+    return found
+
+
+def _labels_as_numbers(channel: AnyArray, shape: Sequence[int], how: Resampling, axis: int | None) -> AnyArray:
+    """A label map (z, y, x) on another grid, as numbers: float64 of splines, float32 of PyTorch's interpolation."""
     if isinstance(how, InterpolationModes):
         result = channel.astype(np.float32)
         every = interpolations(how, channel.shape, shape, axis)
@@ -154,8 +258,8 @@ def resample_labels(labels: AnyArray, shape: Sequence[int], how: Resampling, axi
     """
     if not how.resamples or tuple(shape) == labels.shape:
         return labels
-    if not how.as_labels:
-        return _resampled(labels, shape, how, axis).astype(labels.dtype)  # which cuts off what follows the point
+    if not how.as_labels:  # the type cuts off what follows the point
+        return _labels_as_numbers(labels, shape, how, axis).astype(labels.dtype)
     if isinstance(how, InterpolationModes):
         return _interpolated_labels(labels, shape, how, axis)
     if axis is None:

@@ -1,6 +1,6 @@
 """Sliding windows over a prepared image.
 
-Logits come out slice by slice, and memory holds those of as many slices as a window is deep.
+What the network gives comes out slice by slice, and memory holds that of as many slices as a window is deep.
 """
 
 from __future__ import annotations
@@ -8,19 +8,66 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from segonnx.errors import CheckFailed, InputError
-from segonnx.predict.resampling import AnyArray
+from segonnx.predict.interpolation import AnyArray
+from segonnx.predict.memory import FLAT_SLICES
+from segonnx.predict.workers import Workers, blocks
 
 Forward = Callable[[AnyArray], AnyArray]
-"""The network's forward pass: from a window (1, C, spatial...) to its logits (1, classes, spatial...), both float32."""
+"""The network's forward pass: from a window (1, C, spatial...) to what is averaged, float32 (1, channels, spatial...).
+
+That is logits, or the features that a head makes logits of. The next call may overwrite it.
+"""
 MAX_WINDOWS = 1_000_000
 """The most windows of an image: at a tenth of a second each, they take a day."""
 WindowProgress = Callable[[int, int], None]
 """A progress callback: it gets the number of windows that are done, and the number of all windows."""
+Timed = Callable[[str], AbstractContextManager[None]]
+"""Adds the time of a block to that of a step."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How windows lie over an image, and how they are averaged.
+
+    Attributes:
+        channels: The number of channels that the network gives.
+        window: The spatial sizes of a window, in voxels. A 2D network has two, and sees every slice alone.
+        step: The step from window to window, as a fraction of a window.
+        sigma: The standard deviation of the windows' weights, as a fraction of a window.
+        mirror_axes: The spatial axes to mirror. What is averaged is the mean over all combinations of them.
+        largest: The size that no number may have which the network gives.
+    """
+
+    channels: int
+    window: tuple[int, ...]
+    step: float
+    sigma: float
+    mirror_axes: tuple[int, ...] = ()
+    largest: float = float(np.finfo(np.float32).max)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """The sizes of a window as a box (z, y, x)."""
+        z, y, x = (1, *self.window)[-3:]
+        return z, y, x
+
+    @property
+    def held(self) -> int:
+        """How many slices memory holds."""
+        return self.window[0] if len(self.window) == 3 else FLAT_SLICES
+
+    @property
+    def flips(self) -> list[tuple[int, ...]]:
+        """The axes that are mirrored together, for each window that the network sees; first none."""
+        axes = self.mirror_axes
+        return [found for count in range(len(axes) + 1) for found in itertools.combinations(axes, count)]
 
 
 def starts(size: int, window: int, step: float) -> list[int]:
@@ -61,96 +108,143 @@ def weights(window: Sequence[int], sigma: float) -> npt.NDArray[np.float32]:
     return rounded.astype(np.float32)
 
 
-def slices(
+def averaged(
     image: AnyArray,
     forward: Forward,
-    classes: int,
-    window: Sequence[int],
-    step: float,
-    sigma: float,
-    mirror_axes: Sequence[int],
-    progress: WindowProgress,
-) -> Iterator[AnyArray]:
-    """Compute the logits of an image, slice by slice along its first axis.
+    how: Windows,
+    workers: Workers,
+    progress: WindowProgress = lambda *_: None,
+    timed: Timed = lambda _: nullcontext(),
+) -> Iterator[list[AnyArray]]:
+    """Compute the weighted mean over all windows of an image, some slices at a time along its first axis.
 
     Args:
         image: The prepared image, float32 (C, z, y, x).
         forward: The network's forward pass.
-        classes: The number of channels of its logits.
-        window: The spatial sizes of a window, in voxels. A 2D network has two, and sees every slice alone.
-        step: The step from window to window, as a fraction of a window.
-        sigma: The standard deviation of the windows' weights, as a fraction of a window.
-        mirror_axes: The spatial axes to mirror. The logits are the mean over all combinations of them.
+        how: How windows lie and are averaged.
+        workers: The threads that add windows up.
         progress: The progress callback.
+        timed: The seconds of ``network`` and ``blend`` are added by it.
 
     Yields:
-        The logits of one slice, float32 (classes, y, x).
+        The next slices, each float32 (channels, y, x). They hold until the next ones are asked for.
 
     Raises:
         InputError: There are more than ``MAX_WINDOWS`` windows.
-        CheckFailed: Logits aren't finite.
+        CheckFailed: The network gives numbers that aren't finite, or too large.
     """
-    wanted = (1, *window) if len(window) == 2 else tuple(window)
+    wanted = how.sizes
     below = [max(0, need - size) // 2 for need, size in zip(wanted, image.shape[1:], strict=True)]
     above = [max(0, need - size) - low for need, size, low in zip(wanted, image.shape[1:], below, strict=True)]
-    padded = np.pad(image, [(0, 0), *zip(below, above, strict=True)])
+    padded = np.pad(image, [(0, 0), *zip(below, above, strict=True)]) if any(below + above) else image
     depth, height, width = padded.shape[1:]
-    rows = range(depth) if len(window) == 2 else starts(depth, wanted[0], step)
-    along = starts(height, wanted[1], step), starts(width, wanted[2], step)
+    rows = range(depth) if len(how.window) == 2 else starts(depth, wanted[0], how.step)
+    along = starts(height, wanted[1], how.step), starts(width, wanted[2], how.step)
     if (count := len(rows) * math.prod(map(len, along))) > MAX_WINDOWS:
         raise InputError(
             f"an image of {'x'.join(map(str, image.shape[1:]))} voxels for the network takes {count:,} windows, more "
             f"than {MAX_WINDOWS:,}: take a larger step"
         )
-    columns = list(itertools.product(*along))
-    gaussian = weights(window, sigma).reshape(wanted)
-    flips = [axes for count in range(len(mirror_axes) + 1) for axes in itertools.combinations(mirror_axes, count)]
     inside = (slice(below[1], below[1] + image.shape[2]), slice(below[2], below[2] + image.shape[3]))
-    total = np.zeros((wanted[0], classes, height, width), np.float32)  # of the slices from `first` on
-    weight = np.zeros((wanted[0], height, width), np.float32)
-    first = done = 0
-    for row in [*rows, depth]:
-        # No later window reaches the slices before this one.
-        for z in range(first, row):
-            if below[0] <= z < below[0] + image.shape[1]:
-                logits = (total[z - first] / weight[z - first])[(slice(None), *inside)]
-                if not np.isfinite(logits).all():
-                    raise CheckFailed("the network gives logits that aren't finite numbers")
-                yield logits
-        _shift(total, row - first)
-        _shift(weight, row - first)
-        first = row
-        if row == depth:
-            return
-        for y, x in columns:
-            box = (slice(y, y + wanted[1]), slice(x, x + wanted[2]))
-            part = padded[(slice(None), slice(row, row + wanted[0]), *box)]
-            logits = _mean(forward, part.reshape(1, len(image), *window), flips).reshape(classes, *wanted)
-            logits *= gaussian
-            total[(slice(None), slice(None), *box)] += logits.transpose(1, 0, 2, 3)
-            weight[(slice(None), *box)] += gaussian
+    held = min(how.held, depth)
+    sums = _Sums(how, (held, height, width), workers)
+    done = first = 0
+    for row, following in zip(rows, [*rows[1:], depth], strict=True):
+        for y, x in itertools.product(*along):
+            part = padded[:, row : row + wanted[0], y : y + wanted[1], x : x + wanted[2]]
+            for flip in how.flips:
+                seen = np.ascontiguousarray(_mirrored(part.reshape(1, len(image), *how.window), flip))
+                with timed("network"):
+                    given = forward(seen)
+                with timed("blend"):
+                    sums.add(_mirrored(given, flip), row, (y, x))
             done += 1
-            progress(done, len(rows) * len(columns))
+            progress(done, count)
+        # No later window reaches the slices before the next row.
+        if following == depth or following + wanted[0] - first > held:
+            with timed("blend"):
+                ready = sums.taken(first, following, inside)
+            yield ready[max(below[0] - first, 0) : max(below[0] + image.shape[1] - first, 0)]
+            sums.clear(first, following)
+            first = following
 
 
-def _mean(forward: Forward, x: AnyArray, flips: Sequence[tuple[int, ...]]) -> AnyArray:
-    """The mean of the logits over the mirrored windows, each mirrored back."""
-    unmirrored, *mirrored = flips
-    result = np.array(_mirrored(forward, x, unmirrored))
-    for axes in mirrored:
-        result += _mirrored(forward, x, axes)
-    result /= len(flips)
-    return result
+class _Sums:
+    """The weighted sums of windows, and the sums of their weights, of the slices that later windows may still reach.
+
+    A slice has its place by its number modulo how many there are, so that none is ever moved.
+
+    Args:
+        how: How windows are averaged.
+        shape: How many slices there are, and the sizes of each.
+        workers: The threads that share the work.
+    """
+
+    def __init__(self, how: Windows, shape: tuple[int, int, int], workers: Workers) -> None:
+        self._how, self._workers = how, workers
+        self._gaussian = weights(how.window, how.sigma).reshape(how.sizes) / np.float32(len(how.flips))
+        self._total = np.zeros((shape[0], how.channels, *shape[1:]), np.float32)
+        self._weight = np.zeros(shape, np.float32)
+
+    def add(self, given: AnyArray, row: int, corner: tuple[int, int]) -> None:
+        """Add what the network gave for a window that begins at ``row`` and ``corner``."""
+        depth, height, width = self._how.sizes
+        window = given.reshape(self._how.channels, depth, height, width)
+        box = (slice(corner[0], corner[0] + height), slice(corner[1], corner[1] + width))
+        # A slice stays in a processor's cache between its product and its sum.
+        parts = [(z, part) for z in range(depth) for part in blocks(self._how.channels, self._channels_at_once)]
+
+        def add(share: slice) -> None:
+            scratch = np.empty((min(self._channels_at_once, self._how.channels), height, width), np.float32)
+            for z, channels in parts[share]:
+                product = scratch[: channels.stop - channels.start]
+                np.multiply(window[channels, z], self._gaussian[z], out=product)
+                target = self._total[(row + z) % len(self._total)][(channels, *box)]
+                np.add(target, product, out=target)
+                if channels.start == 0:
+                    weight = self._weight[(row + z) % len(self._total)][box]
+                    np.add(weight, self._gaussian[z], out=weight)
+
+        self._workers.run(add, self._workers.parts(len(parts)))
+
+    @property
+    def _channels_at_once(self) -> int:
+        return max(1, CACHED // math.prod(self._how.sizes[1:]))
+
+    def taken(self, first: int, end: int, inside: tuple[slice, slice]) -> list[AnyArray]:
+        """The means of slices, each (channels, y, x) without the border; they take the places of the sums.
+
+        Raises:
+            CheckFailed: A number isn't finite, or too large.
+        """
+
+        def divided(z: int) -> AnyArray:
+            total, weight = self._total[z % len(self._total)], self._weight[z % len(self._total)][inside]
+            mean: AnyArray = total[(slice(None), *inside)]
+            with np.errstate(all="ignore"):  # what isn't finite is refused
+                factor = 1 / weight
+                for channel in mean:
+                    np.multiply(channel, factor, out=channel)
+                    if not -self._how.largest <= channel.min() <= channel.max() <= self._how.largest:
+                        raise CheckFailed("the network gives logits that aren't finite numbers")
+            return mean
+
+        return self._workers.run(divided, range(first, end))
+
+    def clear(self, first: int, end: int) -> None:
+        """Let later slices take the places of these."""
+
+        def clear(z: int) -> None:
+            self._total[z % len(self._total)] = 0
+            self._weight[z % len(self._total)] = 0
+
+        self._workers.run(clear, range(first, end))
 
 
-def _mirrored(forward: Forward, x: AnyArray, axes: Sequence[int]) -> AnyArray:
-    """The logits of a window that is mirrored along these spatial axes, mirrored back."""
-    array_axes = tuple(axis + 2 for axis in axes)
-    return np.flip(forward(np.ascontiguousarray(np.flip(x, array_axes))), array_axes)
+CACHED = 2**16
+"""So many numbers stay in the cache of a processor until they are used again."""
 
 
-def _shift(array: AnyArray, count: int) -> None:
-    """Move the array by ``count`` places to the front of its first axis, and fill the end with zeros."""
-    if count:
-        for index in range(len(array)):  # slice by slice, which needs no copy of the whole array
-            array[index] = array[index + count] if index + count < len(array) else 0
+def _mirrored(array: AnyArray, axes: Sequence[int]) -> AnyArray:
+    """An array (1, channels, spatial...) that is mirrored along these spatial axes."""
+    return np.flip(array, tuple(axis + 2 for axis in axes)) if axes else array

@@ -101,7 +101,7 @@ def test_the_pass_gives_the_very_bits_of_pytorch_and_of_predict(order: Layout) -
     for channel, numbers in enumerate(EVERY[0].astype(np.float32)):
         statistics = {"mean": MEAN[channel], "std": STD[channel]}
         how = config.ChannelNormalization(config.PICTURE, use_mask=False, statistics=statistics)
-        preprocessing._normalise(numbers, np.ones(numbers.shape, bool), how)
+        preprocessing._normalise_voxels(numbers, how)
         assert np.array_equal(numbers, found[0, channel])
 
 

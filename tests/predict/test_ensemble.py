@@ -415,7 +415,7 @@ def test_regions_outside_of_the_crop_are_nowhere(loaded: Artifact) -> None:
         once_filled, twice = (np.full((3, *SHAPE), np.nan, np.float32) for _ in range(2))
         for array, add in ((once_filled, False), (twice, False), (twice, True)):
             options = pipeline.PredictOptions(add=add)
-            pipeline.predict(image, SPACING, chosen, loaded._members[0].network.forward, options, probabilities=array)
+            pipeline.predict(image, SPACING, chosen, loaded._members[0].network.forward(), options, probabilities=array)
         np.testing.assert_array_equal(twice, 2 * once_filled)
         assert np.all(once_filled[:, :6] == np.array([0 if regions else 1, 0, 0])[:, None, None, None])
         assert not np.isnan(once_filled).any()

@@ -39,7 +39,7 @@ def test_images_are_resampled_as_by_skimage(old: tuple[int, int, int], new: tupl
     found = resampling.resample(image, new, SplineOrders(resamples=True, order=order, order_z=0, separate_z=None), None)
     for channel, target in zip(image, found, strict=True):
         expected = resize(channel.astype(np.float64), new, order, mode="edge", anti_aliasing=False)
-        np.testing.assert_array_equal(target, expected.astype(np.float32))
+        np.testing.assert_allclose(target, expected, rtol=0, atol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
@@ -135,6 +135,28 @@ def test_images_are_interpolated_with_every_argument_of_nnunets_torch_function(
 
 
 @settings(max_examples=60, deadline=None)
+@given(
+    old=SHAPES, new=SHAPES, spacing=SPACINGS, mode=st.sampled_from(config.AXIS_MODES), labels=st.booleans(),
+    majority=st.booleans(),
+)  # fmt: skip
+def test_all_axes_together_are_interpolated_as_by_nnunets_simple_function(
+    old: Any, new: Any, spacing: Any, mode: str, labels: bool, majority: bool
+) -> None:
+    arguments = {"mode": mode, "memefficient_seg_resampling": majority, "num_threads": 1, "device": "cpu"}
+    rng = np.random.default_rng(0)
+    if labels:
+        array = rng.integers(-1, 4, old).astype(np.int16)
+        expected = resample_torch.resample_torch_simple(array[None], new, is_seg=True, **arguments)
+        how = _how("seg", config.TOGETHER, {**arguments, "is_seg": True})
+        np.testing.assert_array_equal(_ours(array, new, how, spacing, spacing), expected[0].astype(np.int16))
+        return
+    image = rng.standard_normal((2, *old)).astype(np.float32)
+    expected = resample_torch.resample_torch_simple(image, new, **arguments)
+    found = _ours(image, new, _how("data", config.TOGETHER, arguments), spacing, spacing)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
 @given(old=SHAPES, new=SHAPES, current=SPACINGS, wanted=SPACINGS, arguments=SPLINES)
 def test_logits_are_resampled_with_every_argument_of_splines_that_go_by_slices(
     old: Any, new: Any, current: Any, wanted: Any, arguments: dict[str, Any]
@@ -197,7 +219,9 @@ def test_arguments_that_nnunet_does_not_take_are_refused() -> None:
         ("data", config.SPLINES, {"orders": 3}, "takes no argument 'orders'"),
         ("seg", config.INTERPOLATION, {"order": 1}, "takes no argument 'order'"),
         ("data", "no_resampling_hack", {"mode": "linear"}, "takes no argument 'mode'"),
-        ("data", "resample_torch_simple", {}, "is 'resample_torch_simple'; segonnx predict knows"),
+        ("data", "resample_data_or_seg", {}, "is 'resample_data_or_seg'; segonnx predict knows"),
+        ("data", config.TOGETHER, {"force_separate_z": True}, "takes no argument 'force_separate_z'"),
+        ("data", config.TOGETHER, {"mode": "bicubic"}, "mode = 'bicubic'"),
         ("data", config.SPLINES, {"order": 6}, "order = 6; segonnx predict takes a whole number from 0 to 5"),
         ("data", config.SPLINES, {"order": "3"}, "order = '3'"),
         ("data", config.SPLINES, {"order_z": -1}, "order_z = -1"),
@@ -231,6 +255,13 @@ def test_the_axis_apart_is_that_of_nnunet() -> None:
             for current, wanted in rng.choice(sizes, (60, 2, 3)):
                 _, axis = default_resampling.determine_do_sep_z_and_axis(force, current, wanted, threshold)
                 assert resampling.low_resolution_axis(how, current, wanted) == axis
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_an_axis_that_stays_is_left_alone(size: int) -> None:
+    array = np.random.default_rng(0).standard_normal((3, size)).astype(np.float32)
+    for one in (LinearInterpolation.between(size, size), LinearInterpolation.torch("linear", size, size)):
+        assert one.identity and one.apply(array, 1) is array
 
 
 @pytest.mark.parametrize(("old", "new"), [(5, 12), (12, 5), (7, 7), (1, 4), (4, 1)])

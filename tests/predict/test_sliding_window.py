@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 
 from segonnx.predict import sliding_window
 from segonnx.predict.resampling import AnyArray
+from segonnx.predict.sliding_window import Windows
+from segonnx.predict.workers import Workers
 
 
 def channels(x: AnyArray) -> AnyArray:
@@ -18,6 +21,12 @@ def local(x: AnyArray) -> AnyArray:
     """A network whose logits depend on the position in the window, as those of real ones do near its edges."""
     place = np.add.outer(np.arange(x.shape[2]), np.add.outer(np.arange(x.shape[3]), np.arange(x.shape[4])))
     return np.stack([x[0, 0] + place, x[0, 0] * place])[None].astype(np.float32)
+
+
+def together(image: AnyArray, forward: sliding_window.Forward, how: Windows, threads: int = 1, **more: Any) -> AnyArray:
+    """All slices at once: each is copied before the next ones are asked for."""
+    every = sliding_window.averaged(image, forward, how, Workers(threads), **more)
+    return np.stack([one.copy() for some in every for one in some], axis=1)
 
 
 def averaged(image: AnyArray, forward: sliding_window.Forward, window: tuple[int, ...], step: float) -> AnyArray:
@@ -38,20 +47,19 @@ def averaged(image: AnyArray, forward: sliding_window.Forward, window: tuple[int
 
 @pytest.mark.parametrize("shape", [(8, 8, 8), (20, 13, 9), (5, 30, 8), (3, 4, 5), (9, 8, 8)])
 @pytest.mark.parametrize("step", [0.5, 1.0, 0.3])
-def test_slices_are_the_weighted_mean_over_all_windows(shape: tuple[int, ...], step: float) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_slices_are_the_weighted_mean_over_all_windows(shape: tuple[int, ...], step: float, threads: int) -> None:
     image = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
     calls: list[tuple[int, int]] = []
-    found = np.stack(
-        list(sliding_window.slices(image, local, 2, (8, 8, 8), step, 1 / 8, (), lambda *done: calls.append(done))),
-        axis=1,
-    )
+    how = Windows(2, (8, 8, 8), step, 1 / 8)
+    found = together(image, local, how, threads, progress=lambda *done: calls.append(done))
     np.testing.assert_allclose(found, averaged(image, local, (8, 8, 8), step), rtol=1e-4, atol=1e-4)
     assert calls[-1][0] == calls[-1][1] == len(calls)
 
 
 def test_windows_of_pictures_go_through_every_slice() -> None:
-    image = np.random.default_rng(0).standard_normal((1, 5, 20, 11)).astype(np.float32)
-    found = np.stack(list(sliding_window.slices(image, channels, 2, (8, 8), 0.5, 1 / 8, (), lambda *_: None)), axis=1)
+    image = np.random.default_rng(0).standard_normal((1, 37, 20, 11)).astype(np.float32)
+    found = together(image, channels, Windows(2, (8, 8), 0.5, 1 / 8), 2)
     np.testing.assert_allclose(found[0], image[0], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found[1], 2 * image[0], rtol=1e-5, atol=1e-6)
 
@@ -64,9 +72,7 @@ def test_mirrored_windows_are_mirrored_back() -> None:
         seen.append(x)
         return channels(x)
 
-    found = np.stack(
-        list(sliding_window.slices(image, forward, 2, (12, 12, 12), 0.5, 1 / 8, (0, 2), lambda *_: None)), axis=1
-    )
+    found = together(image, forward, Windows(2, (12, 12, 12), 0.5, 1 / 8, (0, 2)))
     np.testing.assert_allclose(found[0], image[0], rtol=1e-5, atol=1e-6)
     assert len(seen) == 4
     np.testing.assert_array_equal(seen[3][0], image[:, ::-1, :, ::-1])

@@ -18,6 +18,7 @@ from segonnx.errors import CheckFailed, InputError
 from segonnx.predict import preprocessing, sliding_window
 from segonnx.predict.predictor import Artifact
 from segonnx.predict.resampling import AnyArray
+from segonnx.predict.workers import Workers
 from tests.conftest import message, run
 from tests.predict.conftest import save, volume
 
@@ -112,7 +113,8 @@ def test_memory_counts_the_window_where_that_is_the_larger(loaded: Artifact, mon
 
 def windows(forward: sliding_window.Forward, shape: tuple[int, ...], step: float) -> list[AnyArray]:
     image = np.ones((1, *shape), np.float32)
-    return [*sliding_window.slices(image, forward, 1, (4, 4, 4), step, 0.125, (), lambda *_: None)]
+    how = sliding_window.Windows(1, (4, 4, 4), step, 0.125)
+    return [one.copy() for some in sliding_window.averaged(image, forward, how, Workers()) for one in some]
 
 
 @pytest.mark.parametrize("step", [1e-9, 1e-300, 5e-324])
