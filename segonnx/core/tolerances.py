@@ -211,8 +211,23 @@ def std_of(logits: npt.NDArray[Any]) -> float:
     return math.sqrt(max(squares / flat.size - (total / flat.size) ** 2, 0.0))
 
 
-def compare_values(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> Difference | None:
+def size_of(values: npt.NDArray[Any]) -> float:
+    """The root mean square of numbers, in float64; 0 of none, and of what isn't float32."""
+    if values.dtype != np.float32 or not values.size:
+        return 0.0
+    return math.sqrt(float(np.square(values, dtype=np.float64).mean()))
+
+
+def compare_values(
+    reference: npt.NDArray[Any], found: npt.NDArray[Any], scale: float | None = None
+) -> Difference | None:
     """Measure an output that isn't the segmentation: numbers of any shape, relative to their root mean square.
+
+    Args:
+        reference: what it should be.
+        found: what it is.
+        scale: what errors are relative to, where that is known better: of a mean that is nearly 0 on one input, what it
+            is on others.
 
     Returns:
         None where shapes or types differ, or whole numbers do.
@@ -221,7 +236,7 @@ def compare_values(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> Diff
         return None
     if reference.dtype != np.float32:
         return Difference(0.0, 0.0, 0.0, 1.0, 0.0) if np.array_equal(reference, found) else None
-    size = math.sqrt(float(np.square(reference, dtype=np.float64).mean())) if reference.size else 0.0
+    size = size_of(reference) if scale is None else scale
     difference = compare(reference.reshape(1, 1, -1), found.reshape(1, 1, -1), size)
     return replace(difference, label_agreement=1.0)
 

@@ -49,7 +49,9 @@ def measure(
             results.append(_compared(check, i, output, logits, scale))
             _require(results[-1], title, test_input.name)
             for k, (name, found) in enumerate(zip(check.spec.more_outputs, others, strict=True), 1):
-                _require(compare_values(check.more(i, k), found), title, f"{name} of {test_input.name}")
+                _require(
+                    compare_values(check.more(i, k), found, check.more_scale(k)), title, f"{name} of {test_input.name}"
+                )
     except ParityError:
         raise
     except Exception as error:

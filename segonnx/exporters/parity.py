@@ -17,7 +17,16 @@ from segonnx.core import synthetic_inputs
 from segonnx.core.ort_session import SessionSettings, open_session
 from segonnx.core.subprocesses import Progress
 from segonnx.core.synthetic_inputs import ParityInput
-from segonnx.core.tolerances import TOLERANCES, Difference, compare, compare_values, labels_of, probabilities_of, std_of
+from segonnx.core.tolerances import (
+    TOLERANCES,
+    Difference,
+    compare,
+    compare_values,
+    labels_of,
+    probabilities_of,
+    size_of,
+    std_of,
+)
 from segonnx.errors import ParityError
 from segonnx.exporters import opsets
 from segonnx.exporters.parity_inputs import Feeds, graph_feeds
@@ -59,6 +68,10 @@ class ParityCheck:
         """PyTorch's k-th output after the segmentation on test input i, mapped from its file."""
         given: npt.NDArray[Any] = np.load(self.folder / f"more_{i}_{k}.npy", mmap_mode="r", allow_pickle=False)
         return given
+
+    def more_scale(self, k: int) -> float:
+        """What errors of that output are relative to: its largest root mean square on any test input."""
+        return max(size_of(self.more(i, k)) for i in range(len(self.inputs)))
 
     def saved(self, model: str, i: int) -> Path:
         """The file of the labels, or the probabilities, that a graph's own logits on test input i give."""
@@ -160,7 +173,7 @@ def _measured(
     if output is not None:
         np.save(check.saved(model, i), check.result(logits, output))
     more = tuple(
-        _compare_more(check.more(i, k), found, f"{name} of {test_input.name}")
+        _compare_more(check, i, k, found, f"{name} of {test_input.name}")
         for k, (name, found) in enumerate(zip(check.spec.more_outputs, others, strict=True), 1)
     )
     return Measured(test_input, synthetic_inputs.sha256(arrays[check.spec.input]), difference, more)
@@ -178,13 +191,13 @@ def _write_test_data(artifact: Path, check: ParityCheck, output: OutputKind | No
     testdata.write(artifact, graph_feeds(check.inputs[0], check.spec), answers, atol=tolerance * spread, rtol=tolerance)
 
 
-def _compare_more(reference: npt.NDArray[Any], found: npt.NDArray[Any], what: str) -> Difference:
-    """How far an output that isn't the segmentation is from PyTorch's.
+def _compare_more(check: ParityCheck, i: int, k: int, found: npt.NDArray[Any], what: str) -> Difference:
+    """How far an output that isn't the segmentation is from PyTorch's on test input i.
 
     Raises:
         ParityError: it is beyond the tolerance; of whole numbers every one must be the same.
     """
-    difference = compare_values(reference, found)
+    difference = compare_values(check.more(i, k), found, check.more_scale(k))
     if difference is None:
         raise ParityError(f"numeric parity failed on {what}: it has another shape or type, or holds other numbers")
     if not difference.within(TOLERANCES[DTYPE]):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from segonnx.core import tolerances
-from segonnx.core.tolerances import TOLERANCES, compare, compare_labels, labels_of
+from segonnx.core.tolerances import TOLERANCES, compare, compare_labels, compare_values, labels_of, size_of
 from segonnx.errors import ParityError
 
 RNG = np.random.default_rng(0)
@@ -84,3 +84,14 @@ def test_labels_that_agree_too_rarely_are_not_within() -> None:
     for wrong in (labels[:1], labels.astype(np.int64)):
         with pytest.raises(ParityError, match="labels are"):
             compare_labels(labels, wrong)
+
+
+def test_a_number_that_is_nearly_nothing_here_is_measured_by_what_it_is_elsewhere() -> None:
+    """The mean of numbers that cancel keeps the error of what was added."""
+    here, found = np.array([1e-6], np.float32), np.array([2e-6], np.float32)
+    alone, known = compare_values(here, found), compare_values(here, found, size_of(np.ones(3, np.float32)))
+    assert alone is not None and known is not None
+    assert not alone.within(TOLERANCES["float32"])
+    assert known.within(TOLERANCES["float32"])
+    assert size_of(np.array([3, 4], np.float32)) == pytest.approx(12.5**0.5)
+    assert size_of(np.zeros(0, np.float32)) == size_of(np.ones(2, np.int64)) == 0
