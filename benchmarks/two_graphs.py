@@ -94,4 +94,6 @@ def main(names: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from benchmarks import two_graphs  # noqa: PLW0406 (other processes find its functions by this name)
+
+    two_graphs.main(sys.argv[1:])
