@@ -55,7 +55,7 @@ bench: install
 
 # What the rewrites gain: the artifacts, the same without rewrites, and PyTorch, in turns; then each rewrite by itself.
 # The tables go into docs/performance.md and docs/internals/rewrites.md. Hours on two cores; with the two largest networks PyTorch runs eagerly alone.
-STOCK := --diagnose --backend ort --backend ort-stock --backend openvino
+STOCK := --diagnose --backend ort --backend ort-stock --backend openvino-stock
 WAYS := $(STOCK) --backend eager --backend eager-channels-last --backend compile --backend compile-channels-last
 PERF := results/perf-2d.json results/perf-3d.json results/perf-l.json results/perf-h.json
 

@@ -102,7 +102,7 @@ def line(found: Result, row: Row, caches: str = "") -> str:
         rate = f"{row.gflops:.0f}, {row.gflops / peaks['sgemm_gflops']:.2f}"
         least = f"{1e-6 * row.memory_bytes / peaks['bandwidth_gb_s']:.1f}"
     taken = f"{1e3 * row.median_s:.1f}" if row.median_s is not None else row.status
-    cells = (row.model, caches, taken, over(BASELINE), over(torch), over("openvino"), memory, rate, least)
+    cells = (row.model, caches, taken, over(BASELINE), over(torch), over("openvino-stock"), memory, rate, least)
     return f"| {' | '.join(cells)} |"
 
 

@@ -28,7 +28,7 @@ def conclude(
     reasons: Collection[Stopped],
     precision: float,
     *,
-    rewritten: bool = False,
+    derives: bool = False,
 ) -> Conclusions:
     """Conclude from what was measured.
 
@@ -37,7 +37,7 @@ def conclude(
         groups: the runtimes that were resident together, whose blocks alternated.
         reasons: why the rounds of each process stopped.
         precision: the relative half-width that was asked for.
-        rewritten: whether the artifact's graph for every runtime is laid out for ONNX Runtime.
+        derives: whether runtimes compute other weights from the artifact's.
 
     Returns:
         Copies of the rows: the given ones stay as they are.
@@ -45,7 +45,7 @@ def conclude(
     timed = sorted((row for row in rows if row.rounds), key=lambda row: row.backend != "eager")
     found = [ratio(first, second, groups) for first, second in itertools.combinations(timed, 2)]
     reason = stop_reason(timed, reasons, precision)
-    return Conclusions([_concluded(row, found, reason, rewritten=rewritten) for row in rows], found)
+    return Conclusions([_concluded(row, found, reason, derives=derives) for row in rows], found)
 
 
 def ratio(first: Row, second: Row, groups: Iterable[Collection[str]]) -> Ratio:
@@ -96,16 +96,16 @@ def stop_reason(rows: Sequence[Row], reasons: Collection[Stopped], precision: fl
     return "max-time" if "max-time" in reasons else "processes"
 
 
-def warnings(row: Row, *, rewritten: bool = False) -> list[str]:
+def warnings(row: Row, *, derives: bool = False) -> list[str]:
     """What a reader should know of a row with rounds.
 
     Args:
         row: the row, its ``interleaved`` set.
-        rewritten: whether the artifact's graph for every runtime is laid out for ONNX Runtime.
+        derives: whether runtimes compute other weights from the artifact's.
     """
     found = []
-    if rewritten and row.backend == "openvino":
-        found.append("its graph is laid out for ONNX Runtime: export it anew for one that isn't")
+    if derives and row.backend == "openvino":
+        found.append("its graph is laid out for ONNX Runtime: openvino-stock times the plain one")
     if not row.interleaved:
         found.append("not interleaved with all others: they don't fit into memory together")
     if len(row.rounds) < stats.MIN_ROUNDS:
@@ -125,7 +125,7 @@ def warnings(row: Row, *, rewritten: bool = False) -> list[str]:
     return found
 
 
-def _concluded(row: Row, ratios: Sequence[Ratio], reason: Stopped, *, rewritten: bool) -> Row:
+def _concluded(row: Row, ratios: Sequence[Ratio], reason: Stopped, *, derives: bool) -> Row:
     """A copy of the row with its speed-up over eager, why its rounds stopped, and its warnings."""
     mine = [ratio for ratio in ratios if row.backend in (ratio.baseline, ratio.backend)]
     row = replace(row, interleaved=all(ratio.interleaved for ratio in mine))
@@ -139,5 +139,5 @@ def _concluded(row: Row, ratios: Sequence[Ratio], reason: Stopped, *, rewritten:
     row.stopped = row.stopped or reason
     if len(row.core_latency_ns) != len(row.rounds):
         row.core_latency_ns = []
-    row.warnings = row.warnings + warnings(row, rewritten=rewritten)
+    row.warnings = row.warnings + warnings(row, derives=derives)
     return row

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Autocast = Literal["auto", "bf16", "off"]
-_COPY_WEIGHTS = ("ort", "ort-stock", "openvino")
+_COPY_WEIGHTS = ("ort", "ort-stock", "openvino", "openvino-stock")
 
 VOXEL = 1000
 """Bytes that a runtime holds for each voxel beside its logits; stunet-b took up to 740."""
@@ -116,7 +116,7 @@ class Target:
         recorded: folder of the artifact whose test data hold PyTorch's output; None where nothing is recorded.
         rewritten: whether the artifact's graph for every runtime is laid out for ONNX Runtime's CPU provider, as it was
             when artifacts held one graph.
-        derives: whether ONNX Runtime computes other weights from those of the artifact.
+        derives: whether a runtime computes other weights from those of the artifact.
         network: the same in PyTorch, for the runtimes that need it; None where its weights came from a file.
         weights: whose weights it holds: ``seeded``, ``published`` or ``file``.
         weights_sha256: of the artifact's weights.
@@ -208,7 +208,7 @@ def memory_needed(target: Target, backend: str) -> int:
     voxels = 0 if target.family == "encoder" else target.input_shape[0] * math.prod(target.input_shape[2:])
     copies = 1.0
     if backend in _COPY_WEIGHTS:
-        copies = 3.0 if target.derives and (backend == "ort" or target.rewritten) else 1.5
+        copies = 3.0 if target.derives and (target.rewritten or not backend.endswith("-stock")) else 1.5
     return 8 * 10**8 + voxels * (4 * target.num_classes + VOXEL) + int(4 * target.parameters * copies)
 
 

@@ -99,7 +99,7 @@ def _run_case(
     finally:
         recorder.observed()
         found = conclusions.conclude(
-            recorder.rows, recorder.groups, recorder.reasons, settings.rule.precision, rewritten=target.rewritten
+            recorder.rows, recorder.groups, recorder.reasons, settings.rule.precision, derives=target.derives
         )
         result.rows += found.rows
         result.ratios += found.ratios

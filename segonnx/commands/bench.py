@@ -54,13 +54,6 @@ class Request:
     out: Path
 
 
-class _Backend(click.Choice[str]):
-    """A runtime, by its name of today or of before."""
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return super().convert(runtimes.FORMER.get(value, value), param, ctx)
-
-
 @click.command("bench")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--all", "everything", is_flag=True, help="Time all reference systems, smallest first.")
@@ -69,7 +62,7 @@ class _Backend(click.Choice[str]):
 @click.option(
     "--backend",
     "backends",
-    type=_Backend(runtimes.NAMES),
+    type=click.Choice(runtimes.NAMES),
     multiple=True,
     help=f"Runtime; give it several times to compare. [default: those that can of {', '.join(runtimes.DEFAULTS)}]",
 )

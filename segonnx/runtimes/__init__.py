@@ -20,11 +20,10 @@ RUNTIMES = {
     "ort": "segonnx.runtimes.ort:OrtRuntime",
     "ort-stock": "segonnx.runtimes.ort:OrtStockRuntime",
     "openvino": "segonnx.runtimes.openvino:OpenVinoRuntime",
+    "openvino-stock": "segonnx.runtimes.openvino:OpenVinoStockRuntime",
 }
 """What users type after --backend, and the class: ``get`` imports it, so that whoever needs names imports nothing."""
 NAMES = tuple(RUNTIMES)
-FORMER = {"openvino-stock": "openvino"}
-"""Names of before, and those of today."""
 DEFAULTS = ("eager", "compile", "ort", "openvino")
 """Those that a bench compares where none is named."""
 

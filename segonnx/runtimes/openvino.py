@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from segonnx.core.synthetic_inputs import Array
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class OpenVinoRuntime(Runtime):
-    """The artifact's plain graph in OpenVINO, in float32, as one stream; it hands out its own output, if it may."""
+    """The artifact's graph for CPUs in OpenVINO, in float32, as one stream; it hands out its own output, if it may.
+
+    OpenVINO's InstanceNormalization loses digits, so that of large volumes the plain graph may give other logits.
+    """
 
     name = "openvino"
     needs: ClassVar[Needs] = "artifact"
@@ -32,9 +36,10 @@ class OpenVinoRuntime(Runtime):
     def load(self, runnable: Runnable, options: Options) -> None:
         import openvino
 
-        assert runnable.model is not None
+        model = runnable.cpu_model or runnable.model
+        assert model is not None
         self._options = options
-        self._model = openvino.Core().read_model(runnable.model)
+        self._model = openvino.Core().read_model(model)
 
     def prepare(self, example: Array) -> None:  # noqa: ARG002 (the file has its shapes)
         import openvino
@@ -85,3 +90,12 @@ class OpenVinoRuntime(Runtime):
             "spinning": "the runtime's own",
             "version": str(openvino.__version__),
         }
+
+
+class OpenVinoStockRuntime(OpenVinoRuntime):
+    """The graph as PyTorch wrote it, in OpenVINO."""
+
+    name = "openvino-stock"
+
+    def load(self, runnable: Runnable, options: Options) -> None:
+        super().load(replace(runnable, cpu_model=None), options)

@@ -24,7 +24,6 @@ from segonnx.bench.result import OK, Result
 from segonnx.bench.rounds import Rule
 from segonnx.bench.session import Session
 from segonnx.commands import bench_targets
-from segonnx.commands.bench import command as bench_command
 from segonnx.core import hardware, subprocesses, synthetic_inputs
 from segonnx.core.subprocesses import Bounds
 from segonnx.errors import InputError, VerifyError
@@ -267,17 +266,12 @@ def test_a_runtime_that_was_named_and_can_t_is_refused_before_any_work(of_a_modu
 
 
 def test_openvino_on_a_graph_for_onnx_runtime_is_warned_of(tmp_path: Path) -> None:
-    known = {"openvino": fakes.Steady, "ort": fakes.Steady}
+    known = {"openvino": fakes.Steady, "openvino-stock": fakes.Steady}
     settings = Settings(tuple(known), (1,), Rule(rounds=1))
-    for rewritten in (True, False):
-        model = replace(fakes.target(tmp_path), rewritten=rewritten, derives=True)
+    for derives in (True, False):
+        model = replace(fakes.target(tmp_path), derives=derives)
         rows = run.bench([model], settings, None, lambda _: None, known=known).rows
-        assert [any("laid out for" in warning for warning in row.warnings) for row in rows] == [rewritten, False]
-
-
-def test_a_runtime_s_former_name_is_taken() -> None:
-    context = bench_command.make_context("bench", [SMALL, "--backend", "openvino-stock", "--backend", "ort"])
-    assert context.params["backends"] == ("openvino", "ort")
+        assert [any("laid out for" in warning for warning in row.warnings) for row in rows] == [derives, False]
 
 
 @pytest.mark.parametrize(
@@ -299,7 +293,7 @@ def test_memory_is_planned_for_the_weights_that_a_runtime_derives(tmp_path: Path
     assert plan.memory_needed(derives, "ort") == plan.memory_needed(model, "ort") + 6 * model.parameters
     assert plan.memory_needed(derives, "ort-stock") == plan.memory_needed(model, "ort-stock")
     former = replace(derives, rewritten=True)
-    assert plan.memory_needed(former, "openvino") == plan.memory_needed(model, "openvino") + 6 * model.parameters
+    assert plan.memory_needed(former, "ort-stock") == plan.memory_needed(model, "ort-stock") + 6 * model.parameters
 
 
 def fake_bench(folder: Path, *backends: str, rounds: int | None = 3, timeout_s: float = 60) -> Result:

@@ -107,9 +107,9 @@ def test_each_warning_has_its_cause(changes: dict[str, Any], warning: str | None
 
 
 def test_openvino_is_warned_of_a_graph_for_onnx_runtime() -> None:
-    assert conclusions.warnings(row("openvino"), rewritten=True)
-    assert not conclusions.warnings(row("openvino"), rewritten=False)
-    assert not conclusions.warnings(row("ort"), rewritten=True)
+    assert conclusions.warnings(row("openvino"), derives=True)
+    assert not conclusions.warnings(row("openvino"), derives=False)
+    assert not conclusions.warnings(row("ort"), derives=True)
 
 
 def test_latencies_of_some_rounds_alone_are_dropped() -> None:

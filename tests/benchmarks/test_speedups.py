@@ -4,7 +4,7 @@ from benchmarks import speedups
 from segonnx.bench.result import Ratio, Result, Row
 
 SHAPE = (1, 3, 64, 64)
-MEDIANS = {"eager": 4.0, "compile": 2.0, "ort": 1.0, "ort-stock": 1.5, "openvino": 0.5}
+MEDIANS = {"eager": 4.0, "compile": 2.0, "ort": 1.0, "ort-stock": 1.5, "openvino-stock": 0.5}
 
 
 def result() -> Result:

@@ -167,6 +167,6 @@ def test_both_computed_in_float32(exports: Path) -> None:
 
 def test_the_names_are_those_of_the_runtimes_that_take_an_artifact() -> None:
     takes = [name for name in runtimes.NAMES if runtimes.get(name).needs == "artifact"]
-    takes.remove("ort-stock")  # is no other runtime
+    takes = [name for name in takes if not name.endswith("-stock")]  # these are no other runtimes
     assert list(file_runs.NAMES) == list(verify.BACKENDS) == list(export.BACKENDS) == takes
     assert {name: runtimes.get(name).missing() for name in takes} == dict.fromkeys(takes)
