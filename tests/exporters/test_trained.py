@@ -237,7 +237,7 @@ def _smp(folder: Path, name: str, **options: Any) -> torch.nn.Module:
     import segmentation_models_pytorch as smp
 
     options = {"encoder_weights": None, "classes": 3, **options}
-    model: Any = _scaled(smp.create_model(name, **options), _inputs(options.get("in_channels", 3)))
+    model: Any = _scaled(smp.create_model(name, **options), torch.randn(2, options.get("in_channels", 3), 128, 128))
     model.save_pretrained(folder)
     return smp.from_pretrained(folder).eval()
 
