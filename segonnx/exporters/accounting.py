@@ -18,7 +18,7 @@ from segonnx.errors import ParityError
 from segonnx.exporters.provenance import CONSTANTS, Origin
 
 FOLD_TOLERANCE = 1e-5
-"""How far a folded weight may lie from the one computed here in float64, relative to the tensor's largest."""
+"""How far a folded weight may lie from the one computed here in float64, relative to the largest number in it."""
 
 COMPUTED_TOLERANCE = 1e-3
 """The same for what is computed from positions: the sine of a thousand keeps four digits in float32."""
@@ -131,8 +131,7 @@ def _explain(
         if not np.array_equal(found, read(origin.sources[0])):
             raise ParityError(f"{name} in the ONNX file isn't the network's, bit by bit")
     elif origin.kind in ("batch_norm_weight", "batch_norm_bias"):
-        expected = _fold(origin, read)
-        scale = max(float(np.max(np.abs(expected))), float(np.finfo(np.float32).tiny))
+        expected, scale = _fold(origin, read)
         error = float(np.max(np.abs(found - expected))) / scale if found.shape == expected.shape else math.inf
         if not error <= FOLD_TOLERANCE:
             raise ParityError(
@@ -155,18 +154,27 @@ def _close(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> bool:
     return np.allclose(found, expected, rtol=COMPUTED_TOLERANCE, atol=COMPUTED_TOLERANCE * largest)
 
 
-def _fold(origin: Origin, read: Read) -> npt.NDArray[np.float64]:
-    """The layer's weight or bias with its BatchNorm folded in, in float64."""
+def _fold(origin: Origin, read: Read) -> tuple[npt.NDArray[np.float64], float]:
+    """The layer's weight or bias with its BatchNorm folded in, in float64, and the largest number that it is made of.
+
+    A bias is a sum whose parts may cancel, and float32 keeps the digits of the parts.
+    """
     weight, bias, scale, shift, mean, variance = (read(s).astype(np.float64) if s else None for s in origin.sources)
     assert weight is not None and scale is not None and shift is not None and mean is not None and variance is not None
     factor = scale / np.sqrt(variance + origin.epsilon)
     if origin.kind == "batch_norm_bias":
-        result: npt.NDArray[np.float64] = ((0.0 if bias is None else bias) - mean) * factor + shift
-        return result
+        own = np.zeros_like(mean) if bias is None else bias
+        parts = (own * factor, mean * factor, shift)
+        result: npt.NDArray[np.float64] = (own - mean) * factor + shift
+        return result, _largest(result, *parts)
     shape = [1] * weight.ndim
     shape[origin.axis] = -1
     result = weight * factor.reshape(shape)
-    return result
+    return result, _largest(result)
+
+
+def _largest(*arrays: npt.NDArray[np.float64]) -> float:
+    return max(float(np.finfo(np.float32).tiny), *(float(np.max(np.abs(array))) for array in arrays))
 
 
 def _shared(missing: list[str], sizes: Mapping[str, int], there: set[str], read: Read) -> dict[str, set[str]]:
