@@ -19,6 +19,7 @@ from segonnx.core.subprocesses import Progress
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.core.tolerances import (
     TOLERANCES,
+    Agreement,
     Difference,
     compare,
     compare_values,
@@ -165,15 +166,11 @@ def _measured(
     logits, *others = run(session, arrays)
     progress(f"comparing the logits of {test_input.name}")
     difference = compare(check.reference(i), logits, scale, check.spec.rule)
-    if not difference.within(TOLERANCES[DTYPE]):
-        raise ParityError(
-            f"numeric parity failed on {test_input.name}: {model} in ONNX Runtime differs from PyTorch by "
-            f"{difference}; allowed: {TOLERANCES[DTYPE]}"
-        )
+    require_within(difference, f"{model} in ONNX Runtime", test_input.name)
     if output is not None:
         np.save(check.saved(model, i), check.result(logits, output))
     more = tuple(
-        _compare_more(check, i, k, found, f"{name} of {test_input.name}")
+        compare_more(check, i, k, found, f"{model} in ONNX Runtime", f"{name} of {test_input.name}")
         for k, (name, found) in enumerate(zip(check.spec.more_outputs, others, strict=True), 1)
     )
     return Measured(test_input, synthetic_inputs.sha256(arrays[check.spec.input]), difference, more)
@@ -191,21 +188,43 @@ def _write_test_data(artifact: Path, check: ParityCheck, output: OutputKind | No
     testdata.write(artifact, graph_feeds(check.inputs[0], check.spec), answers, atol=tolerance * spread, rtol=tolerance)
 
 
-def _compare_more(check: ParityCheck, i: int, k: int, found: npt.NDArray[Any], what: str) -> Difference:
+def compare_more(check: ParityCheck, i: int, k: int, found: npt.NDArray[Any], title: str, what: str) -> Difference:
     """How far an output that isn't the segmentation is from PyTorch's on test input i.
+
+    Args:
+        check: the test inputs, and PyTorch's answers.
+        i: the number of the test input.
+        k: the number of the output, from 1.
+        found: what a runtime gives.
+        title: the runtime, for messages.
+        what: the output, for messages.
 
     Raises:
         ParityError: it is beyond the tolerance; of whole numbers every one must be the same.
     """
     difference = compare_values(check.more(i, k), found, check.more_scale(k))
     if difference is None:
-        raise ParityError(f"numeric parity failed on {what}: it has another shape or type, or holds other numbers")
+        raise ParityError(f"numeric parity failed on {what}: {title} gives another shape, type or number than PyTorch")
+    require_within(difference, title, what)
+    return difference
+
+
+def require_within(difference: Difference | Agreement, title: str, what: str) -> None:
+    """Refuse what a runtime gives where it is further from PyTorch than is allowed.
+
+    Args:
+        difference: how far it is.
+        title: the runtime, for the message.
+        what: the test input, or an output on it, for the message.
+
+    Raises:
+        ParityError: it is beyond the tolerance.
+    """
     if not difference.within(TOLERANCES[DTYPE]):
         raise ParityError(
-            f"numeric parity failed on {what}: ONNX Runtime differs from PyTorch by {difference}; "
+            f"numeric parity failed on {what}: {title} differs from PyTorch by {difference}; "
             f"allowed: {TOLERANCES[DTYPE]}"
         )
-    return difference
 
 
 def open_runnable(path: Path, threads: int) -> ort.InferenceSession:
