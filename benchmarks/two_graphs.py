@@ -62,9 +62,9 @@ def measure(name: str) -> str:
         for _ in range(PASSES):
             for key, session in sessions.items():
                 passes[key].append(session.sample())
-        both, copies = model_bytes(folder / MODEL), model_bytes(folder / MODEL) + model_bytes(inside)
-    plain = both - (folder / CPU_MODEL).stat().st_size
-    copies = plain + (copies - both)
+        both = model_bytes(folder / MODEL)
+        plain = both - (folder / CPU_MODEL).stat().st_size
+        copies = plain + model_bytes(inside)
     nodes = [len(onnx.load(path, load_external_data=False).graph.node) for path in (folder / MODEL, folder / CPU_MODEL)]
     middle = {key: statistics.median(found) for key, found in loads.items()}
     ratio = statistics.median(a / b for a, b in zip(passes["shared"], passes["inside"], strict=True))

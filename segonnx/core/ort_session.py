@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import functools
-import platform
-import struct
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from segonnx.core import arithmetic
 from segonnx.core.subprocesses import STEP_S
 
 if TYPE_CHECKING:
@@ -35,7 +29,7 @@ class SessionSettings:
         graph_optimization: what ONNX Runtime does to the graph.
         profile: prefix of the file that its profiler writes; None for no profile.
         denormals_as_zero: let the session's own threads take 0 for numbers that are too small for float32's normal
-            form, which take very long. ``denormals_as_zero`` does it for the thread that runs it.
+            form, which take very long. ``arithmetic.denormals_as_zero`` does it for the thread that runs it.
         weights: the folder of the files of its weights, for a model that is given as bytes.
         memory_pattern: take the memory of a run at once, as the first one took it. It leaves gaps that nothing uses.
     """
@@ -83,47 +77,8 @@ def open_session(model: Path | bytes, settings: SessionSettings | None = None) -
         options.enable_profiling = True
         options.profile_file_prefix = how.profile
     source = model if isinstance(model, bytes) else str(model)
-    with _kept_arithmetic():  # ONNX Runtime changes the caller's, too
+    with arithmetic.kept():  # ONNX Runtime changes the caller's, too
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
-@contextlib.contextmanager
-def denormals_as_zero() -> Iterator[None]:
-    """Let this thread take 0 for denormal numbers while the block runs, where we know how: x86-64 Linux."""
-    with _kept_arithmetic() as found:
-        if found is not None:
-            libm, before = found
-            changed = ctypes.create_string_buffer(before.raw, _ENVIRONMENT)
-            (control,) = struct.unpack_from("<I", changed, _CONTROL)
-            struct.pack_into("<I", changed, _CONTROL, control | _DENORMALS_AS_ZERO)
-            libm.fesetenv(changed)
-        yield
-
-
-_ENVIRONMENT, _CONTROL, _DENORMALS_AS_ZERO = 32, 28, 0x8040
-"""C's floating-point environment on x86-64 Linux: its size, where the control word is, and two of that one's bits."""
-
-
-@contextlib.contextmanager
-def _kept_arithmetic() -> Iterator[tuple[ctypes.CDLL, ctypes.Array[ctypes.c_char]] | None]:
-    """Give this thread its way to compute back after the block."""
-    if sys.platform != "linux" or platform.machine() != "x86_64":
-        yield None
-        return
-    libm, before = _libm(), ctypes.create_string_buffer(_ENVIRONMENT)
-    libm.fegetenv(before)
-    try:
-        yield libm, before
-    finally:
-        libm.fesetenv(before)
-
-
-@functools.cache
-def _libm() -> ctypes.CDLL:
-    try:
-        return ctypes.CDLL("libm.so.6")
-    except OSError:  # where it is a part of libc
-        return ctypes.CDLL(None)
 
 
 def model_bytes(model: Path) -> int:

@@ -21,7 +21,7 @@ from segonnx.core.files import sha256
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.core.tolerances import TOLERANCES, Difference
 from segonnx.errors import CheckpointError
-from segonnx.exporters import outputs, parity_inputs, pixels
+from segonnx.exporters import outputs, parity_inputs, preprocessing
 from segonnx.exporters.accounting import Account
 from segonnx.exporters.assemble import Converted, Graph
 from segonnx.exporters.opsets import OPSET
@@ -213,7 +213,7 @@ def compose(
         "ir_version": findings.converted.ir_version,
         "operators": findings.converted.plain.operators,
         "weights": _weights(spec, settings, findings),
-        "preprocessing": pixels.preprocessing(spec),
+        "preprocessing": preprocessing.of(spec),
         "labels": [],
         **described,
         "parity": _parity(spec, findings.measured[MODEL]),

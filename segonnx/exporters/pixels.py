@@ -3,43 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from segonnx.core.pixels import Layout, Pixels
 from segonnx.errors import InputError
-from segonnx.exporters import naming
+from segonnx.exporters import naming, preprocessing
 from segonnx.exporters.accounting import FEW
 from segonnx.exporters.settings import INPUTS, InputKind
 from segonnx.sources.catalog import ModelSpec
 
 LAYOUTS: dict[InputKind, Layout] = {"uint8-nhwc": "NHWC", "uint8-nchw": "NCHW"}
 """The order of the pictures' axes of what ``segonnx export --input`` takes, but for ``float``."""
-
-PREPROCESSING: dict[str, dict[str, Any]] = {
-    "CT": {"modality": "CT", "note": "CT intensities, clipped and normalised as the network was trained"},
-    "RGB": {
-        "modality": "RGB",
-        "note": "RGB scaled to 0..1, then normalised per channel with ImageNet's mean and standard deviation",
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
-    },
-    "other": {"modality": "other", "note": "as the network was trained"},
-}
-"""The entry ``preprocessing`` of a manifest by modality, where the spec says no more."""
-
-
-def preprocessing(spec: ModelSpec) -> dict[str, Any]:
-    """The entry ``preprocessing`` of a network's manifest.
-
-    Where the spec says nothing, it is what is known by the modality alone; no mean and deviation of three colours for a
-    network of other channels.
-    """
-    if "preprocessing" in spec.described:
-        return dict(spec.described["preprocessing"])
-    known = PREPROCESSING.get(spec.modality, PREPROCESSING["other"])
-    if len(known.get("mean", ())) in (0, spec.input_shape[1]):
-        return known
-    return {"modality": spec.modality, "note": PREPROCESSING["other"]["note"]}
 
 
 def require(spec: ModelSpec, kind: InputKind, argument: str = "--input") -> None:
@@ -83,7 +56,7 @@ def taken(
     require(spec, kind, argument)
     if kind == "float" or spec.pixels is not None:
         return spec
-    known = preprocessing(spec)
+    known = preprocessing.of(spec)
     said = " and ".join(words)
     if "mean" not in known:
         raise InputError(

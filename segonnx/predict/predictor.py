@@ -16,9 +16,9 @@ import numpy as np
 from segonnx.artifacts import ensembles, manifest
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import verify
-from segonnx.core import hardware, subprocesses
+from segonnx.core import arithmetic, hardware, subprocesses
 from segonnx.core.files import require_space
-from segonnx.core.ort_session import SessionSettings, denormals_as_zero, load_seconds, open_session, run_seconds
+from segonnx.core.ort_session import SessionSettings, load_seconds, open_session, run_seconds
 from segonnx.errors import InputError, ResourceError, VerifyError, first_line
 from segonnx.predict import config, heads, pipeline, pixels, postprocessing
 from segonnx.predict.config import InferenceConfig
@@ -101,7 +101,7 @@ class _Network:
                 binding.bind_cpu_input(self._input, x)
                 binding.bind_output(self._output, "cpu", 0, np.float32, self._gives, given.ctypes.data)
                 try:
-                    with denormals_as_zero():
+                    with arithmetic.denormals_as_zero():
                         self._session.run_with_iobinding(binding)
                 except Exception:
                     self._require_fits(x)

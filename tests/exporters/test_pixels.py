@@ -27,6 +27,7 @@ from segonnx.core.pixels import Layout, Pixels, arranged, channels_first
 from segonnx.errors import InputError, ParityError, VerifyError
 from segonnx.exporters import parity_inputs, pipeline, pixels
 from segonnx.exporters.pipeline import Settings
+from segonnx.exporters.preprocessing import of as entry_of
 from segonnx.optimize.pixels import PixelsPass
 from segonnx.predict import config, preprocessing
 from segonnx.predict.preprocessing import Times
@@ -494,7 +495,7 @@ def test_artifacts_on_float_are_as_they_were(spec: ModelSpec) -> None:
     test_input = parity_inputs.plan(spec, (1, 3, 64, 96), dynamic=False)[1]
     assert np.array_equal(parity_inputs.graph_feeds(test_input, spec)["input"], test_input.make("RGB"))
     assert parity_inputs.graph_shape(test_input, spec) == [1, 3, 64, 96]
-    assert "in_graph" not in pixels.preprocessing(spec)
+    assert "in_graph" not in entry_of(spec)
 
 
 def test_predict_knows_the_place_of_the_channels(bytewise: Path) -> None:

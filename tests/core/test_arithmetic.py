@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime: what they change of the caller's process."""
+"""How a thread computes, and what sessions of ONNX Runtime change of that."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from segonnx.core.ort_session import SessionSettings, denormals_as_zero, open_session
+from segonnx.core.arithmetic import denormals_as_zero
+from segonnx.core.ort_session import SessionSettings, open_session
 
 
 def _multiplication() -> bytes:
