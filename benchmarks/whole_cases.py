@@ -44,6 +44,8 @@ CASES = {
 """``totalsegmentator`` has the size of its network; ``long`` a small network, and much around it."""
 CLASSES = 117
 WINDOW, SPACING = (128, 128, 128), (1.5, 1.5, 1.5)
+RIDGE = 0.05
+"""How much of the unit matrix the fit of the head adds, in variances of the features."""
 
 
 def image(shape: tuple[int, ...], spacing: tuple[float, ...], seed: int, classes: int = CLASSES) -> tuple[Any, Any]:
@@ -128,8 +130,8 @@ def _fit(trained: Path, classes: int) -> None:
         [features[:, kinds == one].mean(axis=1) if np.any(kinds == one) else middle for one in range(classes)]
     )
     rest = features - means[kinds].T
-    # Much of the unit matrix, or the weights grow until rounding counts.
-    inverse = np.linalg.inv(np.cov(rest) + np.eye(len(rest)) * np.var(features))
+    # Some of the unit matrix, or the weights grow until rounding counts.
+    inverse = np.linalg.inv(np.cov(rest) + np.eye(len(rest)) * RIDGE * np.var(features))
     weight = means @ inverse
     bias = -0.5 * np.einsum("ij,ij->i", weight, means)
     missing = [one for one in range(classes) if not np.any(kinds == one)]
