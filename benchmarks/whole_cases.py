@@ -9,7 +9,7 @@ like label maps: regions with smooth surfaces.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,14 @@ class Case:
     spacing: tuple[float, float, float]
 
 
+_TOTAL = Case((32, 64, 128, 256, 320, 320), (3,) * 6, 2, (200, 256, 256), (3.0, 1.5, 1.5))
 CASES = {
-    "totalsegmentator": Case((32, 64, 128, 256, 320, 320), (3,) * 6, 2, (200, 256, 256), (3.0, 1.5, 1.5)),
+    "totalsegmentator": _TOTAL,
+    "smaller": replace(_TOTAL, shape=(80, 180, 180)),
     "long": Case((32, 32, 64), (1, 3, 3), 1, (800, 512, 512), (1.0, 0.8, 0.8)),
 }
-"""``totalsegmentator`` has the size of its network; ``long`` a small network, and much around it."""
+"""``totalsegmentator`` has the size of its network, and ``smaller`` an image that nnU-Net has the memory for in 24 GB;
+``long`` a small network, and much around it."""
 CLASSES = 117
 WINDOW, SPACING = (128, 128, 128), (1.5, 1.5, 1.5)
 RIDGE = 0.05

@@ -47,6 +47,7 @@ WAYS = {
 SMALL = [kind for kind in nnunet_folders.KINDS if kind not in nnunet_folders.SEVERAL]
 """Folders of the tests, which are raced in warm processes."""
 LARGE = {
+    "totalsegmentator, smaller": ("smaller", whole_cases.CLASSES),
     "totalsegmentator": ("totalsegmentator", whole_cases.CLASSES),
     "long": ("long", whole_cases.CLASSES),
     "long, few classes": ("long", 5),
@@ -194,7 +195,7 @@ def _worker(root: Path, way: str, spec: dict[str, Any]) -> Iterator[tuple[Callab
             return json.loads(answer) if answer else {}
 
         try:
-            assert process.stdout.readline()
+            assert json.loads(process.stdout.readline()) == "ready"
             yield ask, peak
         finally:
             process.stdin.close()

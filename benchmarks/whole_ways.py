@@ -24,12 +24,14 @@ Round = Callable[[], dict[str, float]]
 def main(way: str, spec: str) -> None:
     """Answer requests until the input ends."""
     described = json.loads(Path(spec).read_text())
-    predict = _segonnx(described) if way == "segonnx" else _nnunet(described, openvino=way == "openvino")
+    # What nnU-Net prints, also while it is loaded, is no answer.
     answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    predict = _segonnx(described) if way == "segonnx" else _nnunet(described, openvino=way == "openvino")
     print(json.dumps("ready"), file=answers, flush=True)
     for _ in sys.stdin:
         began = time.perf_counter()
-        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints
+        with contextlib.redirect_stdout(io.StringIO()):
             steps = predict()
         print(json.dumps({"seconds": time.perf_counter() - began, "steps": steps}), file=answers, flush=True)
 
