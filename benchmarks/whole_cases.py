@@ -47,7 +47,7 @@ CASES = {
 ``long`` a small network, and much around it."""
 CLASSES = 117
 WINDOW, SPACING = (128, 128, 128), (1.5, 1.5, 1.5)
-RIDGE = 0.05
+RIDGE = 0.3
 """How much of the unit matrix the fit of the head adds, in variances of the features."""
 
 
