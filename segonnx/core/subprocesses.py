@@ -314,6 +314,7 @@ def limited(seconds: float, what: str) -> Iterator[None]:
     """Let the block take no longer than this, in a process that ``call`` or ``stream`` started; elsewhere as it likes.
 
     The parent keeps the time, and kills the process: what runs may be a library's code that nothing else can stop.
+    Where several threads are in such blocks, the time begins anew with each that enters one.
 
     Args:
         seconds: the most.
@@ -322,11 +323,17 @@ def limited(seconds: float, what: str) -> Iterator[None]:
     if _parent is None:
         yield
         return
-    _parent.send(("limit", (seconds, what), 0))
+    global _limited  # noqa: PLW0603 (it is the process's)
+    with _limiting:
+        _limited += 1
+        _parent.send(("limit", (seconds, what), 0))
     try:
         yield
     finally:
-        _parent.send(("limit", None, 0))
+        with _limiting:
+            _limited -= 1
+            if not _limited:
+                _parent.send(("limit", None, 0))
 
 
 def call(
@@ -410,6 +417,8 @@ def _messages(
 
 _parent: Connection | None = None
 """Where a process that ``call`` or ``stream`` started tells its parent what it does."""
+_limiting, _limited = threading.Lock(), 0
+"""How many threads are in blocks whose time is limited, and who may change that."""
 
 
 def _answer(channel: Connection, function: Callable[..., Any], args: tuple[Any, ...], bounds: Bounds | None) -> None:

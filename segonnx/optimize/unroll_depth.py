@@ -6,6 +6,7 @@ upsampling, so no operator lays them out anew. An operator without a rule gets i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Self
@@ -29,6 +30,11 @@ LARGE_WEIGHT = 32 * 2**20
 operators. While it loads a model ONNX Runtime holds the weights as they are in the file, as derived, and as laid out
 for its kernels: three times the memory and more. Such weights meet few voxels: they are most of the bytes, and little
 of the time."""
+LEAST_WORK = 50_000
+"""Multiply-adds for each node that is added, or a network stays as it is. A node takes some 2 microseconds whatever it
+does, and so many multiply-adds gain as much. Networks in use have millions; windows of a few thousand voxels don't."""
+MOST_SLICES = 512
+"""Slices that a node of a volume becomes at most, for an estimate."""
 
 
 class UnrollDepthPass(Rewrite):
@@ -42,6 +48,7 @@ class UnrollDepthPass(Rewrite):
             algorithm can't make the layer.
         depth_chunks: that volumes are divided into, where they are deep enough.
         max_weight_growth: see ``Choices``.
+        least_work: multiply-adds that each added node must have, or nothing is changed.
     """
 
     min_opset = 18  # reductions take their axes as inputs
@@ -51,15 +58,19 @@ class UnrollDepthPass(Rewrite):
         algorithms: Mapping[str, str] = MappingProxyType({}),
         depth_chunks: int = DEPTH_CHUNKS,
         max_weight_growth: float | None = None,
+        least_work: int = 0,
     ) -> None:
         super().__init__()
+        self._least_work = least_work
         self._algorithms = algorithms
         self._depth_chunks = depth_chunks
         self._max_weight_growth = max_weight_growth
 
     @classmethod
     def with_choices(cls, choices: Choices) -> Self:
-        return cls(choices.algorithms, choices.depth_chunks, choices.max_weight_growth)
+        # A tuning has measured what it chose.
+        least_work = 0 if choices.algorithms else LEAST_WORK
+        return cls(choices.algorithms, choices.depth_chunks, choices.max_weight_growth, least_work)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         weights = (value.const_value for value in model.graph.initializers.values())
@@ -70,10 +81,32 @@ class UnrollDepthPass(Rewrite):
             trial = _Unrolling(model.clone().graph, chosen, self._depth_chunks, max_bytes)
             trial.run()
             chosen = algorithms.bounded(trial.layers, self._max_weight_growth)
+        if self._least_work and self._adds_idle_nodes(model, max_bytes):
+            return ir.passes.PassResult(model, modified=False)
         unrolling = _Unrolling(model.graph, chosen, self._depth_chunks, max_bytes)
         modified = unrolling.run()
         self.layers = unrolling.layers
         return ir.passes.PassResult(model, modified)
+
+    def _adds_idle_nodes(self, model: ir.Model, max_bytes: int) -> bool:
+        """Whether what a node takes by itself is more than what it saves, for all nodes together."""
+        if len(model.graph) * MOST_SLICES * self._least_work < _multiply_adds(model.graph):
+            return False
+        clone = model.clone().graph
+        trial = _Unrolling(clone, self._algorithms, self._depth_chunks, max_bytes)
+        trial.run()
+        added = len(clone) - len(model.graph)
+        return sum(layer.multiply_adds for layer in trial.layers.values()) < self._least_work * added
+
+
+def _multiply_adds(graph: ir.Graph) -> int:
+    """Of the 3D convolutions of a graph, as far as their shapes are known."""
+    total = 0
+    for node in graph:
+        if node.op_type in ("Conv", "ConvTranspose") and _is_volume(node) and node.inputs[1] is not None:
+            weight, voxels = node.inputs[1].shape, math.prod(shape(node.outputs[0])[2:])
+            total += voxels * math.prod(size for size in weight or () if isinstance(size, int))
+    return total
 
 
 class _Unrolling:

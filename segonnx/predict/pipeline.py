@@ -33,6 +33,7 @@ class PredictOptions:
         times: The seconds of each step are added to it.
         add: Add the probabilities to those that their array holds.
         workers: The threads that share what isn't the network's.
+        beside: More of the network's forward passes, which may run at the same time as the first.
     """
 
     mirror: bool = False
@@ -41,6 +42,7 @@ class PredictOptions:
     times: Times = field(default_factory=Times)
     add: bool = False
     workers: Workers = field(default_factory=Workers)
+    beside: Sequence[Forward] = ()
 
 
 def predict(
@@ -88,7 +90,9 @@ def predict(
         mirror_axes=config.mirror_axes if options.mirror else (),
         largest=FLOAT32 if head is None else head.largest,
     )
-    slices = sliding_window.averaged(prepared.array, forward, windows, workers, options.progress, times.of)
+    slices = sliding_window.averaged(
+        prepared.array, forward, windows, workers, options.progress, times.of, options.beside
+    )
     labels = np.zeros(prepared.full_shape, labelling.label_type(config))
     cropped_probabilities = None
     if probabilities is not None:

@@ -33,17 +33,23 @@ if TYPE_CHECKING:
     import os
 
 
+SMALL_WORK = 3e8
+"""Windows of fewer multiply-adds are run one on each thread: a graph of small operators gains little by two."""
+
+
 @dataclass(frozen=True)
 class _Loading:
     """How the networks of an artifact are loaded.
 
     Attributes:
         workers: As many threads as ONNX Runtime has, for what isn't the network's.
-        slots: A network takes one of them for each window.
+        concurrent: As many windows may be in a network at the same time; of small ones so many for each thread.
+        slots: A network of large windows takes one of them for each.
         timeout: The most seconds that loading or a window may take; None lets their size decide.
     """
 
     workers: Workers
+    concurrent: int
     slots: threading.Semaphore
     timeout: float | None
 
@@ -71,12 +77,20 @@ class _Network:
 
     def __init__(self, folder: Path, described: Manifest, load: _Loading) -> None:
         self.config = config.read(described, folder)
-        self._folder, self._slots = folder, load.slots
+        self._folder, self._slots, self._lanes = folder, load.slots, 1
         self._input, self._output = described["inputs"][0]["name"], described["outputs"][0]["name"]
         graph = folder / manifest.cpu_model(described)
         self._window_s = run_seconds(graph, math.prod(self.config.window), load.timeout)
+        # Windows that are little work are run one on each thread, and not one on all.
+        work = described["macs"] * math.prod(self.config.window) / math.prod(manifest.checked_shape(described)[2:])
+        if work < SMALL_WORK:
+            self._lanes = load.workers.threads
+            self._slots = threading.Semaphore(load.concurrent * self._lanes)
         settings = SessionSettings(
-            threads=load.workers.threads, spinning="while-running", denormals_as_zero=True, memory_pattern=False
+            threads=load.workers.threads // self._lanes,
+            spinning="while-running",
+            denormals_as_zero=True,
+            memory_pattern=False,
         )
         with (
             self._errors("doesn't load"),
@@ -89,6 +103,10 @@ class _Network:
             self._session = open_session(model, settings)
         self.channels = len(self.config.label_values) if self.head is None else self.head.features
         self._gives = (1, self.channels, *self.config.window)
+
+    def beside(self) -> list[Forward]:
+        """Forward passes that may run at the same time as another one of the same caller."""
+        return [self.forward() for _ in range(self._lanes - 1)]
 
     def forward(self) -> Forward:
         """A forward pass of a caller's own: what it gives stands in one array, which its next call overwrites."""
@@ -215,7 +233,7 @@ class Artifact:
     ) -> None:
         self.manifest = self.described = content
         self._workers = Workers(threads or hardware.usable_cores())
-        load = _Loading(self._workers, threading.Semaphore(concurrent), timeout)
+        load = _Loading(self._workers, concurrent, threading.Semaphore(concurrent), timeout)
         self.config = config_of(folder, content)
         if not manifest.is_ensemble(content):
             self._members = [_Member("", _Network(folder, content, load), averaged=True, previous=None)]
@@ -312,7 +330,7 @@ class Artifact:
                 spacing,
                 member.network.config,
                 member.network.forward(),
-                replace(options, add=add),
+                replace(options, add=add, beside=member.network.beside()),
                 previous=previous if member.previous is None else first_stages[member.previous],
                 probabilities=probabilities if member.averaged else None,
                 head=member.network.head,

@@ -115,6 +115,7 @@ def averaged(
     workers: Workers,
     progress: WindowProgress = lambda *_: None,
     timed: Timed = lambda _: nullcontext(),
+    beside: Sequence[Forward] = (),
 ) -> Iterator[list[AnyArray]]:
     """Compute the weighted mean over all windows of an image, some slices at a time along its first axis.
 
@@ -125,6 +126,7 @@ def averaged(
         workers: The threads that add windows up.
         progress: The progress callback.
         timed: The seconds of ``network`` and ``blend`` are added by it.
+        beside: More of the network's forward passes, which may run at the same time as the first.
 
     Yields:
         The next slices, each float32 (channels, y, x). They hold until the next ones are asked for.
@@ -148,17 +150,27 @@ def averaged(
     inside = (slice(below[1], below[1] + image.shape[2]), slice(below[2], below[2] + image.shape[3]))
     held = min(how.held, depth)
     sums = _Sums(how, (held, height, width), workers)
+    lanes = (forward, *beside)
     done = first = 0
     for row, following in zip(rows, [*rows[1:], depth], strict=True):
-        for y, x in itertools.product(*along):
-            part = padded[:, row : row + wanted[0], y : y + wanted[1], x : x + wanted[2]]
-            for flip in how.flips:
-                seen = np.ascontiguousarray(_mirrored(part.reshape(1, len(image), *how.window), flip))
-                with timed("network"):
-                    given = forward(seen)
-                with timed("blend"):
-                    sums.add(_mirrored(given, flip), row, (y, x))
-            done += 1
+        corners = list(itertools.product(*along))
+        seen = ((corner, flip) for corner in corners for flip in how.flips)
+        while together := tuple(itertools.islice(seen, len(lanes) * (TOGETHER if beside else 1))):
+            with timed("network"):
+                windows = [
+                    _mirrored(
+                        padded[:, row : row + wanted[0], y : y + wanted[1], x : x + wanted[2]].reshape(
+                            1, len(image), *how.window
+                        ),
+                        flip,
+                    )
+                    for (y, x), flip in together
+                ]
+                every = _passed(lanes, windows, workers)
+            with timed("blend"):
+                for (corner, flip), given in zip(together, every, strict=True):
+                    sums.add(_mirrored(given, flip), row, corner)
+            done += sum(flip == how.flips[-1] for _, flip in together)
             progress(done, count)
         # No later window reaches the slices before the next row.
         if following == depth or following + wanted[0] - first > held:
@@ -191,6 +203,9 @@ class _Sums:
         depth, height, width = self._how.sizes
         window = given.reshape(self._how.channels, depth, height, width)
         box = (slice(corner[0], corner[0] + height), slice(corner[1], corner[1] + width))
+        if window.size <= CACHED:
+            self._add_small(window, row, box)
+            return
         # A slice stays in a processor's cache between its product and its sum.
         parts = [(z, part) for z in range(depth) for part in blocks(self._how.channels, self._channels_at_once)]
 
@@ -206,6 +221,16 @@ class _Sums:
                     np.add(weight, self._gaussian[z], out=weight)
 
         self._workers.run(add, self._workers.parts(len(parts)))
+
+    def _add_small(self, window: AnyArray, row: int, box: tuple[slice, slice]) -> None:
+        """Add a window at once: the work on its slices is less than what sharing it out takes."""
+        product, depth, places = window * self._gaussian, window.shape[1], len(self._total)
+        begin = row % places
+        split = min(depth, places - begin)
+        for place, some in ((begin, slice(0, split)), (0, slice(split, depth))):
+            held = slice(place, place + some.stop - some.start)
+            self._total[(held, slice(None), *box)] += product[:, some].swapaxes(0, 1)
+            self._weight[(held, *box)] += self._gaussian[some]
 
     @property
     def _channels_at_once(self) -> int:
@@ -241,8 +266,22 @@ class _Sums:
         self._workers.run(clear, range(first, end))
 
 
+TOGETHER = 16
+"""So many windows go through each of several forward passes before what they gave is added up."""
 CACHED = 2**16
 """So many numbers stay in the cache of a processor until they are used again."""
+
+
+def _passed(lanes: Sequence[Forward], windows: Sequence[AnyArray], workers: Workers) -> list[AnyArray]:
+    """What the network gives for some windows, which its forward passes share out among them."""
+    if len(lanes) == 1:
+        return [lanes[0](np.ascontiguousarray(window)) for window in windows]
+
+    def passed(lane: int) -> list[AnyArray]:
+        return [lanes[lane](np.ascontiguousarray(window)).copy() for window in windows[lane :: len(lanes)]]
+
+    found = workers.run(passed, range(len(lanes)))
+    return [found[place % len(lanes)][place // len(lanes)] for place in range(len(windows))]
 
 
 def _mirrored(array: AnyArray, axes: Sequence[int]) -> AnyArray:

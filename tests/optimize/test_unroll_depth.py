@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from segonnx.optimize import unroll_depth
+from segonnx.optimize.choices import Choices
 from segonnx.optimize.commute_upsampling import CommuteUpsamplingPass
 from segonnx.optimize.pointwise_head import PointwiseHeadPass
 from segonnx.optimize.unroll_depth import UnrollDepthPass
@@ -372,3 +373,15 @@ def test_other_heads_stay(kernel: int, outputs: int, bias: bool, attributes: dic
     weights = [graph.weight(outputs, 4, kernel, kernel)] + ([graph.weight(outputs)] if bias else [])
     graph.add("Conv", "x", *weights, **attributes)
     assert operators(check(graph, PointwiseHeadPass(), 0)) == Counter(["Conv"])
+
+
+@pytest.mark.parametrize(("channels", "size", "kept"), [(4, (8, 16, 16), True), (64, (8, 48, 48), False)])
+def test_a_network_of_little_work_stays_as_it_is(channels: int, size: tuple[int, int, int], kept: bool) -> None:
+    graph = Graph([1, channels, *size])
+    graph.add("Conv", "x", graph.weight(channels, channels, 3, 3, 3), pads=(1,) * 6)
+    graph.add("LeakyRelu", graph.last)
+    graph.add("Conv", graph.last, graph.weight(channels, channels, 3, 3, 3), pads=(1,) * 6)
+    model = graph.model()
+    changed = UnrollDepthPass.with_choices(Choices())(model).modified
+    assert changed is not kept
+    assert UnrollDepthPass()(graph.model()).modified  # it could be rewritten

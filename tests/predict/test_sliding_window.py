@@ -90,3 +90,17 @@ def test_no_weight_is_zero() -> None:
     weights = sliding_window.weights((64, 96, 160), 1 / 8)
     assert weights.min() > 0
     assert weights.max() == 10
+
+
+@pytest.mark.parametrize("window", [(4, 6, 8), (6, 8)])
+def test_windows_side_by_side_give_the_same_numbers(window: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(3)
+    image = rng.standard_normal((2, 9, 17, 22)).astype(np.float32)
+    how = Windows(3, window, 0.5, 1 / 8, tuple(range(len(window))))
+
+    def forward(x: AnyArray) -> AnyArray:
+        return np.concatenate([x, x[:, :1] * 2 + np.arange(window[-1], dtype=np.float32)], axis=1)
+
+    alone = together(image, forward, how)
+    found = together(image, forward, how, 3, beside=[forward, forward])
+    np.testing.assert_array_equal(found, alone)
