@@ -114,3 +114,14 @@ def find_checkpoints(model: Path, fold: str | None, which: Which) -> dict[str, P
     if f"checkpoint_{other}.pth" in there:
         hint = f"; --checkpoint {other} takes the other"
     raise InputError(f"{where} lacks {file}; it has {', '.join(there) or 'no checkpoint'}{hint}")
+
+
+def every_fold(model: Path, which: Which) -> str:
+    """The mean of the numbered folds that are there, as ``--fold`` takes it; the only one, or all, where there is one.
+
+    Raises:
+        InputError: there are none.
+    """
+    there = list(find_checkpoints(model, None, which))
+    numbered = [name for name in there if name != "all"]
+    return ",".join(numbered) or there[0]

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from segonnx.errors import CheckpointError, InputError
+from segonnx.sources import totalsegmentator
 from segonnx.sources.catalog import ModelSpec
-from segonnx.sources.nnunet import plans, totalsegmentator
+from segonnx.sources.nnunet import plans
 from segonnx.sources.nnunet.folder import Which
 from segonnx.sources.nnunet.plans import Plan
 from segonnx.sources.nnunet.trainers import STUNET, trained_architecture
@@ -137,7 +138,7 @@ def model_spec(
     described = describe(plan, meta.trainer, meta.mirror_axes, folds, which)
     if edited:
         described["training"]["edited"] = list(edited)
-    task = totalsegmentator.task(plan.dataset, meta.trainer)
+    task = totalsegmentator.folder(plan.dataset, meta.trainer)
     tail = f"fold_{folds[0]}" if len(folds) == 1 else "ensemble"
     name = f"{plan.dataset}-{meta.trainer}__{plan.plans}__{plan.configuration}-{tail}"
     return ModelSpec(
@@ -163,7 +164,7 @@ def model_spec(
 
 def describe(plan: Plan, trainer: str, mirror_axes: tuple[int, ...], folds: list[str], which: Which) -> dict[str, Any]:
     """What goes into the manifest, so that inference needs nothing else; see docs/artifact.md for the keys."""
-    task = totalsegmentator.task(plan.dataset, trainer)
+    task = totalsegmentator.folder(plan.dataset, trainer)
     names = ", ".join(f"{channel.name} ({channel.normalization})" for channel in plan.channels)
     spacing = " x ".join(f"{size:g}" for size in plan.spacing)
     previous = f", then the labels of {plan.previous_stage} one-hot" if plan.previous_stage is not None else ""
@@ -213,12 +214,12 @@ def describe(plan: Plan, trainer: str, mirror_axes: tuple[int, ...], folds: list
             "configuration": plan.configuration,
             "folds": folds,
             "checkpoint": which,
-            "task": None if task is None else task.name,
+            "task": None if task is None else task.task,
         },
     }
 
 
-def _label_names(plan: Plan, task: totalsegmentator.Task | None) -> list[dict[str, Any]]:
+def _label_names(plan: Plan, task: totalsegmentator.Folder | None) -> list[dict[str, Any]]:
     """What each output is, in order; a task of TotalSegmentator has the names that its users know."""
     names = [output.name for output in plan.outputs]
     if task is not None and not plan.regions and len(names) == len(task.classes) + 1:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from segonnx.errors import InputError
-from segonnx.sources.nnunet import plans, totalsegmentator
+from segonnx.sources import totalsegmentator
+from segonnx.sources.nnunet import plans
 from segonnx.sources.nnunet.plans import Plan
 from tests import handmade
 
@@ -276,15 +277,15 @@ def test_plans_are_read_without_torch() -> None:
 
 def test_folders_of_totalsegmentator_are_known_by_data_set_and_trainer() -> None:
     trainer = "nnUNetTrainer_4000epochs_NoMirroring"
-    task = totalsegmentator.task("Dataset297_TotalSegmentator_total_3mm_1559subj", trainer)
+    task = totalsegmentator.folder("Dataset297_TotalSegmentator_total_3mm_1559subj", trainer)
     assert task is not None
-    assert (task.name, task.licence, len(task.classes)) == ("total", "apache-2.0", 117)
+    assert (task.task, task.licence, len(task.classes)) == ("total", "apache-2.0", 117)
     assert task.classes[4] == "liver"
-    organs = totalsegmentator.task("Dataset291_TotalSegmentator_part1_organs_1559subj", "nnUNetTrainerNoMirroring")
+    organs = totalsegmentator.folder("Dataset291_TotalSegmentator_part1_organs_1559subj", "nnUNetTrainerNoMirroring")
     assert organs is not None
     assert len(organs.classes) == 24
-    licensed = totalsegmentator.task("Dataset481_tissue_1559subj", "nnUNetTrainer")
+    licensed = totalsegmentator.folder("Dataset481_tissue_1559subj", "nnUNetTrainer")
     assert licensed is not None
     assert "non-commercial" in licensed.licence
-    assert totalsegmentator.task("Dataset297_TotalSegmentator_total_3mm_1559subj", "nnUNetTrainer") is None
-    assert totalsegmentator.task("Dataset008_HepaticVessel", "nnUNetTrainer") is None  # the Decathlon's, too
+    assert totalsegmentator.folder("Dataset297_TotalSegmentator_total_3mm_1559subj", "nnUNetTrainer") is None
+    assert totalsegmentator.folder("Dataset008_HepaticVessel", "nnUNetTrainer") is None  # the Decathlon's, too
