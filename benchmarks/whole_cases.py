@@ -113,41 +113,10 @@ def write(folder: Path, name: str, classes: int = CLASSES) -> Path:
 
 
 def _fit(trained: Path, classes: int) -> None:
-    """Fit the head to the organs of a made window: the linear discriminant of what the network makes of it."""
-    import torch
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(str(trained), [0])
-    network, seen = predictor.network.eval(), []
-    head = network.decoder.seg_layers[-1]
-    hook = head.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    """Fit the head to the organs of a made window."""
     made, labels = image(WINDOW, SPACING, 2, classes)
-    with torch.inference_mode():
-        network((torch.from_numpy(made.astype(np.float32))[None, None].clip(-1000, 500) - 40) / 200)
-    hook.remove()
-    features = seen[0][0].flatten(1).double().numpy()
-    kinds = labels.ravel()
-    middle = features.mean(axis=1)
-    means = np.stack(
-        [features[:, kinds == one].mean(axis=1) if np.any(kinds == one) else middle for one in range(classes)]
-    )
-    rest = features - means[kinds].T
-    # Some of the unit matrix, or the weights grow until rounding counts.
-    inverse = np.linalg.inv(np.cov(rest) + np.eye(len(rest)) * RIDGE * np.var(features))
-    weight = means @ inverse
-    bias = -0.5 * np.einsum("ij,ij->i", weight, means)
-    missing = [one for one in range(classes) if not np.any(kinds == one)]
-    bias[missing] -= 100
-    path = trained / "fold_0" / "checkpoint_final.pth"
-    content = torch.load(path, weights_only=False)
-    names = [name for name, one in content["network_weights"].items() if name.startswith("decoder.seg_layers.")]
-    last = max(int(name.split(".")[2]) for name in names)
-    content["network_weights"][f"decoder.seg_layers.{last}.weight"] = (
-        torch.from_numpy(weight).float().reshape(head.weight.shape)
-    )
-    content["network_weights"][f"decoder.seg_layers.{last}.bias"] = torch.from_numpy(bias).float()
-    torch.save(content, path)
+    seen = ((made.astype(np.float32)).clip(-1000, 500) - 40) / 200
+    handmade.fit_head(trained, "0", seen, labels, classes, ridge=RIDGE)
 
 
 if __name__ == "__main__":

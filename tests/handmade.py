@@ -171,3 +171,57 @@ def write(
         }
         torch.save(content, folder / f"fold_{fold}" / checkpoint)
     return folder
+
+
+def fit_head(
+    trained: Path, fold: str, window: np.ndarray, labels: np.ndarray, classes: int, *, ridge: float = 0.05
+) -> None:
+    """Fit the last layer of a fold to a label map: the linear discriminant of what the network makes of a window.
+
+    Args:
+        trained: The trained folder, whose networks give labels and no regions.
+        fold: The fold's name.
+        window: The window as the network sees it, float32 (z, y, x).
+        labels: The label map of the window, of the same shape.
+        classes: The number of the network's outputs.
+        ridge: How much of the unit matrix is added, in variances of the features.
+    """
+    import torch
+
+    from segonnx import models
+    from segonnx.sources.nnunet import plans
+    from segonnx.sources.nnunet.trainers import trained_architecture
+
+    path = trained / f"fold_{fold}" / "checkpoint_final.pth"
+    content = torch.load(path, weights_only=False)
+    asked, trainer = content["init_args"], content["trainer_name"]
+    plan = plans.plan(asked["plans"], asked["dataset_json"], asked["configuration"], trained)
+    architecture = trained_architecture(plan.architecture, trainer, plan.patch_size)
+    network: Any = models.BUILDERS["nnunet"](
+        architecture=architecture.name, arguments=architecture.arguments, in_channels=1, num_classes=classes
+    ).module
+    network.load_state_dict(content["network_weights"])
+    head = network.decoder.seg_layers[-1]
+    seen: list[Any] = []
+    hook = head.register_forward_hook(lambda _, given, __: seen.append(given[0]))
+    with torch.inference_mode():
+        network.eval()(torch.from_numpy(np.ascontiguousarray(window))[None, None])
+    hook.remove()
+    features = seen[0][0].flatten(1).double().numpy()
+    kinds = labels.ravel()
+    there = np.bincount(kinds, minlength=classes) > 0
+    middle = features.mean(axis=1)
+    means = np.stack([features[:, kinds == one].mean(axis=1) if there[one] else middle for one in range(classes)])
+    rest = features - means[kinds].T
+    # Some of the unit matrix, or the weights grow until rounding counts.
+    weight = means @ np.linalg.inv(np.cov(rest) + np.eye(len(rest)) * ridge * np.var(features))
+    bias = -0.5 * np.einsum("ij,ij->i", weight, means)
+    # What all classes have in common decides nothing, and takes the digits of those who add up in float16.
+    weight -= weight[there].mean(axis=0)
+    bias -= bias[there].mean()
+    bias[~there] = -100
+    last = len(network.decoder.seg_layers) - 1
+    name = f"decoder.seg_layers.{last}"
+    content["network_weights"][f"{name}.weight"] = torch.from_numpy(weight).float().reshape(head.weight.shape)
+    content["network_weights"][f"{name}.bias"] = torch.from_numpy(bias).float()
+    torch.save(content, path)

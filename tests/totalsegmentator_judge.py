@@ -1,0 +1,69 @@
+"""Runs TotalSegmentator's own Python API; see ``totalsegmentator_folders.judge``. It imports nothing of segonnx."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+def _watch(ended: threading.Event, found: list[int]) -> None:
+    """Take down the most memory of this process and of what it starts."""
+    own = psutil.Process()
+    while not ended.wait(0.1):
+        with contextlib.suppress(psutil.Error):
+            found.append(sum(one.memory_info().rss for one in (own, *own.children(recursive=True))))
+
+
+def _stay_in_this_process() -> None:
+    """Let nnU-Net take its own function that does the same without processes, whose start takes seconds."""
+    import totalsegmentator.nnunet as module
+
+    def predict_from_files(self: Any, source: Any, target: Any, **how: Any) -> Any:
+        return self.predict_from_files_sequential(source, target, how["save_probabilities"], how["overwrite"])
+
+    module.nnUNetPredictor.predict_from_files = predict_from_files
+
+
+def main(path: str) -> None:
+    """Run what the file asks for, and print what came of it."""
+    asked = json.loads(Path(path).read_text())
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    import totalsegmentator.python_api as api
+
+    if asked["wide"]:
+        import torch
+
+        torch.half = torch.float32  # what nnU-Net adds its windows up in
+    if not asked["processes"]:
+        _stay_in_this_process()
+
+    # The licence is of TotalSegmentator's weights; these are made by the tests.
+    api.show_license_info = lambda: None
+    results: list[dict[str, Any]] = []
+    for run in asked["runs"]:
+        ended, peaks = threading.Event(), [0]
+        watcher = threading.Thread(target=_watch, args=(ended, peaks))
+        watcher.start()
+        began, error = time.perf_counter(), None
+        try:
+            api.totalsegmentator(device="cpu", quiet=True, nr_thr_saving=1, **run)
+        except Exception as failure:  # noqa: BLE001 (whatever it is, the test tells)
+            error = repr(failure)
+        seconds = time.perf_counter() - began
+        ended.set()
+        watcher.join()
+        results.append({"seconds": seconds, "peak": max(peaks), "error": error})
+    print(json.dumps(results), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
