@@ -7,12 +7,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Runtimes of years ago, which can't live beside today's: tests replay artifacts there.
 OLD := .venv-old
+# TotalSegmentator, which judges our label maps. It sees torch and nnU-Net of the other environment: 6 GB once.
+JUDGES := .venv-totalsegmentator
 # Of these examples/brain_extraction.py and its test read files alone: trained networks and an image.
 DATA := deepbet nilearn
 # Tests of one file stay together, and share what they made first.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --durations 15
 
-.PHONY: install old-runtimes docs demo reference-systems bench bench-perf bench-predict bench-selftest faults test test-all check lint reference clean
+.PHONY: install old-runtimes judges docs demo reference-systems bench bench-perf bench-predict bench-selftest faults test test-all check lint reference clean
 
 install: $(STAMP)
 
@@ -29,6 +31,15 @@ $(OLD)/.installed:
 	$(PYTHON) -m venv $(OLD)
 	$(OLD)/bin/python -m pip install --quiet 'onnxruntime==1.16.3' 'numpy<2' 'opencv-python-headless==4.10.0.84' \
 		&& touch $@ || { rm -r $(OLD); echo "no old runtimes for this Python (they need 3.11): their tests are skipped"; }
+
+judges: $(JUDGES)/.installed
+
+$(JUDGES)/.installed: $(STAMP)
+	$(PYTHON) -m venv $(JUDGES)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> $$($(JUDGES)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/segonnx.pth
+	$(JUDGES)/bin/python -m pip install --quiet --no-deps 'totalsegmentator==2.18.0' 'dicom2nifti==2.6.2' 'pydicom>=3' \
+		&& touch $@
 
 # A network of each family: exported, verified, timed in four runtimes. Then a trained one on a real image.
 DEMO := encoder-mobilenetv3-small unet-resnet18 stunet-s
@@ -75,19 +86,19 @@ bench-predict: install
 	$(BIN)/python -m benchmarks.whole_images table results/whole
 
 # Measures the bench itself, on an idle machine: some minutes. Writes docs/bench-selftest.md.
-bench-selftest: install old-runtimes
+bench-selftest: install old-runtimes judges
 	$(BIN)/python -m benchmarks.bench_selftest
 
 # Damages artifacts, documents and archives in thousands of ways and kills commands: an hour. Writes docs/reliability.md.
 faults: install
 	$(BIN)/python -m benchmarks.faults
 
-test: install old-runtimes
+test: install old-runtimes judges
 	$(BIN)/python -m pytest -m "not slow and not serial" $(PARALLEL)
 	$(BIN)/python -m pytest -m "not slow and serial" --durations 5
 
 # With the full-size models, too, and what of the code ran: an hour and more.
-test-all: install old-runtimes
+test-all: install old-runtimes judges
 	$(BIN)/python -m pytest -m "not serial" $(PARALLEL) --cov --cov-report=
 	$(BIN)/python -m pytest -m serial --cov --cov-append --cov-report=term
 
@@ -107,4 +118,4 @@ reference: install
 	$(BIN)/python tools/make_reference.py
 
 clean:
-	rm -rf $(VENV) $(OLD) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*
+	rm -rf $(VENV) $(OLD) $(JUDGES) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

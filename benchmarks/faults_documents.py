@@ -179,7 +179,7 @@ def _ensembles(material: Material, rng: random.Random, work: Path) -> dict[str, 
     folder = shutil.copytree(material.ensemble, work / "artifact")
     content = json.loads((folder / layout.MANIFEST).read_bytes())
     if rng.random() < 0.5:
-        content = fuzz.changed(content, manifest.ensemble_schema(), rng)
+        content = fuzz.changed(content, manifest.compound_schema(), rng)
     else:
         name = f"{rng.choice(content['members'])['folder']}/{layout.MANIFEST}"
         data = manifest.seal(fuzz.changed(json.loads((folder / name).read_bytes()), manifest.schema(), rng))

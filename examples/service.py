@@ -49,7 +49,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from segonnx.core import confinement, hardware, subprocesses
 from segonnx.errors import InputError, ResourceError, SegonnxError, StageError
-from segonnx.predict import images, memory, uploads
+from segonnx.predict import images, uploads
 from segonnx.predict.predictor import Artifact
 from segonnx.predict.preprocessing import Times
 
@@ -69,6 +69,7 @@ ENDINGS = {
     "NibabelIOWithReorient": NIFTI,
     "NaturalImage2DIO": (".png", ".bmp", ".jpg", ".jpeg", *TIFF),
     "Tiff3DIO": TIFF,
+    "TotalSegmentatorIO": NIFTI,
 }
 ANSWERS = {"NaturalImage2DIO": (".png", "image/png"), "Tiff3DIO": (".tif", "image/tiff")}
 
@@ -265,7 +266,7 @@ def _predict(sent: list[UploadFile], gone: threading.Event | None = None) -> byt
             labels = artifact.predict(image.array, image.spacing, progress=times.go_on, times=times)
         except InputError as error:
             raise type(error)(str(error).replace(f"{folder}/", "")) from error
-        images.write(labels, image, folder / f"labels{answer_ending}")
+        images.write(labels, artifact.like(image), folder / f"labels{answer_ending}")
         return (folder / f"labels{answer_ending}").read_bytes()
 
 
@@ -296,7 +297,7 @@ def _require_size(image: images.Image) -> None:
     wanted = artifact.config.spacing
     own = [image.spacing[axis] for axis in artifact.config.transpose_forward][-len(wanted) :]
     _require(image.array.size * math.prod(own) / math.prod(wanted))
-    if memory.needed(image.array.shape, image.spacing, artifact.config, channels=artifact.channels) > MAX_MEMORY:
+    if artifact.memory(image.array.shape, image.spacing) > MAX_MEMORY:
         raise HTTPException(413, "the image is too large: its windows take more memory than the service gives one")
 
 

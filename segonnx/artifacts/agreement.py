@@ -26,8 +26,11 @@ def contradiction(content: dict[str, Any]) -> str | None:
     return next((wrong for check in _CHECKS if (wrong := check(content)) is not None), None)
 
 
-def ensemble_contradiction(content: dict[str, Any]) -> str | None:
-    """The same of an ensemble's manifest. How its members go together is another matter: see ``ensembles``."""
+def compound_contradiction(content: dict[str, Any]) -> str | None:
+    """The same of the manifest of an ensemble or a task. How its members go together is ``compounds``' matter."""
+    folders = [member["folder"] for member in content["members"]]
+    if len(set(folders)) != len(folders):
+        return "members: one is named twice"
     return _files(content)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from segonnx.artifacts.manifest import Manifest, cpu_model, given_rule, gives_labels, image_shape
+from segonnx.artifacts.tasks import TaskDocument
 from segonnx.core import file_runs, markdown
 from segonnx.core.markdown import code, escape
 from segonnx.errors import one_line
@@ -147,6 +149,60 @@ The label of a voxel is decided by the mean of the members' probabilities.{" The
 
 `segonnx verify .` checks every byte of this folder and replays the test data of each member.
 """
+
+
+def render_task(content: Manifest, task: TaskDocument, members: Mapping[str, Manifest]) -> str:
+    """The card of a task in Markdown. What is a stranger's is shown as text, as in ``render``.
+
+    Args:
+        content: the task's manifest.
+        task: the content of its task.json.
+        members: the members' manifests by their folders.
+    """
+    rows = "\n".join(
+        f"| {escape(stage['name'])} | {_where(stage)} | {_around(stage)} "
+        f"| [{escape(network['folder'])}]({network['folder']}/README.md) "
+        f"| {escape(members[network['folder']]['source'])} |"
+        for stage in task["stages"]
+        for network in stage["networks"]
+    )
+    final = task["stages"][-1]
+    names = ", ".join(f"{label['value']} {escape(label['name'])}" for label in final["labels"])
+    subset = ""
+    if task["subset"] is not None:
+        subset = "\n    segonnx predict . IMAGE LABELS --roi-subset NAME,NAME"
+    return f"""---
+{_front_matter(content["weights"]["licence"])}
+---
+
+# {escape(content["name"])}
+
+{markdown.line(content["source"])}, for {task["modality"]} images. Each network is an artifact of its own; `task.json`
+says how they make one label map.
+
+| stage | voxels in mm | cut to | network | of |
+|---|---|---|---|---|
+{rows}
+
+- **Labels:** {names}
+- **Licence of the weights:** {escape(content["weights"]["licence"])}
+
+## Run it
+
+    segonnx predict . IMAGE LABELS
+    segonnx predict . IMAGE FOLDER --one-file-per-class{subset}
+
+`segonnx verify .` checks every byte of this folder and replays the test data of each network.
+"""
+
+
+def _where(stage: Mapping[str, Any]) -> str:
+    return "the network's" if stage["spacing"] is None else " x ".join(f"{size:g}" for size in stage["spacing"])
+
+
+def _around(stage: Mapping[str, Any]) -> str:
+    crop = stage["crop"]
+    return "" if crop is None else f"{escape(', '.join(crop['labels']))} of {escape(crop['stage'])}"
 
 
 LEAST_RUNTIME = {17: "1.13", 18: "1.14", 19: "1.16", 20: "1.17", 21: "1.18"}

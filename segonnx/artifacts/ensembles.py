@@ -1,47 +1,9 @@
-"""Ensembles: a folder that holds artifacts, whose probabilities are averaged, and a manifest of its own."""
+"""Ensembles: artifacts whose probabilities are averaged."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-from segonnx.artifacts import layout, manifest
-from segonnx.artifacts.manifest import Manifest
-from segonnx.errors import VerifyError
-
-MEMBERS = "members"
-"""The folder that holds the members' artifacts."""
-
-
-def members(folder: Path, content: Manifest) -> dict[Path, Manifest]:
-    """The members of an ensemble whose files were hashed, and their manifests.
-
-    Args:
-        folder: the ensemble.
-        content: its manifest.
-
-    Raises:
-        VerifyError: a member's manifest isn't intact or names other files than the ensemble's, or the members don't go
-            together.
-    """
-    found = {}
-    listed = {layout.CARD}
-    for member in content["members"]:
-        name = member["folder"]
-        own = manifest.read(folder / name)
-        if manifest.is_ensemble(own):
-            raise VerifyError(f"{folder / name} is an ensemble in an ensemble")
-        for file, entry in own["files"].items():
-            if content["files"].get(f"{name}/{file}") != entry:
-                raise VerifyError(f"{folder}: its manifest and that of {name} differ on {file}")
-        listed |= {f"{name}/{file}" for file in (layout.MANIFEST, *own["files"])}
-        found[name] = own
-    if extra := sorted(content["files"].keys() - listed):
-        raise VerifyError(f"{folder} holds {extra[0]}, which is no member's")
-    if (wrong := misfit(content["members"], found)) is not None:
-        raise VerifyError(f"{folder}: {wrong}")
-    return {folder / name: own for name, own in found.items()}
 
 
 def misfit(entries: Sequence[Mapping[str, Any]], described: Mapping[str, Mapping[str, Any]]) -> str | None:

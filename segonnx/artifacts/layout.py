@@ -6,6 +6,8 @@ CPU_MODEL = "model.cpu.onnx"
 """The same rewritten for ONNX Runtime's CPU provider, where that changes anything. Its weights are those of ``MODEL``,
 which it points into."""
 MANIFEST = "manifest.json"
+TASK = "task.json"
+"""Of a task: how its networks make one label map."""
 CARD = "README.md"
 SBOM = "sbom.cdx.json"
 SIGNATURE = "model.sig"

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segonnx.artifacts.agreement import contradiction, ensemble_contradiction
+from segonnx.artifacts.agreement import compound_contradiction, contradiction
 from segonnx.artifacts.layout import CPU_MODEL, MANIFEST, MODEL
 from segonnx.core import documents, files
 from segonnx.core.decisions import Decision, of_output
@@ -95,19 +95,29 @@ def validate(content: object) -> None:
     Raises:
         VerifyError: it doesn't fit; the message names the first place.
     """
-    if is_ensemble(content):
-        documents.require(content, ensemble_schema(), MANIFEST, ensemble_contradiction, error=VerifyError)
+    if is_compound(content):
+        documents.require(content, compound_schema(), MANIFEST, compound_contradiction, error=VerifyError)
     else:
         documents.require(content, schema(), MANIFEST, contradiction, error=VerifyError)
 
 
-def is_ensemble(content: object) -> bool:
-    """Whether a manifest is that of an ensemble: a folder that holds artifacts whose probabilities are averaged."""
+def is_compound(content: object) -> bool:
+    """Whether a manifest is that of an ensemble or a task: of a folder that holds artifacts."""
     return isinstance(content, dict) and "members" in content
 
 
+def is_task(content: object) -> bool:
+    """Whether a manifest is that of a task: its artifacts' label maps make one, as task.json says."""
+    return isinstance(content, dict) and "task" in content
+
+
+def is_ensemble(content: object) -> bool:
+    """Whether a manifest is that of an ensemble: its artifacts' probabilities are averaged."""
+    return is_compound(content) and not is_task(content)
+
+
 def require_one_network(content: Manifest, folder: Path, what: str) -> None:
-    """Refuse an ensemble.
+    """Refuse an ensemble and a task.
 
     Args:
         content: the manifest.
@@ -115,11 +125,12 @@ def require_one_network(content: Manifest, folder: Path, what: str) -> None:
         what: takes one network, for the message.
 
     Raises:
-        InputError: it is an ensemble.
+        InputError: it is one of these.
     """
-    if is_ensemble(content):
+    if is_compound(content):
+        kind = "a task" if is_task(content) else "an ensemble"
         members = ", ".join(str(folder / member["folder"]) for member in content["members"])
-        raise InputError(f"{folder} is an ensemble, and {what} takes one network: give a member, of {members}")
+        raise InputError(f"{folder} is {kind}, and {what} takes one network: give a member, of {members}")
 
 
 def gives_labels(content: Manifest) -> bool:
@@ -165,9 +176,9 @@ def schema() -> dict[str, Any]:
     return result
 
 
-def ensemble_schema() -> dict[str, Any]:
-    """The JSON Schema of the manifest.json of an ensemble."""
-    result: dict[str, Any] = documents.packaged("segonnx.artifacts", "ensemble.schema.json")
+def compound_schema() -> dict[str, Any]:
+    """The JSON Schema of the manifest.json of an ensemble or a task."""
+    result: dict[str, Any] = documents.packaged("segonnx.artifacts", "compound.schema.json")
     return result
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import stat
 from pathlib import Path, PurePosixPath
 
-from segonnx.artifacts import ensembles, layout, manifest
+from segonnx.artifacts import compounds, layout, manifest
 from segonnx.errors import InputError, VerifyError
 
 _OWN = frozenset(
     {
         layout.MODEL, f"{layout.MODEL}.data", layout.CPU_MODEL, layout.MANIFEST, layout.CARD, layout.SBOM,
-        layout.SIGNATURE, layout.TEST_DATA, layout.TOLERANCES,
+        layout.SIGNATURE, layout.TASK, layout.TEST_DATA, layout.TOLERANCES,
     }
 )  # fmt: skip
 
@@ -31,10 +31,10 @@ def require_artifact(path: Path) -> None:
     if not names:
         return
     known = _known(path)
-    if ensembles.MEMBERS in names - known and layout.MANIFEST in names:
-        for member in (path / ensembles.MEMBERS).iterdir():  # of a damaged ensemble
+    if compounds.MEMBERS in names - known and layout.MANIFEST in names:
+        for member in (path / compounds.MEMBERS).iterdir():  # of a damaged ensemble or task
             require_artifact(member)
-        known |= {ensembles.MEMBERS}
+        known |= {compounds.MEMBERS}
     if others := sorted(names - _OWN - known):
         raise InputError(f"{path} holds {others[0]}, which is no file of an artifact: --overwrite leaves it alone")
     if not names & {layout.MANIFEST, layout.MODEL}:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from segonnx.artifacts import ensembles, graphs, layout, manifest, replays, signature, testdata
+from segonnx.artifacts import compounds, graphs, layout, manifest, replays, signature, testdata
 from segonnx.artifacts.layout import MODEL
 from segonnx.artifacts.manifest import Manifest
 from segonnx.core import file_runs, files, subprocesses
@@ -40,9 +40,9 @@ class Verified:
         manifest: the content of its manifest.
         files: how many files were hashed.
         bytes: the size of all files.
-        weights: the files beside ``model.onnx`` that hold weights of its graph; an ensemble's have none here.
-        difference: how far the replay is from the recorded logits or labels, of the graph, and of an ensemble's
-            member, that is farthest; None where it wasn't asked for.
+        weights: the files beside ``model.onnx`` that hold weights of its graph; an ensemble and a task have none here.
+        difference: how far the replay is from the recorded logits or labels, of the graph, or of the member, that is
+            farthest; None where it wasn't asked for.
         also: the same in other runtimes, of those that were asked for.
     """
 
@@ -90,7 +90,7 @@ def verify(
     if key is not None:
         progress("checking the signature")
         signature.check(folder, key)
-    networks = ensembles.members(folder, content) if manifest.is_ensemble(content) else {folder: content}
+    networks = compounds.members(folder, content) if manifest.is_compound(content) else {folder: content}
     differences: list[Difference | Agreement] = []
     others: list[Replayed] = []
     weights: tuple[str, ...] = ()

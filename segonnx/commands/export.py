@@ -43,6 +43,8 @@ class Request:
     pretrained: bool
     smp: str | None
     nnunet: Path | None
+    totalsegmentator: str | None
+    weights_dir: Path | None
     fold: str | None
     checkpoint: Literal["final", "best"] | None
     configuration: str | None
@@ -110,6 +112,17 @@ class Request:
     type=options.PATH,
     metavar="FOLDER",
     help="Export what nnU-Net v2 trained: the folder that holds plans.json and fold_0, or nnU-Net's zip file of it.",
+)
+@click.option(
+    "--totalsegmentator",
+    metavar="TASK",
+    help="Export a task of TotalSegmentator whole: total, total_fast, body, ... `segonnx list --totalsegmentator`.",
+)
+@click.option(
+    "--weights-dir",
+    type=options.PATH,
+    metavar="FOLDER",
+    help="Of --totalsegmentator: what holds Dataset291_... [default: where TotalSegmentator keeps them]",
 )
 @click.option(
     "--fold",
@@ -228,6 +241,7 @@ def command(json_path: Path | None, **asked: Any) -> None:
     segonnx export --nnunet nnUNet_results/Dataset004_Hippocampus --configuration 3d_fullres --fold ensemble
     segonnx export --nnunet nnUNet_results/Dataset004_Hippocampus --ensemble
     segonnx export --nnunet nnUNet_results/Dataset004_Hippocampus --ensemble 2d 3d_fullres
+    segonnx export --totalsegmentator total
     segonnx export smp:segformer:mit_b0 --dynamic --check-with openvino
     segonnx export totalsegmentator --output labels
     segonnx export stunet-b --tune
@@ -249,6 +263,8 @@ def command(json_path: Path | None, **asked: Any) -> None:
         failed: dict[str, SegonnxError] = {}
         if request.ensemble:
             done = [_export_ensemble(request, display, stack)]
+        elif request.totalsegmentator is not None:
+            done = [_export_task(request, display)]
         else:
             jobs = _jobs(request, specs, display, stack)
             done, failed = _export(jobs, display)
@@ -268,12 +284,15 @@ def _named(request: Request) -> list[ModelSpec]:
         "--pretrained": request.pretrained or None,
         "--smp": request.smp,
         "--nnunet": request.nnunet,
+        "--totalsegmentator": request.totalsegmentator,
     }
     given = [way for way, value in ways.items() if value is not None]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} each say where the weights are: give one")
     if request.trust_checkpoint and (not given or request.pretrained):
-        raise InputError("--trust-checkpoint is for the file of --weights, or the folder of --smp or --nnunet")
+        raise InputError(
+            "--trust-checkpoint is for the file of --weights, or the folders of --smp, --nnunet or --totalsegmentator"
+        )
     if request.weights_prefix is not None and (request.weights is None or not request.weights_prefix.strip(".")):
         raise InputError("--weights-prefix PREFIX goes with --weights FILE, whose tensors' names begin so")
     if request.tune_time is not None and not request.tune:
@@ -281,7 +300,11 @@ def _named(request: Request) -> list[ModelSpec]:
     _require_said_of_pictures(request)
     if request.nnunet is None:
         _require_nnunet(request)
-    if request.ensemble:
+    if request.weights_dir is not None and request.totalsegmentator is None:
+        raise InputError("--weights-dir goes with --totalsegmentator TASK")
+    if request.totalsegmentator is not None and request.names:
+        raise InputError("--totalsegmentator TASK says what is exported: give no names with it")
+    if request.ensemble or request.totalsegmentator is not None:
         _require_for_all(request)
         return []
     if request.smp is not None or request.nnunet is not None:
@@ -304,9 +327,12 @@ def _require_said_of_pictures(request: Request) -> None:
 
     naming.require_normalisation(request.mean, request.std)
     given = {"--mean": request.mean, "--std": request.std, "--labels": request.labels}
-    if request.nnunet is not None and (found := [option for option, value in given.items() if value is not None]):
-        raise InputError(f"--nnunet FOLDER says how images are prepared and what the classes are: leave {found[0]} out")
-    if request.nnunet is not None and request.input != "float":
+    if request.nnunet is None and request.totalsegmentator is None:
+        return
+    if found := [option for option, value in given.items() if value is not None]:
+        what = "--totalsegmentator TASK" if request.nnunet is None else "--nnunet FOLDER"
+        raise InputError(f"{what} says how images are prepared and what the classes are: leave {found[0]} out")
+    if request.input != "float":
         raise InputError(
             f"--input {request.input} is for 2D networks that see pictures, and nnU-Net's images are prepared in other "
             "ways: leave it out"
@@ -333,7 +359,7 @@ def _require_nnunet(request: Request) -> None:
 
 
 def _require_for_all(request: Request) -> None:
-    """Refuse the options that one network of an ensemble can follow, and not all."""
+    """Refuse the options that one network of an ensemble or a task can follow, and not all."""
     alone = {
         "--all": request.everything,
         "--configuration": request.configuration is not None,
@@ -343,7 +369,10 @@ def _require_for_all(request: Request) -> None:
         f"--output {request.output}": request.output != "logits",
     }
     if given := [option for option, there in alone.items() if there]:
-        raise InputError(f"{given[0]} is for one network: --ensemble exports several, and averages their probabilities")
+        several = "--totalsegmentator exports a task of several"
+        if request.ensemble:
+            several = "--ensemble exports several, and averages their probabilities"
+        raise InputError(f"{given[0]} is for one network: {several}")
 
 
 def _export_ensemble(request: Request, display: Display, stack: contextlib.ExitStack) -> Exported:
@@ -360,6 +389,22 @@ def _export_ensemble(request: Request, display: Display, stack: contextlib.ExitS
     members = tuple(replace(member, network=own) for member, own in zip(found.members, networks, strict=True))
     exported = ensemble.export(replace(found, members=members), _settings(request), display.within(f"{found.name}: "))
     display.echo(ensemble_line(exported))
+    return exported
+
+
+def _export_task(request: Request, display: Display) -> Exported:
+    """What was exported of --totalsegmentator TASK."""
+    from segonnx.exporters import totalsegmentator
+
+    assert request.totalsegmentator is not None
+    selection = replace(_selection(request), fold=None)
+    found = totalsegmentator.find(request.totalsegmentator, request.weights_dir, selection, display)
+    networks = dict(zip(found.networks, _checked(list(found.networks.values()), request, display), strict=True))
+    for note in found.notes:
+        display.echo(f"segonnx: {note}", err=True)
+    whole = replace(found, networks=networks)
+    exported = totalsegmentator.export(whole, _settings(request), display.within(f"{found.name}: "))
+    display.echo(task_line(exported))
     return exported
 
 
@@ -550,6 +595,20 @@ def ensemble_line(exported: Exported) -> str:
     size = sum(entry["bytes"] for name, entry in content["files"].items() if ".onnx" in name)
     return (
         f"{content['name']}: the mean of {averaged} network{'s' if averaged > 1 else ''}{also}; {size / 1e6:,.1f} MB, "
+        f"{exported.seconds:.1f} s, peak {exported.peak_rss_bytes / 1e9:.2f} GB -> {exported.folder}"
+    )
+
+
+def task_line(exported: Exported) -> str:
+    """One line on an export of a task."""
+    content = exported.manifest
+    if exported.kept:
+        same = "intact and made with these arguments"
+        return f"{content['name']}: kept {exported.folder}, {same} ({exported.seconds:.1f} s)"
+    count = len(content["members"])
+    size = sum(entry["bytes"] for name, entry in content["files"].items() if ".onnx" in name)
+    return (
+        f"{content['name']}: {count} network{'s' if count > 1 else ''}; {size / 1e6:,.1f} MB, "
         f"{exported.seconds:.1f} s, peak {exported.peak_rss_bytes / 1e9:.2f} GB -> {exported.folder}"
     )
 

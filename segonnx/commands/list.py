@@ -13,17 +13,25 @@ from segonnx.core import terminal
 
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of a table.")
+@click.option("--totalsegmentator", is_flag=True, help="Show TotalSegmentator's tasks instead.")
 @click.option("--check", is_flag=True, help="Build every network without memory, count it, and compare. Needs torch.")
-def command(as_json: bool, check: bool) -> None:
-    """Show the reference systems.
+def command(as_json: bool, totalsegmentator: bool, check: bool) -> None:
+    """Show the reference systems, or TotalSegmentator's tasks.
 
     \b
     segonnx list
     segonnx list --json | jq '.[].name'
     segonnx list --check
+    segonnx list --totalsegmentator
     """
+    from segonnx.errors import InputError
     from segonnx.sources import catalog
 
+    if totalsegmentator:
+        if check:
+            raise InputError("--check is for the reference systems: leave --totalsegmentator out")
+        _show_tasks(as_json)
+        return
     systems = catalog.systems()
     if as_json:
         terminal.lines(json.dumps([_as_json(spec) for spec in systems], indent=2))
@@ -31,6 +39,47 @@ def command(as_json: bool, check: bool) -> None:
         terminal.lines(_table(systems))
     if check:
         _check_catalogue()
+
+
+def _show_tasks(as_json: bool) -> None:
+    """Print TotalSegmentator's tasks, and which of them segonnx exports."""
+    from segonnx.report import tables
+    from segonnx.sources import totalsegmentator
+
+    tasks = totalsegmentator.tasks()
+    if as_json:
+        entries = [
+            {
+                "name": task.name,
+                "modality": task.modality,
+                "classes": [label["name"] for label in task.labels],
+                "data_sets": [network.folder for network in task.networks],
+                "spacing": task.entries["spacing"],
+                "cropped_by": None if task.crop is None else task.crop["task"],
+                "roi_subset": task.subset is not None,
+                "licence": task.licence,
+                "unsupported": task.unsupported,
+            }
+            for task in tasks
+        ]
+        terminal.lines(json.dumps(entries, indent=2))
+        return
+    columns = ("<task", "<images", "classes", "networks", "<mm", "<cropped by", "<licence", "<exported")
+    lines = [
+        (
+            task.name,
+            task.modality,
+            str(len(task.labels)),
+            str(len(task.networks) or ""),
+            "" if task.entries["spacing"] is None else " x ".join(f"{size:.3g}" for size in task.entries["spacing"]),
+            "" if task.crop is None else task.crop["task"],
+            task.licence.partition(" ")[0],
+            "yes" if task.unsupported is None else f"no: {task.unsupported}",
+        )
+        for task in tasks
+    ]
+    terminal.lines(tables.table(columns, lines))
+    terminal.lines(f"as of TotalSegmentator {totalsegmentator.version()}")
 
 
 def _table(systems: Any) -> str:

@@ -36,26 +36,39 @@ if TYPE_CHECKING:
     metavar="LABELS",
     help="Compare with the label maps in this folder; write summary.json.",
 )
+@click.option(
+    "--roi-subset",
+    metavar="NAME[,NAME]...",
+    help="Of a task: these classes alone, in the part of the image where a rough network finds them.",
+)
+@click.option("--remove-small-blobs", is_flag=True, help="Of a task: drop components up to 200 mm3 of each class.")
+@click.option(
+    "--one-file-per-class", is_flag=True, help="Of a task: OUTPUT is a folder that gets a mask of each class."
+)
 @options.overwrite()
 @options.json_file("Write what was done, with times by step.")
 def command(artifact: Path, source: Path, target: Path, json_path: Path | None, **how: Any) -> None:
     """Make the label maps of images, as nnU-Net's own inference does. Needs no torch.
 
     INPUT is an image, or a folder of files CASE_0000.nii.gz, CASE_0001.nii.gz, ... (the channels of a case); OUTPUT a
-    file, or for a folder, a folder. The artifact must be of a folder that nnU-Net trained, or of a network for
-    pictures. Its graph runs in a process that has bounds on memory and time.
+    file, or for a folder, a folder. The artifact must be of a folder that nnU-Net trained, of a task of
+    TotalSegmentator, or of a network for pictures. Its graph runs in a process that has bounds on memory and time.
 
     \b
     segonnx predict artifacts/liver ct.nii.gz liver.nii.gz
     segonnx predict artifacts/liver imagesTs/ labels/ --tta
     segonnx predict artifacts/fine ct.nii.gz labels.nii.gz --previous artifacts/coarse
     segonnx predict artifacts/liver imagesTs/ labels/ --evaluate labelsTs/
+    segonnx predict artifacts/totalsegmentator-total ct.nii.gz labels.nii.gz --roi-subset liver,spleen
     """
+    from segonnx.artifacts import manifest
     from segonnx.core.subprocesses import Bounds
     from segonnx.predict import bounded, files
 
     previous, threads, postprocess = how.pop("previous"), how.pop("threads"), how.pop("postprocess")
     bounds = Bounds(how.pop("timeout"), how.pop("max_memory"))
+    subset = how.pop("roi_subset")
+    how["roi_subset"] = None if subset is None else tuple(dict.fromkeys(subset.split(",")))
     settings = files.FileOptions(postprocess=postprocess is not False, **how)
     options.require_writable(json_path, artifact, *(() if previous is None else (previous,)))
     for folder in (artifact, *(() if previous is None else (previous,))):
@@ -63,7 +76,7 @@ def command(artifact: Path, source: Path, target: Path, json_path: Path | None, 
     done: list[Predicted] = []
     with options.display() as display:
         checked = bounded.check(artifact, bounds, display)
-        if settings.mirror and not checked.config.mirror_axes:
+        if settings.mirror and not checked.config.mirror_axes and not manifest.is_task(checked.manifest):
             display.echo(f"{artifact}: its network was trained without mirroring; --tta changes nothing", err=True)
         if postprocess and not checked.config.postprocessing:
             display.echo(f"{artifact} carries no postprocessing; --postprocess changes nothing", err=True)

@@ -38,7 +38,7 @@ class Evaluated:
         """Read it from the manifest of an artifact, or of a member of an ensemble."""
         inference = described.get("inference", {})
         ignore = inference.get("ignore_label")
-        classes = described["outputs"][0]["shape"][1]
+        classes = len(described["labels"]) or described["outputs"][0]["shape"][1]
         # A network for pictures may have no names for its labels; one class is label 1.
         unnamed = [{"value": value, "labels": [value]} for value in ([1] if classes == 1 else range(classes))]
         entries: list[dict[str, Any]] = described["labels"] or unnamed

@@ -25,6 +25,9 @@ from segonnx.predict.predictor import Artifact
 from segonnx.predict.preprocessing import Times
 from segonnx.predict.resampling import AnyArray
 
+MASK_ENDING = ".nii.gz"
+"""The ending of the files of masks."""
+
 
 @dataclass(frozen=True)
 class FileOptions:
@@ -41,6 +44,9 @@ class FileOptions:
         postprocess: Apply the postprocessing that the artifact carries; see ``Artifact.predict``.
         evaluate: A folder of label maps that are right, or for one image the file of its label map. What was
             predicted is compared with them, and ``summary.json`` beside it tells how well it agrees.
+        roi_subset: The classes of a task that are wanted; see ``Artifact.predict``.
+        remove_small_blobs: Drop small components of each class of a task; see ``Artifact.predict``.
+        one_file_per_class: Write a mask of each class of a task, ``CLASS.nii.gz`` in a folder, and no label map.
     """
 
     mirror: bool = False
@@ -50,6 +56,9 @@ class FileOptions:
     nan_as_zero: bool = False
     postprocess: bool = True
     evaluate: Path | None = None
+    roi_subset: tuple[str, ...] | None = None
+    remove_small_blobs: bool = False
+    one_file_per_class: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Predicted:
 
     Attributes:
         case: The case's name.
-        path: The file of the label map.
+        path: The file of the label map, or the folder of the masks.
         shape: The shape of the image, (z, y, x).
         seconds: The seconds that each step took.
         metrics: How well the label map agrees with the reference, if there is one; see ``evaluation.compare``.
@@ -78,14 +87,20 @@ class _Job:
     Attributes:
         case: The case's name.
         channels: The file of each channel.
-        path: The file of the label map to make.
+        path: The file of the label map to make, or the folder of the masks.
         reference: The file of the label map that is right, if it is to be compared.
+        masks: The names of the masks to make in the folder, without their ending; empty for a label map.
     """
 
     case: str
     channels: list[Path]
     path: Path
     reference: Path | None = None
+    masks: tuple[str, ...] = ()
+
+    def mask(self, name: str) -> Path:
+        """The file of a mask."""
+        return self.path / f"{name}{MASK_ENDING}"
 
     @property
     def probabilities(self) -> Path:
@@ -132,7 +147,8 @@ def predict(
             if config.previous_labels
             else "the artifact is no second stage of a cascade: it takes no --previous"
         )
-    jobs = _jobs(config, source, target, options)
+    _require_for_task(artifact, options)
+    jobs = _jobs(artifact, source, target, options)
     described = nnunet_files.descriptions(artifact.described) if options.probabilities and source.is_dir() else {}
     for name, content in described.items():
         _require_same(target / name, content, options)
@@ -155,23 +171,57 @@ def _require_same(path: Path, content: bytes, options: FileOptions) -> None:
         raise InputError(f"{path} exists, of another network: --overwrite replaces it")
 
 
-def _jobs(config: InferenceConfig, source: Path, target: Path, options: FileOptions) -> list[_Job]:
+def _require_for_task(artifact: Artifact, options: FileOptions) -> None:
+    """Refuse what is for tasks of other artifacts, and what tasks don't give.
+
+    Raises:
+        InputError: The message says which option it is.
+    """
+    if artifact.task is None:
+        for_tasks = {
+            "--roi-subset": options.roi_subset is not None,
+            "--remove-small-blobs": options.remove_small_blobs,
+            "--one-file-per-class": options.one_file_per_class,
+        }
+        if given := [option for option, there in for_tasks.items() if there]:
+            raise InputError(f"{given[0]} is for tasks of TotalSegmentator: segonnx export --totalsegmentator TASK")
+        return
+    artifact.task.chosen(options.roi_subset)
+    if options.probabilities:
+        raise InputError("a task gives no probabilities: its label map is made of several")
+    if options.mirror:
+        raise InputError("a task is run without mirroring, as TotalSegmentator does: leave --tta out")
+    if options.one_file_per_class and options.evaluate is not None:
+        raise InputError("--evaluate compares label maps: leave --one-file-per-class out")
+
+
+def _jobs(artifact: Artifact, source: Path, target: Path, options: FileOptions) -> list[_Job]:
     """List the cases to predict, once nothing stands in the way of writing their files."""
+    config = artifact.config
+    masks: tuple[str, ...] = ()
+    if artifact.task is not None and options.one_file_per_class:
+        masks = artifact.task.masks(options.roi_subset)
     cases = images.cases(source, len(config.channels), config.file_ending, natural=config.natural)
     if source.is_dir():
         _require_one_each(source, config.file_ending, [file for own in cases.values() for file in own])
         if target.exists() and not target.is_dir():
             raise InputError(f"{target} is a file; the label maps of a folder go into a folder")
-        jobs = [_Job(case, files, target / f"{case}{config.file_ending}") for case, files in cases.items()]
+        ending = "" if masks else config.file_ending
+        jobs = [_Job(case, files, target / f"{case}{ending}", masks=masks) for case, files in cases.items()]
     else:
-        if target.is_dir():
+        if target.is_dir() and not masks:
             raise InputError(f"{target} is a folder; the label map of one image goes into a file")
-        jobs = [_Job(case, files, target) for case, files in cases.items()]
+        if masks and target.exists() and not target.is_dir():
+            raise InputError(f"{target} is a file; the masks of an image go into a folder")
+        jobs = [_Job(case, files, target, masks=masks) for case, files in cases.items()]
     inputs = {_identity(file): file for job in jobs for file in job.channels}
     for job in jobs:
         if source.is_dir() and job.path.parent != target:
             raise InputError(f"the case {job.case!r} with the ending {config.file_ending!r} is no name of a file")
-        made = images.outputs(job.path, config.reader, config.file_ending, highest=max(config.label_values))
+        if masks:
+            made = [job.mask(name) for name in masks]
+        else:
+            made = images.outputs(job.path, config.reader, config.file_ending, highest=max(config.label_values))
         made = [*made, *([job.probabilities, job.properties] if options.probabilities else [])]
         made += [job.path.with_name(SUMMARY)] if options.evaluate is not None else []
         for path in made:
@@ -273,6 +323,8 @@ def _predict_case(
             mirror=options.mirror,
             step=options.step,
             postprocess=options.postprocess,
+            roi_subset=options.roi_subset,
+            remove_small_blobs=options.remove_small_blobs,
             progress=window_progress,
             times=times,
         )
@@ -280,7 +332,11 @@ def _predict_case(
     with times.of("write"):
         if options.probabilities:
             files.write(job.properties, nnunet_files.properties(image))
-        images.write(labels, image, job.path)
+        if artifact.task is not None and job.masks:
+            for name, mask in artifact.task.mask_arrays(labels, image.array[0], options.roi_subset):
+                images.write(mask, image, job.mask(name))
+        else:
+            images.write(labels, artifact.like(image, options.roi_subset), job.path)
     metrics = None
     if reference is not None:
         with times.of("evaluate"):

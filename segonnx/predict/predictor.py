@@ -9,24 +9,28 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segonnx.artifacts import ensembles, manifest
+from segonnx.artifacts import compounds, manifest
+from segonnx.artifacts import tasks as task_documents
 from segonnx.artifacts.manifest import Manifest
 from segonnx.artifacts.verify import verify
 from segonnx.core import arithmetic, hardware, subprocesses
 from segonnx.core.files import require_space
 from segonnx.core.ort_session import SessionSettings, load_seconds, open_session, run_seconds
 from segonnx.errors import InputError, ResourceError, VerifyError, first_line
-from segonnx.predict import config, heads, pipeline, pixels, postprocessing
+from segonnx.predict import config, heads, memory, pipeline, pixels, postprocessing, preprocessing, tasks
 from segonnx.predict.config import InferenceConfig
 from segonnx.predict.heads import Head
+from segonnx.predict.images import Image
 from segonnx.predict.interpolation import AnyArray
 from segonnx.predict.pipeline import PredictOptions
 from segonnx.predict.preprocessing import Times
+from segonnx.predict.readers.nifti import LabelledGeometry
 from segonnx.predict.sliding_window import Forward, WindowProgress
+from segonnx.predict.tasks import Choice, Task
 from segonnx.predict.workers import Workers
 
 if TYPE_CHECKING:
@@ -188,10 +192,11 @@ class Artifact:
         described: The manifest that says how images are read and what the labels are: the artifact's own, or that of
             an ensemble's first member, which the others agree with.
         config: The inference config. That of an ensemble is its first member's in all that the members share; the
-            mirror axes are those of all.
+            mirror axes are those of all. That of a task says how images are read, and what the labels are.
         channels: The numbers that the network gives for a voxel: features where they are fewer than the outputs. Of an
-            ensemble the most that a member gives.
+            ensemble the most that a member gives, of a task the most outputs of one of its networks.
         several: Whether the probabilities of several networks are averaged.
+        task: How the networks of a task make one label map. None if the artifact is no task.
 
     Raises:
         VerifyError: The artifact isn't intact, or doesn't load.
@@ -235,11 +240,16 @@ class Artifact:
         self._workers = Workers(threads or hardware.usable_cores())
         load = _Loading(self._workers, concurrent, threading.Semaphore(concurrent), timeout)
         self.config = config_of(folder, content)
+        self.task: Task | None = None
+        self.several = False
+        if manifest.is_task(content):
+            self._open_task(folder, content, load)
+            return
         if not manifest.is_ensemble(content):
             self._members = [_Member("", _Network(folder, content, load), averaged=True, previous=None)]
         else:
             self._members = []
-            contents = ensembles.members(folder, content)
+            contents = compounds.members(folder, content)
             for one in content["members"]:
                 path = folder / one["folder"]
                 network = _Network(path, contents[path], load)
@@ -247,6 +257,37 @@ class Artifact:
             self.described = contents[folder / content["members"][0]["folder"]]
         self.channels = max(member.network.channels for member in self._members)
         self.several = sum(member.averaged for member in self._members) > 1
+
+    def _open_task(self, folder: Path, content: Manifest, load: _Loading) -> None:
+        """Read how a task's networks go together. Each is loaded when it is run, so that memory holds one."""
+        contents = compounds.members(folder, content)
+        self.task = tasks.read(task_documents.read(folder, content))
+        self.described = {**content, "labels": _task_labels(self.task)}
+        self.channels = max(len(own["labels"]) for own in contents.values())
+        self._load = lambda name: _Network(folder / name, contents[folder / name], load)
+
+    def memory(self, shape: Sequence[int], spacing: Sequence[float]) -> float:
+        """Bytes that predicting an image takes, at most, beside the networks' own; infinity if they can't be counted.
+
+        Args:
+            shape: Of the image as read, (C, z, y, x).
+            spacing: The image's spacing (z, y, x) in mm.
+        """
+        threads = self._workers.threads
+        found = memory.needed(shape, spacing, self.config, channels=self.channels, threads=threads)
+        return found if self.task is None else found + tasks.memory(self.task, shape[1:], spacing)
+
+    def like(self, image: Image, roi_subset: Sequence[str] | None = None) -> Image:
+        """The image that a label map is written like: that of a task has the names of its classes in its header.
+
+        Args:
+            image: The image as it was read.
+            roi_subset: See ``predict``.
+        """
+        if self.task is None or not isinstance(image.geometry, LabelledGeometry):
+            return image
+        names = tuple(self.task.chosen(roi_subset).items())
+        return replace(image, geometry=replace(image.geometry, names=names))
 
     def predict(  # noqa: PLR0913 (keyword-only arguments of the public face)
         self,
@@ -258,6 +299,8 @@ class Artifact:
         mirror: bool = False,
         step: float | None = None,
         postprocess: bool = True,
+        roi_subset: Sequence[str] | None = None,
+        remove_small_blobs: bool = False,
         progress: WindowProgress = lambda *_: None,
         times: Times | None = None,
     ) -> AnyArray:
@@ -265,7 +308,8 @@ class Artifact:
 
         Args:
             image: The image as read, not normalised: any finite numbers, (C, z, y, x), or (z, y, x) if the network
-                takes one channel. The axes are in the order of SimpleITK's ``GetArrayFromImage``.
+                takes one channel. The axes are in the order of SimpleITK's ``GetArrayFromImage``; those of a task's
+                image run to the right, to the front and up.
             spacing: The image's spacing (z, y, x) in mm.
             previous: The label map of a cascade's first stage, integers (z, y, x). Only second stages take it.
             probabilities: An array (outputs, z, y, x) of float32, or a memory map. It is filled with the probability
@@ -276,6 +320,9 @@ class Artifact:
             step: The step from window to window, as a fraction of a window, above 0 and at most 1. None takes the
                 artifact's, which is 0.5 in nnU-Net.
             postprocess: Apply the postprocessing that the artifact carries, if any. It changes no probabilities.
+            roi_subset: The classes that are wanted of a task that has a rough network, which finds where they are: the
+                image is cut to that, and only networks that hold one of them run. None takes all.
+            remove_small_blobs: Drop components up to 200 mm3 of each class of a task.
             progress: A progress callback. It gets the number of windows that are done, and the number of all windows.
             times: The seconds of each step are added to it.
 
@@ -294,6 +341,14 @@ class Artifact:
             raise InputError("an ensemble takes no label map of a first stage: it holds that stage itself")
         image = image[None] if image.ndim == 3 else image
         options = PredictOptions(mirror, step, progress, times or Times(), workers=self._workers)
+        if self.task is not None:
+            if previous is not None or probabilities is not None or mirror:
+                raise InputError("a task takes neither previous= nor probabilities= nor mirror=")
+            preprocessing.check_image(image, spacing, self.config)
+            choice = Choice(None if roi_subset is None else tuple(roi_subset), remove_small_blobs)
+            return tasks.predict(self.task, image[0], spacing, self._load, options, choice)
+        if roi_subset is not None or remove_small_blobs:
+            raise InputError("roi_subset= and remove_small_blobs= are for tasks of TotalSegmentator")
         with contextlib.ExitStack() as stack:
             if self.several and probabilities is None:
                 probabilities = stack.enter_context(_scratch((len(self.config.label_values), *image.shape[1:])))
@@ -353,12 +408,20 @@ def config_of(folder: Path, content: Manifest) -> InferenceConfig:
     Raises:
         InputError: The manifest doesn't say how to predict.
     """
-    if not manifest.is_ensemble(content):
+    if not manifest.is_compound(content):
         return config.read(content, folder)
-    members = [config.read(described, path) for path, described in ensembles.members(folder, content).items()]
+    members = [config.read(described, path) for path, described in compounds.members(folder, content).items()]
+    if manifest.is_task(content):
+        return tasks.config(tasks.read(task_documents.read(folder, content)), members[-1])
     axes = sorted({axis for member in members for axis in member.mirror_axes})
     steps = config.postprocessing(content["inference"])
     return replace(members[0], previous_labels=(), mirror_axes=tuple(axes), postprocessing=steps)
+
+
+def _task_labels(task: Task) -> list[dict[str, Any]]:
+    """The labels of a task, as a network's manifest has them."""
+    named = {0: "background", **task.labels}
+    return [{"name": name, "value": value, "labels": [value]} for value, name in named.items()]
 
 
 @contextlib.contextmanager

@@ -90,7 +90,7 @@ def prepare(
     """
     workers = workers or Workers()
     with times.of("prepare"):
-        _check_image(image, spacing, config)
+        check_image(image, spacing, config)
         _check_previous(previous, image, config)
         image = image.transpose(0, *(axis + 1 for axis in config.transpose_forward))
         own = tuple(float(spacing[axis]) for axis in config.transpose_forward)
@@ -184,7 +184,12 @@ def _require_memory(
         )
 
 
-def _check_image(image: AnyArray, spacing: Sequence[float], config: InferenceConfig) -> None:
+def check_image(image: AnyArray, spacing: Sequence[float], config: InferenceConfig) -> None:
+    """See to it that an image (C, z, y, x) has the network's channels, voxels, numbers, and a spacing.
+
+    Raises:
+        InputError: It hasn't.
+    """
     if image.ndim != 4 or len(image) != len(config.channels):
         wanted = f"({len(config.channels)}, z, y, x)"
         raise InputError(f"the image is {image.shape}; the network takes {wanted}, a channel for each of its inputs")

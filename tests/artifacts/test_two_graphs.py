@@ -32,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 3D network, whose convolution the rewrites unroll."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv3d(1, 16, 3, padding=1), nn.LeakyReLU(), nn.Conv3d(16, 2, 1))
-    return segonnx.export(module, torch.zeros(1, 1, 8, 16, 16), tmp_path_factory.mktemp("two") / "net").folder
+    return segonnx.export(module, torch.zeros(1, 1, 8, 32, 32), tmp_path_factory.mktemp("two") / "net").folder
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_triton_gets_the_graph_of_its_devices(kind: str | None, artifact: Path, 
     assert {path.name for path in (out / "net" / "1").iterdir()} == names
     assert judged.default_model_filename == (REWRITTEN if kind == "cpu" else "")
     session = onnxruntime.InferenceSession(out / "net" / "1" / (judged.default_model_filename or PLAIN))
-    assert session.get_inputs()[0].shape == [1, 1, 8, 16, 16]
+    assert session.get_inputs()[0].shape == [1, 1, 8, 32, 32]
     again = packing.pack(artifact, "triton", out, overwrite=True)
     assert {path.name for path in (again / "net" / "1").iterdir()} == {PLAIN}
 

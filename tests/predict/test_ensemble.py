@@ -25,6 +25,7 @@ from segonnx.artifacts import manifest
 from segonnx.artifacts.replacing import require_artifact
 from segonnx.artifacts.verify import verify
 from segonnx.errors import InputError, VerifyError
+from segonnx.exporters import compound
 from segonnx.exporters import ensemble as exporters
 from segonnx.exporters import pipeline as pipeline_of_exports
 from segonnx.exporters.nnunet import Selection
@@ -222,7 +223,7 @@ def test_what_stands_at_the_target_at_the_end_is_looked_at(
         return {}
 
     monkeypatch.setattr(pipeline_of_exports, "export", lambda *_: SimpleNamespace(stages={}))
-    monkeypatch.setattr(exporters, "_write", write)
+    monkeypatch.setattr(compound, "_write", write)
     for more in ((), ("--overwrite",)):
         shutil.rmtree(target, ignore_errors=True)
         done = run(*words_of(dataset, tmp_path / "out")[:-1], *more)

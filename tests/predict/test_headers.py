@@ -249,12 +249,15 @@ def test_no_image_of_a_folder_is_passed_over(hand: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("ending", ["/../../evil.nii.gz", "/x.nii.gz"])
 def test_a_label_map_stands_in_its_folder(ending: str, loaded: object, tmp_path: Path) -> None:
+    import copy
     from dataclasses import replace
 
     from segonnx.predict import files
     from segonnx.predict.predictor import Artifact
 
     assert isinstance(loaded, Artifact)
+    changed = copy.copy(loaded)
+    changed.config = replace(loaded.config, file_ending=ending)
     save(volume(), tmp_path / "in" / "a_0000.nii.gz")
     with pytest.raises(InputError):
-        files._jobs(replace(loaded.config, file_ending=ending), tmp_path / "in", tmp_path / "out", files.FileOptions())
+        files._jobs(changed, tmp_path / "in", tmp_path / "out", files.FileOptions())

@@ -1,10 +1,10 @@
-"""A reader for each of nnU-Net's, by its name."""
+"""A reader for each of nnU-Net's, and TotalSegmentator's, by its name."""
 
 from __future__ import annotations
 
 from segonnx.predict.readers.base import Reader
 from segonnx.predict.readers.itk import SimpleITKIO, SimpleITKIOWithReorient
-from segonnx.predict.readers.nifti import NibabelIO, NibabelIOWithReorient
+from segonnx.predict.readers.nifti import NibabelIO, NibabelIOWithReorient, TotalSegmentatorIO
 from segonnx.predict.readers.pictures import NaturalImage2DIO
 from segonnx.predict.readers.tiff import Tiff3DIO
 
@@ -17,5 +17,6 @@ READERS: dict[str, Reader] = {
         NibabelIO(),
         NibabelIOWithReorient(),
         SimpleITKIOWithReorient(),
+        TotalSegmentatorIO(),
     )
 }

@@ -94,3 +94,94 @@ class NibabelIOWithReorient(NibabelIO):
         orientations = importlib.import_module("nibabel.orientations")
         own = orientations.io_orientation(geometry.own)
         return image.as_reoriented(orientations.ornt_transform(orientations.axcodes2ornt("RAS"), own))
+
+
+@dataclass(frozen=True)
+class LabelledGeometry(Geometry):
+    """The geometry of an image whose label map has the names of its labels in the header.
+
+    Attributes:
+        header: The image's header, as nibabel has it.
+        names: The names by the labels. Empty leaves them out.
+    """
+
+    header: Any = None
+    names: tuple[tuple[int, str], ...] = ()
+
+
+class TotalSegmentatorIO(NibabelIOWithReorient):
+    """Reads images as TotalSegmentator does, with all digits, and writes label maps with its table of names.
+
+    Of an image of four dimensions it takes the first volume. A label map has the image's own header.
+    """
+
+    name = "TotalSegmentatorIO"
+    widest_byte = 255
+
+    def read(self, path: Path) -> FileContent:
+        nibabel = importlib.import_module("nibabel")
+        if packed.is_packed(path):
+            for _ in packed.chunks(path):  # nibabel doesn't read as far as the checksum
+                pass
+        with quiet("nibabel.global"):
+            image = nibabel.load(path, mmap=False)
+            if not 3 <= len(image.shape) <= 4:
+                raise InputError(f"{path} has {len(image.shape)} dimensions; TotalSegmentator takes three")
+            values = np.asanyarray(image.dataobj)
+        if values.dtype.kind not in "iufb":
+            raise InputError(f"{path} holds {values.dtype}; it must hold one number for each voxel")
+        if values.ndim == 4:
+            if not values.shape[3]:
+                raise InputError(f"{path} holds no volume")
+            values = values[..., 0]
+        if values.dtype.itemsize > 4:
+            values = values.astype(np.float64, copy=False)
+        turned = self._turned(nibabel.Nifti1Image(values, image.affine))
+        values = np.asanyarray(turned.dataobj)
+        spacing = tuple(float(size) for size in reversed(turned.header.get_zooms()))
+        geometry = LabelledGeometry(image.affine, turned.affine, nibabel.Nifti1Header.from_header(image.header))
+        return FileContent(values.transpose(2, 1, 0)[None], spacing, geometry, bool(np.isfinite(values).all()))
+
+    def write(self, labels: AnyArray, geometry: Geometry, path: Path) -> None:
+        nibabel = importlib.import_module("nibabel")
+        image = nibabel.Nifti1Image(labels.astype(np.uint8).transpose(2, 1, 0), affine=geometry.turned)
+        values = np.asanyarray(self._turned_back(image, geometry).dataobj)
+        assert isinstance(geometry, LabelledGeometry)
+        header = nibabel.Nifti1Header() if geometry.header is None else geometry.header.copy()
+        header.set_data_dtype(np.uint8)
+        made = nibabel.Nifti1Image(values, geometry.own, header)
+        if geometry.names:
+            made.header.extensions.append(nibabel.nifti1.Nifti1Extension(0, label_table(geometry.names)))
+        nibabel.save(made, path)
+
+    def blank(self, *, flat: bool) -> Geometry:
+        del flat
+        return LabelledGeometry(np.eye(4), np.eye(4))
+
+
+COLOURS = (
+    (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255), (0, 255, 255), (255, 128, 0), (255, 0, 128),
+    (128, 255, 128), (0, 128, 255), (128, 128, 128), (185, 170, 155),
+)  # fmt: skip
+"""The colours that TotalSegmentator's label maps are shown in, by turns."""
+
+
+def label_table(names: Sequence[tuple[int, str]]) -> bytes:
+    """A table of labels as programs read it in the header of a NIfTI file: XML of the Caret format.
+
+    Args:
+        names: The names by the labels.
+    """
+    from xml.etree import ElementTree
+
+    root = ElementTree.Element("CaretExtension")
+    volume = ElementTree.SubElement(root, "VolumeInformation", Index="0")
+    table = ElementTree.SubElement(volume, "LabelTable")
+    for value, name in names:
+        colour = COLOURS[value % len(COLOURS)]
+        shown = dict(zip(("Red", "Green", "Blue"), (str(one / 255) for one in colour), strict=True))
+        ElementTree.SubElement(table, "Label", {"Key": str(value), **shown, "Alpha": "1"}).text = name
+    ElementTree.SubElement(volume, "StudyMetaDataLinkSet")
+    ElementTree.SubElement(volume, "VolumeType").text = "Label"
+    written: bytes = ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True)
+    return written
