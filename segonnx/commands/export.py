@@ -567,20 +567,25 @@ def exported_line(exported: Exported) -> str:
         same = "intact and made with these arguments"
         return f"{content['name']}: kept {exported.folder}, {same} ({exported.seconds:.1f} s)"
     parity = content["parity"]
-    graphs = [parity, *([content["cpu_graph"]["parity"]] if "cpu_graph" in content else [])]
-    worst, rms = (max(one[key] for one in graphs) for key in ("max_rel_error", "rms_rel_error"))
-    agreement = min(one["label_agreement"] for one in graphs)
     known = "as referenced" if content["parameters"]["reference"] is not None else "(no reference to compare)"
     if "training" in content:
         known = "as in the checkpoint"
     size = sum(entry["bytes"] for name, entry in content["files"].items() if ".onnx" in name)
     also = "".join(f"; {file_runs.line(one)}" for one in parity.get("also", ()))
     return (
-        f"{content['name']}: {content['parameters']['count']:,} parameters {known}; ONNX against PyTorch: "
-        f"max {worst:.1e}, rms {rms:.1e} of std, labels {100 * agreement:.4f} %{also}; "
+        f"{content['name']}: {content['parameters']['count']:,} parameters {known}; {_parity([content])}{also}; "
         f"{size / 1e6:,.1f} MB, {exported.seconds:.1f} s, "
         f"peak {exported.peak_rss_bytes / 1e9:.2f} GB -> {exported.folder}"
     )
+
+
+def _parity(contents: Sequence[dict[str, Any]]) -> str:
+    """How far the graphs of some manifests are from PyTorch, at most."""
+    graphs = [content["parity"] for content in contents]
+    graphs += [content["cpu_graph"]["parity"] for content in contents if "cpu_graph" in content]
+    worst, rms = (max(one[key] for one in graphs) for key in ("max_rel_error", "rms_rel_error"))
+    agreement = min(one["label_agreement"] for one in graphs)
+    return f"ONNX against PyTorch: max {worst:.1e}, rms {rms:.1e} of std, labels {100 * agreement:.4f} %"
 
 
 def ensemble_line(exported: Exported) -> str:
@@ -601,14 +606,18 @@ def ensemble_line(exported: Exported) -> str:
 
 def task_line(exported: Exported) -> str:
     """One line on an export of a task."""
+    from segonnx.artifacts import manifest
+
     content = exported.manifest
     if exported.kept:
         same = "intact and made with these arguments"
         return f"{content['name']}: kept {exported.folder}, {same} ({exported.seconds:.1f} s)"
-    count = len(content["members"])
+    members = [manifest.read(exported.folder / member["folder"]) for member in content["members"]]
+    count = sum(member["parameters"]["count"] for member in members)
     size = sum(entry["bytes"] for name, entry in content["files"].items() if ".onnx" in name)
     return (
-        f"{content['name']}: {count} network{'s' if count > 1 else ''}; {size / 1e6:,.1f} MB, "
+        f"{content['name']}: {len(members)} network{'s' if len(members) > 1 else ''}, {count:,} parameters as in the "
+        f"checkpoints; {_parity(members)}; {size / 1e6:,.1f} MB, "
         f"{exported.seconds:.1f} s, peak {exported.peak_rss_bytes / 1e9:.2f} GB -> {exported.folder}"
     )
 
