@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
 
+import cpuinfo
 import pytest
 from click.testing import CliRunner
 
@@ -27,7 +28,7 @@ from segonnx.core import subprocesses
 from segonnx.core.subprocesses import Bounds, Outcome, Progress
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
-from tests import handmade
+from tests import handmade, lookups
 
 ROOT = Path(__file__).resolve().parents[1]
 T = TypeVar("T")
@@ -35,6 +36,11 @@ SMALL = "encoder-mobilenetv3-small"
 """The reference system with the cheapest pass."""
 CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 """What ``dataset`` holds."""
+LIBRARIES = (
+    "torch._dynamo", "onnxscript", "onnx_ir", "onnxruntime", "openvino", "segonnx.models", "segonnx.bench.worker",
+    "segonnx.artifacts.verify", "segonnx.predict.bounded",
+)  # fmt: skip
+"""What processes take long to import."""
 
 _BLOCK_TORCH = """
 from importlib.machinery import PathFinder
@@ -64,7 +70,7 @@ def tiny_system() -> ModelSpec:
         catalog.find("stunet-s"),
         name="stunet-tiny",
         options={"depth": 1, "width": 4},
-        input_shape=(1, 1, 64, 64, 64),
+        input_shape=(1, 1, 32, 64, 64),
         num_classes=5,
         reference=None,
         published=(),
@@ -77,6 +83,13 @@ def locale_of_the_user() -> Iterator[None]:
     """Libraries that read images set the process's locale, with which Python then decodes what processes print."""
     yield
     locale.setlocale(locale.LC_ALL, "")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def known_processor() -> Iterator[None]:
+    """What the processor is takes more than a second to find out, and a bench asks for it several times."""
+    with mock.patch.object(cpuinfo, "get_cpu_info", functools.cache(cpuinfo.get_cpu_info)):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -187,6 +200,7 @@ def steps_in_process() -> Iterator[None]:
     with (
         mock.patch.object(subprocesses, "call", functools.partial(call, progress=subprocesses.silent)),
         mock.patch.object(subprocesses, "stream", stream),
+        lookups.remembered(),
     ):
         yield
 
@@ -196,6 +210,20 @@ def steps_here() -> Iterator[None]:
     """For tests of what steps compute: they run in the test's process. That they have their own is tested elsewhere."""
     with steps_in_process():
         yield
+
+
+@pytest.fixture
+def copied_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process is a copy of one that has imported the libraries: afresh, a runtime's takes seconds for that.
+
+    For tests of what processes do. That they begin afresh in a bench and a check is tested elsewhere.
+    """
+    start = subprocesses.Worker.__init__
+
+    def init(own: subprocesses.Worker, function: Callable[..., None], *args: Any, preload: Sequence[str] = ()) -> None:
+        start(own, function, *args, preload=preload or LIBRARIES)
+
+    monkeypatch.setattr(subprocesses.Worker, "__init__", init)
 
 
 @pytest.fixture
