@@ -54,7 +54,7 @@ def test_arguments_that_were_not_asked_for_have_no_key(tiny: ModelSpec) -> None:
     """Manifests of earlier versions don't have them: their artifacts are kept."""
     plain = manifest_entries.arguments(tiny, Settings(Path()), tiny.input_shape, random_weights=True)
     assert plain == {
-        "name": "stunet-tiny", "shape": [1, 1, 64, 64, 64], "dynamic": False, "optimize": "cpu", "seed": 0,
+        "name": "stunet-tiny", "shape": [1, 1, 32, 64, 64], "dynamic": False, "optimize": "cpu", "seed": 0,
         "checkpoint_sha256": None,
     }  # fmt: skip
     asked = Settings(Path(), pretrained=True, tune=True, max_weight_growth=2.0, output="labels", trust=True)
