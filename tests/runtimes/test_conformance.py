@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import segonnx
 from segonnx import runtimes
 from segonnx.artifacts.layout import CPU_MODEL, MODEL
 from segonnx.bench.worker import Job, Loaded, serve
@@ -27,6 +28,19 @@ from segonnx.exporters.prepare import write_weights
 from segonnx.runtimes import operator_kinds, ort
 from segonnx.runtimes.base import Options, Runnable, Runtime
 from segonnx.sources.catalog import ModelSpec
+from tests.conftest import steps_in_process
+
+
+@pytest.fixture(autouse=True)
+def processes(request: pytest.FixtureRequest) -> None:
+    """Processes have imported the libraries already, but for tests of what happens at the import."""
+    if "fresh_processes" not in request.fixturenames:
+        request.getfixturevalue("copied_workers")
+
+
+@pytest.fixture
+def fresh_processes() -> None:
+    """Processes are as in a bench."""
 
 
 @dataclass
@@ -35,19 +49,64 @@ class Ready:
     x: synthetic_inputs.Array
 
 
-@pytest.fixture(scope="module")
-def ready(tiny: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Ready:
+def two_levels(weights: Path) -> Any:
+    """A U-Net of two levels in 3D, with the weights of a file; called in a runtime's process."""
+    from safetensors.torch import load_file
+
+    module = make_two_levels().eval()
+    module.load_state_dict(load_file(weights))
+    return module
+
+
+def make_two_levels() -> Any:
+    """The same with random weights. The processes of other runtimes import no torch, and so this file doesn't."""
+    import torch
+    from torch import nn
+
+    def block(inputs: int, outputs: int, stride: int) -> nn.Module:
+        conv = nn.Conv3d(inputs, outputs, 3, stride, padding=1)
+        return nn.Sequential(conv, nn.InstanceNorm3d(outputs, affine=True), nn.LeakyReLU())
+
+    class TwoLevels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.down = block(1, 8, 1), block(8, 16, 2)
+            self.up, self.head = nn.ConvTranspose3d(16, 8, 2, 2), nn.Conv3d(16, 5, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.stem(x)
+            logits: torch.Tensor = self.head(torch.cat((y, self.up(self.down(y))), 1))
+            return logits
+
+    torch.manual_seed(0)
+    return TwoLevels()
+
+
+@pytest.fixture(
+    scope="module",
+    params=["two levels", pytest.param("stunet", marks=pytest.mark.slow)],  # which torch.compile takes minutes for
+)
+def ready(request: pytest.FixtureRequest, tiny: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Ready:
+    """A network whose convolutions the rewrites unroll."""
+    import torch
+    from safetensors.torch import save_file
+
     folder = tmp_path_factory.mktemp("runtimes")
-    exported = pipeline.export(tiny, pipeline.Settings(folder))
-    subprocesses.call(write_weights, tiny, 0, folder / "weights.safetensors")
-    runnable = Runnable(
-        tiny.input_shape,
-        functools.partial(bench_targets.restore, tiny),
-        folder / "weights.safetensors",
-        exported.folder / MODEL,
-        exported.folder / CPU_MODEL,
-    )
-    return Ready(runnable, synthetic_inputs.make("phantom", tiny.input_shape, tiny.modality))
+    weights = folder / "weights.safetensors"
+    build: Callable[[Path], Any]
+    with steps_in_process():
+        if request.param == "stunet":
+            spec = replace(tiny, input_shape=(1, 1, 64, 64, 64))
+            shape, build = spec.input_shape, functools.partial(bench_targets.restore, spec)
+            artifact = pipeline.export(spec, pipeline.Settings(folder)).folder
+            write_weights(spec, 0, weights, subprocesses.silent)
+        else:
+            shape, build = (1, 1, 16, 64, 64), two_levels
+            module = make_two_levels().eval()
+            save_file(module.state_dict(), weights)
+            artifact = segonnx.export(module, torch.zeros(shape), folder / "artifact").folder
+    x = synthetic_inputs.make("phantom", shape, "CT")
+    return Ready(Runnable(shape, build, weights, artifact / MODEL, artifact / CPU_MODEL), x)
 
 
 def check(name: str, ready: Ready, options: Options, progress: subprocesses.Progress) -> dict[str, Any]:
@@ -57,7 +116,7 @@ def check(name: str, ready: Ready, options: Options, progress: subprocesses.Prog
     runtime.prepare(ready.x)
     output = runtime.run(ready.x)
     first = output.copy()
-    later = runtime.run(2 * ready.x)
+    later = runtime.run(-ready.x)
     second = later.copy()
     third = runtime.run(ready.x).copy()
     answer = {
@@ -191,6 +250,7 @@ def serve_once(name: str, ready: Ready, options: Options, folder: Path) -> tuple
         return loaded, worker.log()
 
 
+@pytest.mark.usefixtures("fresh_processes")
 @pytest.mark.parametrize(("spinning", "says"), [(False, "off"), (True, "OpenMP's default")])
 def test_torchs_openmp_hears_whether_to_spin(
     spinning: bool, says: str, ready: Ready, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -203,11 +263,13 @@ def test_torchs_openmp_hears_whether_to_spin(
     assert ("GOMP_SPINCOUNT = '0'" in printed) == (not spinning)
 
 
+@pytest.mark.usefixtures("fresh_processes")
 @pytest.mark.parametrize("name", ["eager", "ort", "openvino"])
 def test_a_runtime_prints_nothing(name: str, ready: Ready, tmp_path: Path) -> None:
     assert serve_once(name, ready, Options(1), tmp_path)[1] == ""
 
 
+@pytest.mark.usefixtures("fresh_processes")
 def test_openvino_calls_nobody(ready: Ready) -> None:
     before, after = subprocesses.call(calls_out, ready).value
     assert before == []
