@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import segonnx as segonnx_package
-from segonnx.bench import fitting, plan, run, session, stats, targets
+from segonnx.bench import fitting, plan, roofline, run, session, stats, targets
 from segonnx.bench import result as result_file
 from segonnx.bench.plan import Settings
 from segonnx.bench.result import OK, Result
@@ -32,16 +32,21 @@ from segonnx.runtimes.base import Operator
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
 from tests.bench import fakes
-from tests.conftest import ROOT, SMALL, message
+from tests.conftest import ROOT, SMALL, message, steps_in_process
 from tests.conftest import run as segonnx
 from tests.report import results
+
+pytestmark = pytest.mark.usefixtures("copied_workers")
+
+
+BLOCK_SECONDS = 0.05
 
 
 @pytest.fixture(autouse=True)
 def short_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks and profiles are a tenth as long, but for tests that look at the time of one."""
     if "whole_blocks" not in request.fixturenames:
-        monkeypatch.setattr(session, "BLOCK_SECONDS", 0.05)
+        monkeypatch.setattr(session, "BLOCK_SECONDS", BLOCK_SECONDS)
         monkeypatch.setattr(session, "PROFILE_SECONDS", 0.3)
 
 
@@ -59,16 +64,24 @@ def whole_blocks() -> None:
     ],
 )
 def result(request: pytest.FixtureRequest, exports: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the command line writes for the small reference system in these runtimes."""
+    """What the command line writes for the small reference system in these runtimes, in a process of its own."""
     path = tmp_path_factory.mktemp("bench") / "result.json"
     backends = (
         [word for name in request.param for word in ("--backend", name)] if "compile" not in request.param else []
     )
-    rounds = ["--threads", 1, "--processes", 1, "--rounds", 8, *backends]
-    done = segonnx("bench", SMALL, "--artifacts", exports, *rounds, "--json", path)
-    assert done.returncode == 0, done.stderr
+    rounds = ["--threads", 1, "--processes", 1, "--rounds", 8, "--no-roofline", *backends]
+    words = ["bench", SMALL, "--artifacts", exports, *rounds, "--json", path]
+    code = (
+        "import json, sys\nfrom segonnx.bench import session\nfrom segonnx.cli import main\n"
+        f"if __name__ == '__main__':\n session.BLOCK_SECONDS = {BLOCK_SECONDS}\n"
+        f" try: main({list(map(str, words))!r})\n"
+        " finally: print(json.dumps(sorted({'torch', 'openvino', 'onnxruntime'} & set(sys.modules))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=ROOT, check=True)
     content = json.loads(path.read_text())
-    content["printed"] = done.stdout
+    *printed, imported = done.stdout.splitlines()
+    content["printed"] = "\n".join(printed)
+    content["imported"] = json.loads(imported)
     content["backends"] = list(request.param)
     return content
 
@@ -102,20 +115,12 @@ def test_every_runtime_has_a_row_on_the_same_input(result: dict[str, Any]) -> No
         assert row["speedup_ci95"][0] <= row["speedup_over_eager"] <= row["speedup_ci95"][1]
         assert row["verdict"] in {"faster", "slower", "no difference"}
     assert len(result["ratios"]) == len(rows) * (len(rows) - 1) / 2
-    assert [one["threads"] for one in result["ceilings"]] == [1]
     assert result["settings"]["rounds"] == 8
     assert result["machine"]["versions"]["onnxruntime"]
 
 
-def test_the_benchs_own_process_stays_small(exports: Path) -> None:
-    code = (
-        "import sys; from segonnx.cli import main\nif __name__ == '__main__':\n"
-        f" try: main(['bench', '--artifact', {str(exports / SMALL)!r}, '--backend', 'eager', '--backend', 'openvino',"
-        " '--processes', '1', '--rounds', '1', '--no-ceilings'])\n"
-        " finally: print('imported:', {'torch', 'openvino', 'onnxruntime'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
-    assert "imported: set()" in done.stdout
+def test_the_benchs_own_process_stays_small(result: dict[str, Any]) -> None:
+    assert result["imported"] == []
 
 
 def test_the_table_has_the_sources_columns_and_figures(result: dict[str, Any]) -> None:
@@ -229,11 +234,29 @@ def test_a_system_without_artifact_is_exported_first(tiny: ModelSpec, tmp_path: 
 @pytest.fixture(scope="module")
 def of_a_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("module") / "net"
-    return segonnx_package.export(torch.nn.Conv2d(3, 2, 3, padding=1), torch.zeros(1, 3, 16, 16), folder).folder
+    with steps_in_process():
+        return segonnx_package.export(torch.nn.Conv2d(3, 2, 3, padding=1), torch.zeros(1, 3, 16, 16), folder).folder
 
 
+@pytest.fixture
+def small_roofline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The roofline peaks are those of a small matrix, and measured in this process."""
+    measure = roofline.measure
+
+    def measured(*arguments: Any) -> dict[str, Any]:
+        with steps_in_process():
+            return measure(*arguments)
+
+    monkeypatch.setattr(roofline, "SIZE", 64)
+    monkeypatch.setattr(roofline, "MIN_BYTES", 2**20)
+    monkeypatch.setattr(roofline, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(subprocesses, "bind", lambda _: None)
+    monkeypatch.setattr(roofline, "measure", measured)
+
+
+@pytest.mark.usefixtures("small_roofline")
 def test_a_module_s_artifact_is_timed_in_what_can_run_it(of_a_module: Path, tmp_path: Path) -> None:
-    rounds = ("--rounds", 1, "--processes", 1, "--no-ceilings")
+    rounds = ("--threads", 1, "--rounds", 1, "--processes", 1)
     done = segonnx("bench", "--artifact", of_a_module, *rounds, "--json", tmp_path / "r.json")
     assert done.returncode == 0, done.stderr
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("segonnx: ")]
@@ -241,6 +264,7 @@ def test_a_module_s_artifact_is_timed_in_what_can_run_it(of_a_module: Path, tmp_
     result = json.loads((tmp_path / "r.json").read_bytes())
     assert [(row["backend"], row["status"]) for row in result["rows"]] == [("ort", "ok"), ("openvino", "ok")]
     assert result["settings"]["backends"] == ["ort", "openvino"]
+    assert [one["threads"] for one in result["ceilings"]] == [1]
 
 
 def test_each_target_has_the_runtimes_that_can_time_it(of_a_module: Path, exports: Path) -> None:
@@ -552,7 +576,7 @@ def test_runtimes_that_do_not_fit_together_run_in_groups(tmp_path: Path, monkeyp
     assert plan.resident_groups({"a": 4, "b": 5, "c": 3, "d": 20}, 10) == [["a", "b"], ["c"], ["d"]]
     one = plan.memory_needed(fakes.target(tmp_path), "steady")
     monkeypatch.setattr(hardware, "available_memory", lambda: 2 * one)
-    done = fake_bench(tmp_path, "steady", "equal", "quick", rounds=stats.MIN_ROUNDS)
+    done = fake_bench(tmp_path, "steady", "equal", "quick")
     assert [row.status for row in done.rows] == [OK] * 3
     assert [ratio.interleaved for ratio in done.ratios] == [True, False, False]
     assert [row.interleaved for row in done.rows] == [False, False, False]

@@ -89,6 +89,7 @@ def test_the_threads_of_a_second_worker_are_not_added_to_those_of_the_first(cloc
     assert monitor.busy == monitor.total == 2
 
 
+@pytest.mark.usefixtures("copied_workers")
 def test_a_governor_that_changes_clock_rates_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     described = hardware.describe()
     for governor, warned in (("powersave", True), ("performance", False), (None, False)):

@@ -223,6 +223,7 @@ def test_other_programs_are_told_the_type_and_the_shape(unet: Path, tmp_path: Pa
     assert (data["inputs"]["image"]["num_channels"], data["inputs"]["image"]["spatial_shape"]) == (3, [64, 96])
 
 
+@pytest.mark.usefixtures("copied_workers")
 def test_a_bench_compares_labels(unet: Path) -> None:
     model = targets.from_artifact(unet, lambda _: None)
     backends = ("ort", "openvino", "mirrored")
@@ -243,6 +244,7 @@ def test_a_bench_of_labels_beside_logits_is_refused(unet: Path) -> None:
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.usefixtures("copied_workers")
 def test_a_bench_of_labels_leaves_out_what_would_give_logits(unet: Path) -> None:
     result = run("bench", "--artifact", unet, "--rounds", 1, "--processes", 1, "--no-ceilings")
     assert result.returncode == 0, result.stderr
