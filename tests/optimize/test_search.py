@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from segonnx.core.synthetic_inputs import Array
 from segonnx.errors import InputError
 from segonnx.exporters import pipeline
 from segonnx.exporters.pipeline import Settings
-from segonnx.optimize import BASELINE, OPTIONAL, single_layer, tuning
+from segonnx.optimize import BASELINE, OPTIONAL, Rewritten, single_layer, timed_session, tuning
 from segonnx.optimize.algorithms import ALGORITHMS
 from segonnx.optimize.choices import Choices
 from segonnx.optimize.layers import RewrittenLayer
@@ -31,28 +30,28 @@ from tests.optimize.test_tuning import entry
 pytestmark = pytest.mark.usefixtures("steps_here")
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny: ModelSpec) -> ModelSpec:
-    """At half the depth: fewer slices, a smaller graph."""
-    return replace(tiny, input_shape=(1, 1, 32, 64, 64))
+TUNE_S = 3.0
+"""What a search of the whole graph may take."""
 
 
-def noise() -> Array:
-    return synthetic_inputs.make("noise", (1, 1, 32, 64, 64), "CT")
+def noise(tiny: ModelSpec) -> Array:
+    return synthetic_inputs.make("noise", tiny.input_shape, "CT")
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where searches look for earlier ones. Their samples are short."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("SEGONNX_CACHE", str(folder))
+        patch.setattr(timed_session, "SAMPLE_S", 0.005)
         yield folder
 
 
 @pytest.fixture(scope="module")
 def tuned(tiny: ModelSpec, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tuned")
-    return pipeline.export(tiny, Settings(out, tune=True, tune_time=8)).folder
+    return pipeline.export(tiny, Settings(out, tune=True, tune_time=TUNE_S)).folder
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +72,10 @@ def test_what_was_chosen_is_in_the_manifest(tuned: Path) -> None:
 
 
 @pytest.mark.parametrize("chunks", [1, 2])
-def test_every_algorithm_of_every_layer_runs_alone(chunks: int, stock: Path) -> None:
+@pytest.mark.usefixtures("cache")
+def test_every_algorithm_of_every_layer_runs_alone(chunks: int, stock: Path, tiny: ModelSpec) -> None:
     layers = optimize.run(ir.load(stock), Choices(depth_chunks=chunks)).layers
-    search = Search(stock, noise(), 2, float("inf"), lambda _: None)
+    search = Search(stock, noise(tiny), 2, float("inf"), lambda _: None)
     raced = set()
     for text, layer in layers.items():
         for name in layer.algorithms if len(layer.algorithms) > 1 else ():
@@ -102,7 +102,7 @@ def test_a_tuning_is_replayed(tiny: ModelSpec, tuned: Path, tmp_path: Path) -> N
 def test_the_same_graph_is_tuned_once(tiny: ModelSpec, tuned: Path, cache: Path, tmp_path: Path) -> None:
     (kept,) = cache.iterdir()
     steps: list[str] = []
-    again = pipeline.export(tiny, Settings(tmp_path, tune=True, tune_time=8, seed=1), steps.append)
+    again = pipeline.export(tiny, Settings(tmp_path, tune=True, tune_time=TUNE_S, seed=1), steps.append)
     assert "taking the tuning of an earlier export" in steps
     assert again.manifest["tuning"] == verify(tuned).manifest["tuning"]
     assert tuning.load(kept) == again.manifest["tuning"]
@@ -110,7 +110,25 @@ def test_the_same_graph_is_tuned_once(tiny: ModelSpec, tuned: Path, cache: Path,
     assert tuning.load(kept) is None
 
 
-def paces(seconds: Callable[[Choices], float]) -> Callable[[Search, Choices], Any]:
+@pytest.fixture(scope="module")
+def rewritten(stock: Path) -> Callable[[Choices], Rewritten]:
+    """The rewrites of the tiny network by choices, each made once."""
+    known: dict[str, Rewritten] = {}
+
+    def rewrite(chosen: Choices) -> Rewritten:
+        key = repr(replace(chosen, algorithms=dict(sorted(chosen.algorithms.items()))))
+        if key not in known:
+            known[key] = optimize.run(ir.load(stock), chosen)
+        return known[key]
+
+    return rewrite
+
+
+Seconds = Callable[[Choices], float]
+Searching = Callable[[Seconds], Search]
+
+
+def paces(seconds: Seconds) -> Callable[[Search, Choices], Any]:
     """Makes sessions whose passes take what a table says of their choices."""
 
     def session(search: Search, chosen: Choices) -> Any:
@@ -121,22 +139,25 @@ def paces(seconds: Callable[[Choices], float]) -> Callable[[Search, Choices], An
     return session
 
 
+@pytest.fixture
 def searching(
-    stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Choices], float]
-) -> Search:
-    """A search over the tiny network in which alone, each layer is fastest by its last algorithm."""
-    for path in stock.parent.glob("model.onnx*"):
-        shutil.copy(path, tmp_path)
+    tiny: ModelSpec, rewritten: Callable[[Choices], Rewritten], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Searching:
+    """Makes a search over the tiny network in which alone, each layer is fastest by its last algorithm."""
 
     def race(_: Search, layer: RewrittenLayer, __: int) -> dict[str, float]:
         return {name: 1 / (1 + i) for i, name in enumerate(layer.algorithms)}
 
-    monkeypatch.setattr(Search, "session", paces(seconds))
+    def make(seconds: Seconds) -> Search:
+        monkeypatch.setattr(Search, "session", paces(seconds))
+        return Search(tmp_path / "model.onnx", noise(tiny), 1, float("inf"), lambda _: None)
+
+    monkeypatch.setattr(Search, "rewrite", lambda _, chosen: rewritten(chosen))
     monkeypatch.setattr(Search, "race_algorithms", race)
-    return Search(tmp_path / "model.onnx", noise(), 1, float("inf"), lambda _: None)
+    return make
 
 
-def test_the_whole_graph_decides(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_whole_graph_decides(rewritten: Callable[[Choices], Rewritten], searching: Searching) -> None:
     def seconds(chosen: Choices) -> float:
         names = list(chosen.algorithms.values())
         if chosen.without:
@@ -144,14 +165,14 @@ def test_the_whole_graph_decides(stock: Path, tmp_path: Path, monkeypatch: pytes
         # In its place winograd4 gains, each time; taps, which win alone too, lose.
         return 2.0 - 0.01 * names.count("winograd4") + 0.1 * names.count("taps")
 
-    search = searching(stock, tmp_path, monkeypatch, seconds)
+    search = searching(seconds)
     found = search.choose(Choices())
     assert set(found.algorithms.values()) == {"winograd4"}
     made = search.settle(Choices(), found)
     assert made["kept"] == "tuned"
     assert tuning.parse(made, "it") == found
     # Every layer that has the algorithm.
-    layers = optimize.run(ir.load(stock), Choices()).layers
+    layers = rewritten(Choices()).layers
     last = "winograd4"
     can = {text for text, layer in layers.items() if layer.algorithms[-1] == last and layer.algorithm != last}
     assert can
@@ -159,26 +180,22 @@ def test_the_whole_graph_decides(stock: Path, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 4])
-def test_the_fastest_number_of_chunks_is_chosen(
-    chunks: int, stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_fastest_number_of_chunks_is_chosen(chunks: int, searching: Searching) -> None:
     def seconds(chosen: Choices) -> float:
         return 9.0 if chosen.without else 1 + abs(chosen.depth_chunks - chunks)
 
-    search = searching(stock, tmp_path, monkeypatch, seconds)
+    search = searching(seconds)
     found = search.choose(Choices())
     assert found == Choices(depth_chunks=chunks)
     assert tuning.parse(search.settle(Choices(), found), "it") == found
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
-def test_a_rewrite_that_loses_is_left_out(
-    name: str, stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rewrite_that_loses_is_left_out(name: str, searching: Searching) -> None:
     def seconds(chosen: Choices) -> float:
         return (1.0 if name in chosen.without else 2.0) - 0.01 * len(chosen.algorithms)
 
-    search = searching(stock, tmp_path, monkeypatch, seconds)
+    search = searching(seconds)
     changed = search.rewrite(Choices()).passes
     found = search.choose(Choices())
     assert found.without == ((name,) if name in changed else ())
@@ -187,23 +204,23 @@ def test_a_rewrite_that_loses_is_left_out(
     assert bool(found.algorithms) == (name != "UnrollDepthPass")
 
 
-def test_the_baseline_stays_where_it_is_faster(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    search = searching(stock, tmp_path, monkeypatch, lambda chosen: 1.0 if chosen == BASELINE else 2.0)
+def test_the_baseline_stays_where_it_is_faster(searching: Searching) -> None:
+    search = searching(lambda chosen: 1.0 if chosen == BASELINE else 2.0)
     made = search.settle(Choices(), search.choose(Choices()))
     assert made["kept"] == "stock"
     assert tuning.parse(made, "it") == BASELINE
     assert tuple(made["without"]) == OPTIONAL
 
 
-def test_the_search_ends_with_its_time(stock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    search = searching(stock, tmp_path, monkeypatch, lambda _: 1.0)
+def test_the_search_ends_with_its_time(searching: Searching) -> None:
+    search = searching(lambda _: 1.0)
     search.deadline = 0.0
     made = search.settle(Choices(), search.choose(Choices()))
     assert made["search"] == {"complete": False, "races": 0, "layers": []}
 
 
 @pytest.mark.parametrize("growth", [1.0, 1.1, 1.2, 1.5])
-def test_the_growth_of_weights_is_bounded(stock: Path, growth: float) -> None:
+def test_the_growth_of_weights_is_bounded(rewritten: Callable[[Choices], Rewritten], growth: float) -> None:
     def grown(layers: Mapping[str, RewrittenLayer]) -> float:
         now = before = 0.0
         for layer in layers.values():
@@ -213,8 +230,8 @@ def test_the_growth_of_weights_is_bounded(stock: Path, growth: float) -> None:
             now += ALGORITHMS[layer.algorithm].weight_growth * count
         return now / before
 
-    free = optimize.run(ir.load(stock), Choices()).layers
-    bounded = optimize.run(ir.load(stock), Choices(max_weight_growth=growth)).layers
+    free = rewritten(Choices()).layers
+    bounded = rewritten(Choices(max_weight_growth=growth)).layers
     assert grown(free) > 1.2  # the lower bounds bind
     assert grown(bounded) <= growth
     if growth == 1.5:
