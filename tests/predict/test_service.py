@@ -256,23 +256,38 @@ def test_an_image_whose_windows_take_too_much_memory_is_refused(
         assert status == 200 or "its windows take more memory" in answer.text
 
 
-@pytest.fixture
-def example(hand: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The service as a module, in this process."""
-    monkeypatch.setenv("SEGONNX_ARTIFACT", str(hand))
-    spec = importlib.util.spec_from_file_location("service_example", ROOT / "examples" / "service.py")
+@pytest.fixture(scope="module")
+def imported(hand: Path) -> Iterator[Any]:
+    """The service as a module, in this process. Tests get it by ``module``."""
+    spec = importlib.util.spec_from_file_location("service_in_a_test", ROOT / "examples" / "service.py")
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    loaded = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGONNX_ARTIFACT", str(hand))
+        patch.setenv("SEGONNX_RUNNING", "1")
+        patch.setitem(sys.modules, spec.name, loaded)  # where FastAPI looks for the types of its functions
+        with steps_in_process():
+            spec.loader.exec_module(loaded)
+        yield loaded
 
 
-def served(example: Any, reader: str, *files: Path) -> bytes:
+@pytest.fixture
+def module(imported: Any) -> Iterator[Any]:
+    """The service's module, whose names and whose artifact's are put back after the test."""
+    kept = [(one, dict(vars(one))) for one in (imported, imported.artifact)]
+    imported.slots = anyio.CapacityLimiter(1)  # one belongs to an event loop
+    yield imported
+    for one, names in kept:
+        vars(one).clear()
+        vars(one).update(names)
+
+
+def served(module: Any, reader: str, *files: Path) -> bytes:
     """What the service answers where its artifact's images are read by another of nnU-Net's readers."""
-    example.reader = reader
-    example.answer_ending, _ = example.ANSWERS.get(reader, (".nii.gz", ""))
+    module.reader = reader
+    module.answer_ending, _ = module.ANSWERS.get(reader, (".nii.gz", ""))
     uploads = [UploadFile(io.BytesIO(file.read_bytes()), filename=file.name) for file in files]
-    answer: bytes = example._predict(uploads)
+    answer: bytes = module._predict(uploads)
     return answer
 
 
@@ -290,7 +305,7 @@ def served(example: Any, reader: str, *files: Path) -> bytes:
         ("NaturalImage2DIO", "a.bmp", "labels.png"),
     ],
 )
-def test_every_reader_is_served(example: Any, reader: str, name: str, answer: str, tmp_path: Path) -> None:
+def test_every_reader_is_served(module: Any, reader: str, name: str, answer: str, tmp_path: Path) -> None:
     path = tmp_path / name
     if path.suffix in (".png", ".bmp"):
         imageio.v3.imwrite(path, np.random.default_rng(0).integers(0, 255, (20, 30)).astype(np.uint8))
@@ -299,15 +314,15 @@ def test_every_reader_is_served(example: Any, reader: str, name: str, answer: st
         (tmp_path / "a.nii").rename(path)
     else:
         save(volume(), path)
-    (tmp_path / answer).write_bytes(served(example, reader, path))
+    (tmp_path / answer).write_bytes(served(module, reader, path))
     image = images.read([path], "SimpleITKIO" if name == "not_packed.nii.gz" else reader)
     found = images.read([tmp_path / answer], reader)
-    np.testing.assert_array_equal(found.array[0], example.artifact.predict(image.array, image.spacing))
+    np.testing.assert_array_equal(found.array[0], module.artifact.predict(image.array, image.spacing))
 
 
 @pytest.mark.parametrize("reader", ["SimpleITKIO", "Tiff3DIO", "NaturalImage2DIO"])
 @pytest.mark.parametrize("named", ["/absolute", "neighbour", "&#110;eighbour"])
-def test_an_upload_that_names_another_file_reads_none(example: Any, reader: str, named: str, tmp_path: Path) -> None:
+def test_an_upload_that_names_another_file_reads_none(module: Any, reader: str, named: str, tmp_path: Path) -> None:
     """A TIFF whose OME-XML says that its planes are in another one, which tifffile then reads."""
     secret = tmp_path / "secret.tif"
     tifffile.imwrite(secret, np.full((4, 6, 7), 77, np.uint8), compression="zlib", photometric="minisblack")
@@ -323,20 +338,20 @@ def test_an_upload_that_names_another_file_reads_none(example: Any, reader: str,
     if named == "/absolute":
         assert tifffile.imread(path).max() == 77
     with pytest.raises(InputError, match="takes planes from other files") as caught:
-        served(example, reader, path)
+        served(module, reader, path)
     assert str(tmp_path) not in str(caught.value)
 
 
 @pytest.mark.parametrize("reader", list(READERS))
-def test_what_a_reader_does_not_take_is_refused(example: Any, reader: str, tmp_path: Path) -> None:
+def test_what_a_reader_does_not_take_is_refused(module: Any, reader: str, tmp_path: Path) -> None:
     for ending in (".mha", ".nrrd", ".hdr", ".eps"):
         (tmp_path / f"a{ending}").write_bytes(b"0")
         with pytest.raises(InputError, match="must end with one of"):
-            served(example, reader, tmp_path / f"a{ending}")
-    for ending in example.ENDINGS[reader]:
+            served(module, reader, tmp_path / f"a{ending}")
+    for ending in module.ENDINGS[reader]:
         (tmp_path / f"a{ending}").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
         with pytest.raises(InputError, match="can't be read as") as caught:
-            served(example, reader, tmp_path / f"a{ending}")
+            served(module, reader, tmp_path / f"a{ending}")
         assert "\n" not in str(caught.value)
 
 
@@ -345,9 +360,9 @@ def test_what_a_reader_does_not_take_is_refused(example: Any, reader: str, tmp_p
     [("NibabelIO", "a.nii"), ("Tiff3DIO", "a.tif"), ("NaturalImage2DIO", "a.png"), ("NaturalImage2DIO", "moves.png")],
 )
 def test_what_says_it_is_too_large_is_not_read(
-    example: Any, reader: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: Any, reader: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    example.MAX_VOXELS = MAX_VOXELS
+    module.MAX_VOXELS = MAX_VOXELS
     if name == "moves.png":
         frames = np.random.default_rng(0).integers(0, 255, (20, 100, 100)).astype(np.uint8)
         imageio.v3.imwrite(tmp_path / name, frames, is_batch=True)
@@ -356,7 +371,7 @@ def test_what_says_it_is_too_large_is_not_read(
     else:
         save(np.zeros((101, 100, 10), np.uint8), tmp_path / name)
     with pytest.raises(uploads.TooLargeError):
-        served(example, reader, tmp_path / name)
+        served(module, reader, tmp_path / name)
     monkeypatch.setattr(images, "read", lambda *_: pytest.fail("it was read"))
     with pytest.raises(uploads.TooLargeError):
         uploads.decoded([tmp_path / name], reader, MAX_VOXELS)
@@ -422,19 +437,6 @@ def test_addresses_of_memory_are_not_told(service: Service, tmp_path: Path) -> N
         assert alone.stderr is not None and re.search("0x[0-9a-f]+", alone.stderr.read())
     service.predict(tmp_path / "a.nii")
     assert not [line for line in service.log if re.search("0x[0-9a-f]{4}", line)]
-
-
-@pytest.fixture
-def module(hand: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The service's module, in this process."""
-    monkeypatch.setenv("SEGONNX_ARTIFACT", str(hand))
-    monkeypatch.setenv("SEGONNX_RUNNING", "1")
-    spec = importlib.util.spec_from_file_location("service_in_a_test", ROOT / "examples" / "service.py")
-    assert spec is not None and spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, loaded)  # where FastAPI looks for the types of its functions
-    spec.loader.exec_module(loaded)
-    return loaded
 
 
 def _form(folder: Path) -> bytes:
