@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from dataclasses import replace
 
 import pytest
 
@@ -90,17 +89,13 @@ def test_list_check_builds_counts_and_compares_all() -> None:
     assert "@105 classes" in result.stdout
 
 
-def test_list_check_fails_on_a_wrong_reference() -> None:
+def test_list_check_fails_on_a_wrong_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     # The same command with one count of the reference changed by one.
-    code = (
-        "from dataclasses import replace\n"
-        "from segonnx import cli\nfrom segonnx.sources import catalog\n"
-        "systems = [s for s in catalog.systems() if s.name == 'encoder-lcnet-100']\n"
-        "reference = replace(systems[0].reference, parameters=systems[0].reference.parameters + 1)\n"
-        "catalog.systems = lambda: (replace(systems[0], reference=reference),)\n"
-        "cli.main(['list', '--check'])\n"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    (spec,) = (spec for spec in catalog.systems() if spec.name == "encoder-lcnet-100")
+    assert spec.reference is not None
+    wrong = replace(spec, reference=replace(spec.reference, parameters=spec.reference.parameters + 1))
+    monkeypatch.setattr(catalog, "systems", lambda: (wrong,))
+    result = run("list", "--check")
     assert result.returncode == 1
     assert "FAIL encoder-lcnet-100" in result.stdout
     assert "Traceback" not in result.stderr
