@@ -31,6 +31,8 @@ from segonnx.errors import InputError, ResourceError, SegonnxError, VerifyError
 from tests.artifacts.resealed import reseal
 from tests.conftest import ROOT, SMALL, message, run
 
+pytestmark = pytest.mark.usefixtures("copied_workers")
+
 
 @pytest.fixture(scope="module")
 def zipped(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -20,6 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, r
 
 from segonnx.artifacts import signature
 
+pytestmark = pytest.mark.usefixtures("copied_workers")
+
 
 def _key(folder: Path, name: str) -> tuple[Path, Path]:
     """A new private key and its public one."""

@@ -24,6 +24,8 @@ from segonnx.errors import VerifyError
 from tests.artifacts.resealed import reseal
 from tests.artifacts.test_packing import _tritons_own
 
+pytestmark = pytest.mark.usefixtures("copied_workers")
+
 PLAIN, REWRITTEN = layout.MODEL, layout.CPU_MODEL
 
 

@@ -25,6 +25,8 @@ from segonnx.errors import VerifyError
 from tests.artifacts.resealed import reseal
 from tests.conftest import SMALL, message, run
 
+pytestmark = pytest.mark.usefixtures("copied_workers")
+
 FILES = (
     "README.md",
     "data.json",

@@ -13,6 +13,8 @@ from segonnx.artifacts import packing
 from segonnx.artifacts.verify import verify
 from tests.conftest import SMALL
 
+pytestmark = pytest.mark.usefixtures("copied_workers")
+
 
 @pytest.fixture(scope="module")
 def artifacts(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:

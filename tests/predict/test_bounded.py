@@ -27,6 +27,8 @@ from segonnx.predict.predictor import Artifact
 from tests.conftest import ROOT, message, run
 from tests.predict.conftest import SHAPE, SPACING, save, volume
 
+pytestmark = pytest.mark.usefixtures("copied_workers")
+
 HUGE = 2**30
 """So many float32 are 4 GiB."""
 MEMORY = 2 * 10**9
