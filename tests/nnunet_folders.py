@@ -6,6 +6,7 @@ It runs in processes of its own: nnU-Net reads its folders from the environment,
     python -m tests.nnunet_folders compare FOLDER ARTIFACT FOLD[,FOLD...] [PREVIOUS]
                                                                print the artifact's errors against nnU-Net's predictor
     python -m tests.nnunet_folders agree KIND ROOT             make, export, compare
+    python -m tests.nnunet_folders rows KIND ROOT [FOLD...]    the same, where the environment tells the folders
     python -m tests.nnunet_folders table ROOT [KIND...]        all of it for every kind, into docs/nnunet.md
 """
 
@@ -22,10 +23,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
 from benchmarks.docs import put_block
+from tests.conftest import export
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK_VERSION = 1
@@ -195,9 +198,6 @@ def make(kind: str) -> None:
     from nnunetv2.run.run_training import get_trainer_from_args
 
     one = KINDS[kind]
-    # Pools of threads: nnU-Net's functions are the same, without a start of Python for each pool.
-    context = multiprocessing.get_context
-    multiprocessing.get_context = lambda method=None: multiprocessing.dummy if method == "spawn" else context(method)  # type: ignore[assignment]
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 (nnU-Net draws from it)
     _write_raw(kind)
@@ -303,9 +303,9 @@ def compare(folder: Path, artifact: Path, folds: list[str], previous: Path | Non
         errors = (session(x) - logits) / logits.std()
     own.network, own.list_of_parameters = session, [{}]
     found = own.predict_single_npy_array(channels, dict(properties), earlier)
-    torch.half = torch.float32  # what the predictor adds its windows up in
-    found_wide = own.predict_single_npy_array(channels, dict(properties), earlier)
-    expected_wide = predictor(folder, folds).predict_single_npy_array(channels, dict(properties), earlier)
+    with mock.patch.object(torch, "half", torch.float32):  # what the predictor adds its windows up in
+        found_wide = own.predict_single_npy_array(channels, dict(properties), earlier)
+        expected_wide = predictor(folder, folds).predict_single_npy_array(channels, dict(properties), earlier)
     values = [int(value) for value in np.unique(expected)]
     dice = [
         2
@@ -327,25 +327,30 @@ def compare(folder: Path, artifact: Path, folds: list[str], previous: Path | Non
 def agree(kind: str, root: Path, exported: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """Make a kind, export what was trained by the command line, and compare: ``compare``'s answer for each artifact.
 
+    All of it runs in one process, whose imports take longer than the rest.
+
     Args:
         kind: a key of ``KINDS``.
         root: of nnU-Net's folders.
         exported: values of ``--fold``; otherwise the first fold, and the mean where there are several.
     """
-    run("make", kind, root, root=root)
+    rows: list[dict[str, Any]] = json.loads(run("rows", kind, root, *exported, root=root))
+    return rows
+
+
+def agree_here(kind: str, root: Path, exported: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """``agree``, in a process whose environment tells nnU-Net's folders."""
+    make(kind)
     stages = folders(kind, root)
     rows = []
     for stage, folder in enumerate(stages):
         chosen = [fold for configuration, fold in KINDS[kind].runs if folder.name.endswith(f"__{configuration}")]
         for fold in exported or (chosen[:1] if len(chosen) == 1 else [chosen[0], "ensemble"]):
             out = root / "artifacts" / f"{kind}-{stage}-{fold}"
-            command = [sys.executable, "-m", "segonnx", "export", "--nnunet", folder, "--fold", fold, "--out", out]
-            done = subprocess.run([*map(str, command)], check=False, capture_output=True, text=True, cwd=ROOT)
-            assert done.returncode == 0, done.stderr
+            export("--nnunet", folder, "--fold", fold, "--out", out)
             (artifact,) = out.iterdir()
             folds = ",".join(chosen) if fold == "ensemble" else fold
-            before = [stages[0]] if stage else []
-            found = json.loads(run("compare", folder, artifact, folds, *before, root=root))
+            found = compare(folder, artifact, folds.split(","), stages[0] if stage else None)
             rows.append({"artifact": str(artifact), "folder": folder.name, "fold": fold, **found})
     return rows
 
@@ -372,6 +377,13 @@ def table(root: Path, kinds: Sequence[str]) -> None:
     print(text)
 
 
+_get_context = multiprocessing.get_context
+
+
+def _threads(method: str | None = None) -> Any:
+    return multiprocessing.dummy if method == "spawn" else _get_context(method)
+
+
 def main(arguments: list[str]) -> None:
     command, *rest = arguments
     if command == "table":
@@ -380,10 +392,13 @@ def main(arguments: list[str]) -> None:
     if command == "agree":
         print(json.dumps(agree(rest[0], Path(rest[1])), indent=1))
         return
-    with contextlib.redirect_stdout(sys.stderr):  # nnU-Net prints
+    # nnU-Net prints. Its pools are of threads: its functions are the same, without a start of Python for each pool.
+    with contextlib.redirect_stdout(sys.stderr), mock.patch.object(multiprocessing, "get_context", _threads):
         if command == "make":
             make(rest[0])
             result: object = [str(folder) for folder in folders(rest[0], Path(rest[1]))]
+        elif command == "rows":
+            result = agree_here(rest[0], Path(rest[1]), rest[2:])
         else:
             folder, artifact, folds, *previous = rest
             result = compare(Path(folder), Path(artifact), folds.split(","), Path(previous[0]) if previous else None)
