@@ -23,6 +23,9 @@ from segonnx.exporters import totalsegmentator as exporter
 from segonnx.predict import images, tasks
 from segonnx.predict.readers.nifti import label_table
 from tests import totalsegmentator_folders as folders
+from tests.conftest import steps_in_process
+
+pytestmark = pytest.mark.usefixtures("steps_here")
 
 TASKS = ("total_mr", "body_fast", "pleural_pericard_effusion")
 """Several networks and a choice of classes; blobs; a rough network, the network's own spacing, the mean of folds.
@@ -51,8 +54,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def artifacts(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tasks")
-    for task in TASKS:
-        _done("export", "--totalsegmentator", task, "--weights-dir", weights, "--out", out, "-q")
+    with steps_in_process():
+        for task in TASKS:
+            _done("export", "--totalsegmentator", task, "--weights-dir", weights, "--out", out, "-q")
     return out
 
 
