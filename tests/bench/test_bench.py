@@ -215,12 +215,12 @@ def test_the_bounds_of_a_bench_hold_for_the_check_of_its_artifacts(
 
 
 @pytest.mark.usefixtures("steps_here")
-def test_a_system_without_artifact_is_exported_first(tiny: ModelSpec, tmp_path: Path) -> None:
+def test_a_system_without_artifact_is_exported_first(little: ModelSpec, tmp_path: Path) -> None:
     made: list[pipeline.Exported] = []
     settings = Settings(("ort-stock", "ort"), (2,), Rule(rounds=1))
-    model = bench_targets.from_system(tiny, tmp_path, settings, made.append, lambda _: None)
-    assert [exported.folder for exported in made] == [tmp_path / tiny.name] == [model.artifact]
-    assert bench_targets.from_system(tiny, tmp_path, settings, made.append, lambda _: None) == model
+    model = bench_targets.from_system(little, tmp_path, settings, made.append, lambda _: None)
+    assert [exported.folder for exported in made] == [tmp_path / little.name] == [model.artifact]
+    assert bench_targets.from_system(little, tmp_path, settings, made.append, lambda _: None) == model
     assert len(made) == 1
     assert [row.status for row in run.bench([model], settings, None, lambda _: None).rows] == [OK, OK]
     former = replace(model, rewritten=True)  # an artifact of when they held one graph
@@ -228,7 +228,7 @@ def test_a_system_without_artifact_is_exported_first(tiny: ModelSpec, tmp_path: 
     assert stock.status == "the artifact's one graph is rewritten: export it anew for a plain one, too"
     assert ours.status == OK
     rows = run.bench([replace(model, artifact=None)], settings, None, lambda _: None).rows
-    assert [row.status for row in rows] == [f"no artifact: segonnx export {tiny.name}"] * 2
+    assert [row.status for row in rows] == [f"no artifact: segonnx export {little.name}"] * 2
 
 
 @pytest.fixture(scope="module")

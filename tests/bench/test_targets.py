@@ -123,6 +123,7 @@ def test_the_report_draws_a_published_dice_of_random_weights_alone(
     assert "804 ms" in tables.family(read, "3d")  # the architecture's times hold for both
 
 
+@pytest.mark.usefixtures("steps_here")
 def test_a_users_network_of_the_name_is_exported_timed_and_compared_with_nothing(tmp_path: Path) -> None:
     """A whole way: a small network called stunet-b, weights from a file, its artifact, its row."""
     spec = replace(tiny_system(), name="stunet-b")

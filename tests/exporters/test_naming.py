@@ -95,8 +95,8 @@ def test_a_picture_is_prepared_as_the_user_said(tmp_path: Path) -> None:
     """On a network of other channels than three, of which nothing tells how it is prepared."""
     from PIL import Image
 
-    spec = replace(catalog.find("smp:fpn:resnet18"), num_classes=2, options={
-        "architecture": "fpn", "encoder": "resnet18", "in_channels": 1,
+    spec = replace(catalog.find("smp:fpn:tu-resnet10t"), num_classes=2, options={
+        "architecture": "fpn", "encoder": "tu-resnet10t", "in_channels": 1,
     }, input_shape=(1, 1, 64, 64))  # fmt: skip
     labels = {0: "background", 1: "cell"}
     settings = Settings(tmp_path, shape=(64, 64), mean=(0.25,), std=(0.5,), labels=labels)

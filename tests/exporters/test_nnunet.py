@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -524,16 +525,19 @@ def test_options_of_a_folder_need_one(tmp_path: Path) -> None:
     assert "--plans-from and --allow-network-only go with --nnunet FOLDER" in result.stderr
 
 
-def test_a_plan_that_names_code_runs_none(copy: Path, tmp_path: Path) -> None:
+def test_a_plan_that_names_code_runs_none(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "trap.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'it ran')!r})\nTrap = object\n")
     planned = handmade.plans()
     planned["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["norm_op"] = "trap.Trap"
     (copy / "plans.json").write_text(json.dumps(planned))
-    path = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))
-    result = run("export", "--nnunet", copy, "--out", tmp_path / "out", env={**os.environ, "PYTHONPATH": path})
+    monkeypatch.syspath_prepend(tmp_path)
+    result = run("export", "--nnunet", copy, "--out", tmp_path / "out")
     assert result.returncode == 2
     assert "norm_op: 'trap.Trap' is not one of" in result.stderr
     assert not (tmp_path / "it ran").exists()
+    importlib.import_module("trap")  # which can be imported
+    del sys.modules["trap"]
+    assert (tmp_path / "it ran").exists()
 
 
 # Real folders: nnU-Net plans, preprocesses and trains; its own predictor is what the artifact is held against.

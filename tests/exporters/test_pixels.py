@@ -26,7 +26,7 @@ from segonnx.core import synthetic_inputs
 from segonnx.core.pixels import Layout, Pixels, arranged, channels_first
 from segonnx.errors import InputError, ParityError, VerifyError
 from segonnx.exporters import parity_inputs, pipeline, pixels
-from segonnx.exporters.pipeline import Settings
+from segonnx.exporters.pipeline import Settings, folder_name
 from segonnx.exporters.preprocessing import of as entry_of
 from segonnx.optimize.pixels import PixelsPass
 from segonnx.predict import config, preprocessing
@@ -39,7 +39,7 @@ from tests.exporters.modules import Fn, torch_gives
 
 pytestmark = pytest.mark.usefixtures("steps_here")
 
-NAME = "unet-mobilenetv3-small"
+NAME = "smp:fpn:tu-resnet10t"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LAYOUTS: tuple[Layout, ...] = ("NHWC", "NCHW")
 EVERY = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(3, 1)
@@ -220,7 +220,7 @@ def bytewise(spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bytewise")
     done = run("export", NAME, "--shape", "64,96", "--input", "uint8-nhwc", "--out", out)
     assert done.returncode == 0, done.stderr
-    return out / NAME
+    return out / folder_name(catalog.find(NAME))
 
 
 def test_the_weights_are_those_of_the_network_on_float(plain: Path, bytewise: Path) -> None:
@@ -377,7 +377,7 @@ def test_manifests_that_contradict_themselves_are_found(change: Any, said: str, 
 def test_a_float_graph_is_no_graph_of_pictures(plain: Path, bytewise: Path, tmp_path: Path) -> None:
     import shutil
 
-    artifact = shutil.copytree(plain, tmp_path / NAME)
+    artifact = shutil.copytree(plain, tmp_path / plain.name)
     known = manifest.read(bytewise)
 
     def claim(content: dict[str, Any]) -> None:
@@ -393,7 +393,7 @@ def test_a_float_graph_is_no_graph_of_pictures(plain: Path, bytewise: Path, tmp_
 def test_a_graph_that_prepares_pictures_otherwise_fails_the_replay(which: str, bytewise: Path, tmp_path: Path) -> None:
     import shutil
 
-    artifact = shutil.copytree(bytewise, tmp_path / NAME)
+    artifact = shutil.copytree(bytewise, tmp_path / bytewise.name)
     model = onnx.load(artifact / "model.onnx")
     constant = next(one for one in model.graph.initializer if one.name == which)
     numbers = onnx.numpy_helper.to_array(constant) * np.float32(0.9)

@@ -54,13 +54,17 @@ def _agree(artifact: Path, model: torch.nn.Module, x: torch.Tensor) -> None:
     assert np.abs(found - expected).max() <= 1e-3 * expected.std()
 
 
+SHALLOW = {"encoder_depth": 3, "decoder_channels": (32, 16, 8)}
+
+
 @pytest.mark.parametrize(("architecture", "encoder", "channels"), [
     ("unet", "resnet18", 1), pytest.param("unet", "mobilenet_v2", 5, marks=pytest.mark.slow),
     pytest.param("fpn", "tu-convnext_atto", 2, marks=pytest.mark.slow),
     pytest.param("linknet", "efficientnet-b0", 4, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_other_channels(architecture: str, encoder: str, channels: int, tmp_path: Path) -> None:
-    model = _trained(tmp_path / "given" / "net", architecture, encoder, in_channels=channels)
+    options = SHALLOW if encoder == "resnet18" else {}
+    model = _trained(tmp_path / "given" / "net", architecture, encoder, in_channels=channels, **options)
     done = run("export", "--smp", tmp_path / "given" / "net", "--shape", "64,96", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "nothing tells mean and standard deviation" in done.stderr
@@ -111,8 +115,14 @@ def test_an_encoder_of_one_size_has_that(name: str, size: int, divisor: int) -> 
 
 
 def test_the_size_of_an_export_holds_for_its_random_weights(tmp_path: Path) -> None:
-    """A vision transformer takes 224 x 224 alone, and is given nothing else."""
-    done = pipeline.export(catalog.find("smp:dpt:tu-vit_tiny_patch16_224"), Settings(tmp_path))
+    """A vision transformer takes 224 x 224 alone, and is given nothing else. Four of its blocks are used."""
+    spec = catalog.find("smp:dpt:tu-vit_tiny_patch16_224")
+    small = {
+        "encoder_output_indices": [0, 1, 2, 3], "decoder_intermediate_channels": [8, 8, 16, 16],
+        "decoder_fusion_channels": 8,
+    }  # fmt: skip
+    spec = replace(spec, options={**spec.options, "arguments": small}, num_classes=3)
+    done = pipeline.export(spec, Settings(tmp_path))
     assert done.manifest["inputs"][0]["shape"] == [1, 3, 224, 224]
     assert done.manifest["parity"]["label_agreement"] > 0.999
 
@@ -158,7 +168,7 @@ def test_vgg_is_as_smp_lists_it() -> None:
 
 
 def test_what_ran_behind_the_network_is_on_its_card(tmp_path: Path) -> None:
-    model: Any = _trained(tmp_path / "given" / "net", "unet", "resnet18", classes=1, activation="sigmoid")
+    model: Any = _trained(tmp_path / "given" / "net", "unet", "resnet18", classes=1, activation="sigmoid", **SHALLOW)
     x = np.random.default_rng(0).standard_normal((1, 3, 64, 64), np.float32)
     head, activation = model.segmentation_head, model.segmentation_head[2]
     with torch.no_grad():  # so that half of the pixels are of the class
