@@ -27,7 +27,18 @@ from segonnx.predict.predictor import Artifact
 from tests.conftest import ROOT, message, run
 from tests.predict.conftest import SHAPE, SPACING, save, volume
 
-pytestmark = pytest.mark.usefixtures("copied_workers")
+
+@pytest.fixture(autouse=True)
+def processes(request: pytest.FixtureRequest) -> None:
+    """Processes have imported the libraries already, but for tests of what the import takes."""
+    if "fresh_processes" not in request.fixturenames:
+        request.getfixturevalue("copied_workers")
+
+
+@pytest.fixture
+def fresh_processes() -> None:
+    """Processes are as a user's."""
+
 
 HUGE = 2**30
 """So many float32 are 4 GiB."""
@@ -169,6 +180,11 @@ def test_the_command_bounds_a_graph_by_itself(hand: Path, tmp_path: Path) -> Non
     assert done.returncode == 1
     assert message(done).startswith("segonnx: a window took more than ")
     assert "\n" not in message(done)
+
+
+@pytest.mark.usefixtures("fresh_processes")
+def test_the_check_of_a_graph_has_a_bound_on_its_memory(hand: Path, tmp_path: Path) -> None:
+    artifact = shutil.copytree(hand, tmp_path / "artifact")
     for command in (["verify", artifact], ["pack", artifact, "--format", "zip", "-o", tmp_path / "a.zip"]):
         held = run(*command, "--max-memory", "1kB")
         assert held.returncode in (1, 2) and held.stdout == ""  # Python has several words for it
