@@ -30,7 +30,7 @@ from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
 from segonnx.sources.nnunet import plans
 from segonnx.sources.nnunet.model_spec import CheckpointMeta, model_spec
-from tests import handmade, lookups
+from tests import handmade
 
 ROOT = Path(__file__).resolve().parents[1]
 T = TypeVar("T")
@@ -184,6 +184,7 @@ def export(*arguments: object) -> str:
 @contextlib.contextmanager
 def steps_in_process() -> Iterator[None]:
     """Steps run in this process, and not each in one of its own, which would import torch anew."""
+    from tests import lookups  # what exports import takes processes of tests half a second
 
     def call(
         function: Callable[..., T],

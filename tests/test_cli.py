@@ -196,7 +196,7 @@ def test_what_failed_is_in_the_json_and_told_quietly(artifact: Path, tmp_path: P
 
 def test_export_tells_of_stages_passes_and_workers(tmp_path: Path) -> None:
     done = run(
-        "export", "smp:unet:mobilenet_v2", "-v", "--shape", "64,64", "-o", tmp_path, "--json", tmp_path / "e.json"
+        "export", "smp:unet:tu-resnet10t", "-v", "--shape", "64,64", "-o", tmp_path, "--json", tmp_path / "e.json"
     )
     assert done.returncode == 0, done.stderr
     assert "segonnx.exporters.steps: convert took " in done.stderr
@@ -204,7 +204,7 @@ def test_export_tells_of_stages_passes_and_workers(tmp_path: Path) -> None:
     assert " changed the graph: " in done.stderr
     assert "segonnx.worker: process " in done.stderr
     (row,) = json.loads((tmp_path / "e.json").read_text())
-    assert row["folder"] == str(tmp_path / "smp-unet-mobilenet_v2")
+    assert row["folder"] == str(tmp_path / "smp-unet-tu-resnet10t")
 
 
 def test_pack_and_unpack_quietly_and_into_json(exports: Path, tmp_path: Path) -> None:
@@ -236,6 +236,7 @@ def test_reports_and_comparisons_go_where_they_are_asked_to(tmp_path: Path) -> N
     assert (tmp_path / "new" / "table.txt").read_text() == printed.stdout
 
 
+@pytest.mark.usefixtures("copied_workers")
 def test_a_quiet_bench_prints_its_tables_alone(exports: Path) -> None:
     words = ("bench", "--artifact", exports / SMALL, "--backend", "ort", "--rounds", 1, "--no-ceilings")
     quiet = run(*words, "-q")
@@ -282,7 +283,8 @@ def test_commands_for_artifacts_work_without_torch(without_torch: dict[str, str]
     asked = run("bench", "--artifact", exports / SMALL, "--backend", "eager", env=without_torch)
     assert asked.returncode == 2
     assert asked.stderr == "segonnx: PyTorch isn't installed: pip install 'segonnx[export]'\n"
-    benched = run("bench", "--artifact", exports / SMALL, "--rounds", 2, env=without_torch)
+    rounds = ("--rounds", 2, "--processes", 1, "--no-roofline")
+    benched = run("bench", "--artifact", exports / SMALL, *rounds, env=without_torch)
     assert benched.returncode == 0, benched.stderr
     assert f"{SMALL} eager: PyTorch isn't installed: pip install 'segonnx[export]'" in benched.stdout
     assert f"{SMALL} ort:" in benched.stdout

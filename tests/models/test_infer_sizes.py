@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from segonnx import models
 from segonnx.errors import CheckpointError, ParityError
 from segonnx.exporters import parameters
 from segonnx.exporters.prepare import Weights, adapt, network_with_weights
-from segonnx.models import counting
+from segonnx.models import counting, infer_sizes
 from segonnx.models.infer_sizes import infer
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
@@ -22,6 +23,21 @@ from segonnx.sources.catalog import ModelSpec
 FILE = Path("base_ep4k.model")
 STUNETS = ("stunet-s", "stunet-b", "stunet-l", "stunet-h")
 AT_105_CLASSES = {"stunet-s": 14_596_941, "stunet-b": 58_262_669, "stunet-l": 440_302_605, "stunet-h": 1_457_326_221}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def each_form_is_made_once() -> Iterator[None]:
+    """MobileOne takes long to build and to merge, and every test compares the same."""
+    make, known = infer_sizes._forms, {}
+
+    def forms(spec: ModelSpec, **overrides: Any) -> Any:
+        key = repr((spec, overrides))
+        if key not in known:
+            known[key] = make(spec, **overrides)
+        return known[key]
+
+    with mock.patch.object(infer_sizes, "_forms", forms):
+        yield
 
 
 def _state(name: str, **overrides: Any) -> Mapping[str, torch.Tensor]:

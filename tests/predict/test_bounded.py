@@ -27,18 +27,8 @@ from segonnx.predict.predictor import Artifact
 from tests.conftest import ROOT, message, run
 from tests.predict.conftest import SHAPE, SPACING, save, volume
 
-
-@pytest.fixture(autouse=True)
-def processes(request: pytest.FixtureRequest) -> None:
-    """Processes have imported the libraries already, but for tests of what the import takes."""
-    if "fresh_processes" not in request.fixturenames:
-        request.getfixturevalue("copied_workers")
-
-
-@pytest.fixture
-def fresh_processes() -> None:
-    """Processes are as a user's."""
-
+# A limit of few bytes holds for what a process takes more, and a copy has room of its own.
+copied = pytest.mark.usefixtures("copied_workers")
 
 HUGE = 2**30
 """So many float32 are 4 GiB."""
@@ -144,6 +134,7 @@ def _predict(artifact: Path, folder: Path, bounds: Bounds) -> list[files.Predict
     return list(found)
 
 
+@copied
 @pytest.mark.parametrize("kind", ["constant", "expand", "if", "tile", "range", "resize"])
 def test_a_graph_that_asks_for_more_memory_than_it_may_take_is_one_line(kind: str, hand: Path, tmp_path: Path) -> None:
     artifact = _with(hand, tmp_path, kind)
@@ -154,6 +145,7 @@ def test_a_graph_that_asks_for_more_memory_than_it_may_take_is_one_line(kind: st
     assert not (tmp_path / "labels.nii.gz").exists()
 
 
+@copied
 @pytest.mark.parametrize("kind", ["loop", "scan"])
 def test_a_graph_that_takes_longer_than_it_may_is_ended(kind: str, hand: Path, tmp_path: Path) -> None:
     artifact = _with(hand, tmp_path, kind)
@@ -180,17 +172,13 @@ def test_the_command_bounds_a_graph_by_itself(hand: Path, tmp_path: Path) -> Non
     assert done.returncode == 1
     assert message(done).startswith("segonnx: a window took more than ")
     assert "\n" not in message(done)
-
-
-@pytest.mark.usefixtures("fresh_processes")
-def test_the_check_of_a_graph_has_a_bound_on_its_memory(hand: Path, tmp_path: Path) -> None:
-    artifact = shutil.copytree(hand, tmp_path / "artifact")
     for command in (["verify", artifact], ["pack", artifact, "--format", "zip", "-o", tmp_path / "a.zip"]):
         held = run(*command, "--max-memory", "1kB")
         assert held.returncode in (1, 2) and held.stdout == ""  # Python has several words for it
         assert "\n" not in message(held)
 
 
+@copied
 def test_cases_come_one_after_another_from_one_process(hand: Path, loaded: Artifact, tmp_path: Path) -> None:
     for case in (0, 1):
         save(volume(case), tmp_path / "in" / f"case_{case}_0000.nii.gz")
