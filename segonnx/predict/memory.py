@@ -18,6 +18,9 @@ SHARED = 2**28
 """So many bytes of slices are worked on at the same time, or one slice if that is larger."""
 BLOCK = 2**13
 """So many voxels are decided at a time: their logits stay in a processor's cache."""
+SIDE_BY_SIDE, TOGETHER = 2**23, 2**21
+"""Windows whose numbers take at most the first many bytes may be run side by side, and those that went through one
+forward pass since the last were added up take at most the second many, or are one."""
 WHOLE = ("ZScoreNormalization", "RescaleTo01Normalization")
 """The normalizations that take all voxels of a channel at once."""
 
@@ -92,6 +95,9 @@ def predicting(
     held = window[0] if len(config.window) == 3 else min(FLAT_SLICES, padded[0])
     sums = FLOAT * (channels + 1) * held * padded[1] * padded[2]
     windows = FLOAT * (channels + 2 * inputs + 4) * math.prod(window)
+    given = FLOAT * channels * math.prod(window)
+    if given <= SIDE_BY_SIDE:
+        windows += threads * (given + max(given, TOGETHER))
     # Slices between the two grids, and blocks of logits.
     grids = (padded[1] * padded[2], before[1] * before[2])
     finite = all(math.isfinite(size) for size in grids)

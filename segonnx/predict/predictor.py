@@ -87,7 +87,8 @@ class _Network:
         self._window_s = run_seconds(graph, math.prod(self.config.window), load.timeout)
         # Windows that are little work are run one on each thread, and not one on all.
         work = described["macs"] * math.prod(self.config.window) / math.prod(manifest.checked_shape(described)[2:])
-        if work < SMALL_WORK:
+        numbers = memory.FLOAT * len(self.config.label_values) * math.prod(self.config.window)
+        if work < SMALL_WORK and numbers <= memory.SIDE_BY_SIDE:
             self._lanes = load.workers.threads
             self._slots = threading.Semaphore(load.concurrent * self._lanes)
         settings = SessionSettings(

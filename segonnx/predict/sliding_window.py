@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segonnx.errors import CheckFailed, InputError
+from segonnx.predict import memory
 from segonnx.predict.interpolation import AnyArray
 from segonnx.predict.memory import FLAT_SLICES
 from segonnx.predict.workers import Workers, blocks
@@ -62,6 +63,11 @@ class Windows:
     def held(self) -> int:
         """How many slices memory holds."""
         return self.window[0] if len(self.window) == 3 else FLAT_SLICES
+
+    @property
+    def together(self) -> int:
+        """How many windows go through a forward pass before they are added up, where several run side by side."""
+        return max(1, min(TOGETHER, memory.TOGETHER // (memory.FLOAT * self.channels * math.prod(self.window))))
 
     @property
     def flips(self) -> list[tuple[int, ...]]:
@@ -155,7 +161,7 @@ def averaged(
     for row, following in zip(rows, [*rows[1:], depth], strict=True):
         corners = list(itertools.product(*along))
         seen = ((corner, flip) for corner in corners for flip in how.flips)
-        while together := tuple(itertools.islice(seen, len(lanes) * (TOGETHER if beside else 1))):
+        while together := tuple(itertools.islice(seen, len(lanes) * (how.together if beside else 1))):
             with timed("network"):
                 windows = [
                     _mirrored(
@@ -267,7 +273,7 @@ class _Sums:
 
 
 TOGETHER = 16
-"""So many windows go through each of several forward passes before what they gave is added up."""
+"""The most windows that go through each of several forward passes before what they gave is added up."""
 CACHED = 2**16
 """So many numbers stay in the cache of a processor until they are used again."""
 
