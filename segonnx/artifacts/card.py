@@ -177,8 +177,8 @@ def render_task(content: Manifest, task: TaskDocument, members: Mapping[str, Man
 
 # {escape(content["name"])}
 
-{markdown.line(content["source"])}, for {task["modality"]} images. Each network is an artifact of its own; `task.json`
-says how they make one label map.
+A task: {markdown.line(content["source"])}, for {task["modality"]} images. Each network is an artifact of its own;
+`task.json` says how they make one label map.
 
 | stage | voxels in mm | cut to | network | of |
 |---|---|---|---|---|

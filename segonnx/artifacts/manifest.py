@@ -108,7 +108,7 @@ def is_compound(content: object) -> bool:
 
 def is_task(content: object) -> bool:
     """Whether a manifest is that of a task: its artifacts' label maps make one, as task.json says."""
-    return isinstance(content, dict) and "task" in content
+    return isinstance(content, dict) and "members" in content and "task" in content
 
 
 def is_ensemble(content: object) -> bool:

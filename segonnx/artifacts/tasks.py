@@ -67,37 +67,47 @@ def folders(document: TaskDocument) -> list[str]:
 def contradiction(document: TaskDocument) -> str | None:
     """The first place where a task.json that fits its schema contradicts itself, and why; None where it doesn't."""
     earlier: dict[str, set[str]] = {}
-    last = len(document["stages"]) - 1
     for number, stage in enumerate(document["stages"]):
-        place = f"stages/{number}"
-        names = [label["name"] for label in stage["labels"]]
-        if stage["name"] in earlier:
-            return f"{place}/name: {stage['name']} is there twice"
-        for key in ("name", "value"):
-            # Names differ in more than their case: on some systems their files would be one.
-            found = [str(label[key]).lower() for label in stage["labels"]]
-            if len(set(found)) != len(found):
-                return f"{place}/labels: two have the same {key}"
-        for where, referred in _references(stage):
-            if referred["stage"] not in earlier:
-                return f"{place}/{where}/stage: {referred['stage']} is no earlier stage"
-            if missing := [name for name in referred["labels"] if name not in earlier[referred["stage"]]]:
-                return f"{place}/{where}/labels: {referred['stage']} has no {missing[0]}"
-        for step in stage["steps"]:
-            if missing := [name for name in step["labels"] if name not in names]:
-                return f"{place}/steps: there is no {missing[0]}"
-        earlier[stage["name"]] = set(names)
-    final = document["stages"][last]
-    subset = document["subset"]
-    if subset is not None and (final["crop"] is not None or subset["stage"] not in earlier or not last):
-        return "subset: its stage is none, or the task is cropped without it"
-    if subset is not None and subset["stage"] == final["name"] and last:
-        return "subset: its stage is the last one"
-    known = {label["name"] for label in final["labels"]}
+        if (wrong := _wrong_in(stage, earlier)) is not None:
+            return f"stages/{number}/{wrong}"
+        earlier[stage["name"]] = {label["name"] for label in stage["labels"]}
+    final, subset = document["stages"][-1], document["subset"]
+    if subset is not None:
+        needed = {referred["stage"] for stage in document["stages"] for _, referred in _references(stage)}
+        if subset["stage"] not in earlier.keys() - {final["name"]}:
+            return f"subset/stage: {subset['stage']} is no earlier stage"
+        if final["crop"] is not None or subset["stage"] in needed:
+            return "subset: the image is cropped without it, too"
+    known = set(earlier[final["name"]])
     for mask in document["derived"]:
         if mask["name"] in known or not known.issuperset(mask["of"]):
             return f"derived: {mask['name']} is there already, or made of what isn't there"
         known.add(mask["name"])
+    return None
+
+
+def _wrong_in(stage: Mapping[str, Any], earlier: Mapping[str, set[str]]) -> str | None:
+    """What a stage says against itself, or against the names of the earlier stages' classes; None where nothing."""
+    names = [label["name"] for label in stage["labels"]]
+    if stage["name"] in earlier:
+        return f"name: {stage['name']} is there twice"
+    for key in ("name", "value"):
+        # Names differ in more than their case: on some systems their files would be one.
+        found = [str(label[key]).lower() for label in stage["labels"]]
+        if len(set(found)) != len(found):
+            return f"labels: two have the same {key}"
+    for where, referred in _references(stage):
+        if referred["stage"] not in earlier:
+            return f"{where}/stage: {referred['stage']} is no earlier stage"
+        if missing := [name for name in referred["labels"] if name not in earlier[referred["stage"]]]:
+            return f"{where}/labels: {referred['stage']} has no {missing[0]}"
+    values = {label["value"] for label in stage["labels"]}
+    for network in stage["networks"]:
+        if unnamed := sorted(set((network["labels"] or {}).values()) - values):
+            return f"networks: the label {unnamed[0]} has no name"
+    for step in stage["steps"]:
+        if missing := [name for name in step["labels"] if name not in names]:
+            return f"steps: there is no {missing[0]}"
     return None
 
 

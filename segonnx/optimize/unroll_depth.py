@@ -100,7 +100,7 @@ class UnrollDepthPass(Rewrite):
 
 
 def _multiply_adds(graph: ir.Graph) -> int:
-    """Of the 3D convolutions of a graph, as far as their shapes are known."""
+    """Of the 3D convolutions of a graph, as far as their shapes are known; at most, as strided ones count more."""
     total = 0
     for node in graph:
         if node.op_type in ("Conv", "ConvTranspose") and _is_volume(node) and node.inputs[1] is not None:

@@ -189,6 +189,8 @@ def _require_for_task(artifact: Artifact, options: FileOptions) -> None:
     artifact.task.chosen(options.roi_subset)
     if options.probabilities:
         raise InputError("a task gives no probabilities: its label map is made of several")
+    if not options.postprocess:
+        raise InputError("what a task does behind its networks belongs to it: leave --no-postprocess out")
     if options.mirror:
         raise InputError("a task is run without mirroring, as TotalSegmentator does: leave --tta out")
     if options.one_file_per_class and options.evaluate is not None:

@@ -337,7 +337,8 @@ def predict(
         crop = stage.crop
         if last and choice.subset is not None:
             crop = task.around(choice.subset)
-        run = _Run(stage, load, replace(options, step=options.step if last and options.step else stage.step), wanted)
+        step = options.step if last and options.step else stage.step
+        run = _Run(stage, load, replace(options, step=step), frozenset(wanted if last else stage.labels))
         small = SMALL_MM3 if last and choice.remove_small else None
         found[stage.name] = run.predict(image, own, crop, found, small)
     final = task.stages[-1]
@@ -362,13 +363,13 @@ class _Run:
         stage: The stage.
         load: Loads a network.
         options: How each network's windows are run.
-        wanted: The names of the task's classes that are wanted, by their labels.
+        wanted: The stage's labels that are wanted: networks that find none of them aren't run.
     """
 
     stage: Stage
     load: Load
     options: PredictOptions
-    wanted: Mapping[int, str]
+    wanted: frozenset[int]
 
     def predict(
         self,
@@ -417,7 +418,7 @@ class _Run:
         ranges = list(_thirds(image.shape)) if several else [(slice(0, len(image)), slice(0, len(image)))]
         result = np.zeros(image.shape, np.uint8)
         for part in stage.parts:
-            if part.table is not None and not self._is_wanted(part.table):
+            if part.table is not None and not np.isin(part.table, list(self.wanted)).any():
                 continue
             with self.options.times.of("load"):
                 network = self.load(part.folder)
@@ -435,10 +436,6 @@ class _Run:
                 np.copyto(result[kept], labels.astype(np.uint8, copy=False), where=labels != 0)
             del network
         return result
-
-    def _is_wanted(self, table: AnyArray) -> bool:
-        """Whether a network finds a class that is wanted."""
-        return any(self.stage.labels[value] in self.wanted.values() for value in set(table[table > 0].tolist()))
 
 
 def _box(inside: AnyArray, mm: Sequence[float], spacing: AnyArray) -> Box:

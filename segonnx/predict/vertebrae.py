@@ -76,7 +76,7 @@ def _by_order(labels: AnyArray, values: Sequence[int], least: float) -> AnyArray
     from scipy import ndimage
 
     result = np.zeros_like(labels)
-    # Numbered along z, then y, then x: components of the same height keep that order.
+    # TotalSegmentator's arrays are (x, y, z): components of the same height keep the order that they have there.
     components = ndimage.label((labels > 0).T)[0].T
     sizes = np.bincount(components.ravel())
     kept = np.flatnonzero(sizes >= least)

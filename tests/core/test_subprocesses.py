@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,6 +176,28 @@ def test_a_part_of_the_work_has_a_limit_of_its_own() -> None:
     assert subprocesses.call(dawdle, 600, bounds=bounds).value == "rested"
     with pytest.raises(StageError, match=r"a rest took more than 0\.3 s: --timeout allows more"):
         subprocesses.call(dawdle, 0.3, bounds=bounds)
+
+
+def rest_of_two(slower: float, progress: subprocesses.Progress) -> str:
+    def rest(seconds: float) -> None:
+        with subprocesses.limited(1.5, "a rest"):
+            time.sleep(seconds)
+
+    progress("resting")
+    others = [threading.Thread(target=rest, args=(seconds,)) for seconds in (0.1, slower)]
+    for one in others:
+        one.start()
+    for one in others:
+        one.join()
+    with subprocesses.limited(600, "a nap"):
+        time.sleep(0.1)
+    return "rested"
+
+
+def test_a_thread_that_ends_leaves_the_limit_of_another() -> None:
+    assert subprocesses.call(rest_of_two, 0.2).value == "rested"
+    with pytest.raises(StageError, match=r"a rest took more than 1\.5 s"):
+        subprocesses.call(rest_of_two, 60.0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a process's own memory")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segonnx.predict import sliding_window
+from segonnx.predict import memory, sliding_window
 from segonnx.predict.resampling import AnyArray
 from segonnx.predict.sliding_window import Windows
 from segonnx.predict.workers import Workers
@@ -104,3 +104,21 @@ def test_windows_side_by_side_give_the_same_numbers(window: tuple[int, ...]) -> 
     alone = together(image, forward, how)
     found = together(image, forward, how, 3, beside=[forward, forward])
     np.testing.assert_array_equal(found, alone)
+
+
+def test_windows_that_a_cache_holds_are_added_as_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large ones are added slice by slice, and some channels at a time."""
+    image = np.random.default_rng(4).standard_normal((3, 11, 17, 22)).astype(np.float32)
+    how = Windows(3, (6, 8, 10), 0.5, 1 / 8)
+    at_once = together(image, lambda x: x, how)
+    for cached in (1, 90, 200):
+        monkeypatch.setattr(sliding_window, "CACHED", cached)
+        for threads in (1, 2):
+            np.testing.assert_array_equal(together(image, lambda x: x, how, threads), at_once)
+
+
+def test_windows_that_wait_to_be_added_have_a_bound() -> None:
+    assert Windows(2, (4, 4, 4), 0.5, 1 / 8).together == sliding_window.TOGETHER
+    large = Windows(8, (40, 40, 40), 0.5, 1 / 8)
+    assert large.together == 1 == memory.TOGETHER // (4 * 8 * 40**3)
+    assert Windows(8, (20, 20, 20), 0.5, 1 / 8).together == 8

@@ -20,7 +20,7 @@ import segonnx
 from segonnx.artifacts import manifest
 from segonnx.cli import main
 from segonnx.exporters import totalsegmentator as exporter
-from segonnx.predict import images, tasks
+from segonnx.predict import images, predictor, tasks
 from segonnx.predict.readers.nifti import label_table
 from tests import totalsegmentator_folders as folders
 from tests.conftest import steps_in_process
@@ -78,25 +78,34 @@ def _volume(path: Path, values: np.ndarray, affine: np.ndarray | None = None) ->
 
 
 @pytest.mark.skipif(not folders.JUDGE.exists(), reason="TotalSegmentator isn't installed: make judges")
-def test_label_maps_are_those_of_totalsegmentator(weights: Path, artifacts: Path, ct: Path, tmp_path: Path) -> None:
+def test_label_maps_are_those_of_totalsegmentator(
+    weights: Path, artifacts: Path, ct: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: dict[str, tuple[str, list[str], dict[str, Any]]] = {
         **{task: (task, [], {"ml": True}) for task in TASKS},
         "subset": ("total_mr", ["--roi-subset", "liver,heart"], {"ml": True, "roi_subset": ["liver", "heart"]}),
+        "split": ("total_mr", [], {"ml": True, "force_split": True}),
         "nothing": ("total_mr", ["--roi-subset", "prostate"], {"ml": True, "roi_subset": ["prostate"]}),
         "blobs": ("total_mr", ["--remove-small-blobs"], {"ml": True, "remove_small_blobs": True}),
         "classes": ("body_fast", ["--one-file-per-class"], {}),
     }
+    inputs = dict.fromkeys(asked, ct) | {"split": _volume(tmp_path / "long.nii.gz", folders.phantom((30, 28, 96)))}
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"
     ending = {name: "" if name == "classes" else ".nii.gz" for name in asked}
     runs = [
-        {"input": ct, "output": theirs / f"{name}{ending[name]}", **folders.arguments(task), **more}
+        {"input": inputs[name], "output": theirs / f"{name}{ending[name]}", **folders.arguments(task), **more}
         for name, (task, _, more) in asked.items()
     ]
     found = folders.judge(tmp_path / "home", weights, runs)
     assert [one["error"] for one in found] == [None] * len(runs)
     ours.mkdir()
     for name, (task, more, _) in asked.items():
-        _done("predict", artifacts / f"totalsegmentator-{task}", ct, ours / f"{name}{ending[name]}", "-q", *more)
+        with monkeypatch.context() as patch:
+            if name == "split":
+                patch.setattr(tasks, "LARGE", 0)
+                patch.setattr(tasks, "LEAST_SLICES", 0)
+            source, target = inputs[name], ours / f"{name}{ending[name]}"
+            _done("predict", artifacts / f"totalsegmentator-{task}", source, target, "-q", *more)
         paths = sorted(theirs.glob(f"{name}/*.nii.gz")) or [theirs / f"{name}.nii.gz"]
         for path in paths:
             wanted, got = folders.read(path), folders.read(ours / path.relative_to(theirs))
@@ -146,6 +155,7 @@ def test_a_task_predicts_from_python_and_keeps_its_axes(artifacts: Path, ct: Pat
         (["--roi-subset", "nose"], "has no class 'nose'"),
         (["--probabilities"], "gives no probabilities"),
         (["--tta"], "without mirroring"),
+        (["--no-postprocess"], "leave --no-postprocess out"),
     ],
 )
 def test_what_a_task_cannot_do_is_one_line(
@@ -272,3 +282,63 @@ def test_the_table_of_labels_is_whole_xml() -> None:
 
     table = ElementTree.fromstring(label_table([(1, "liver"), (13, "a & <b>")]))
     assert [(one.attrib["Key"], one.text) for one in table.iter("Label")] == [("1", "liver"), ("13", "a & <b>")]
+
+
+def test_images_that_totalsegmentator_cannot_take_are_refused(artifacts: Path, tmp_path: Path) -> None:
+    artifact = artifacts / "totalsegmentator-body_fast"
+    wrong = {
+        "has 2 dimensions": _volume(tmp_path / "flat.nii.gz", np.zeros((9, 8), np.int16)),
+        "don't fit into 32 bits": _volume(tmp_path / "large.nii.gz", np.full((20, 20, 20), 1e10)),
+        "less than a voxel": _volume(tmp_path / "thin.nii.gz", np.zeros((20, 20, 1), np.int16), np.diag([1, 1, 1, 1])),
+        "aren't finite": _volume(tmp_path / "nan.nii.gz", np.full((20, 20, 20), np.nan)),
+    }
+    for message, path in wrong.items():
+        result = _run("predict", artifact, path, tmp_path / "out.nii.gz")
+        assert (result.exit_code, message in result.output) == (2, True), result.output
+    assert not (tmp_path / "out.nii.gz").exists()
+
+
+def test_python_writes_the_names_of_the_classes(artifacts: Path, ct: Path, tmp_path: Path) -> None:
+    artifact = segonnx.Artifact(artifacts / "totalsegmentator-body_fast")
+    image = images.read([ct], artifact.config.reader)
+    images.write(artifact.predict(image.array, image.spacing), artifact.like(image), tmp_path / "labels.nii.gz")
+    names = [name for _, name, _ in folders.label_names(folders.read(tmp_path / "labels.nii.gz"))]
+    assert names == ["body_trunc", "body_extremities"]
+    assert artifact.memory(image.array.shape, image.spacing) > 8 * image.array.size
+
+
+def test_a_document_of_another_task_is_refused(artifacts: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(artifacts / "totalsegmentator-body_fast", copy)
+    content = json.loads((copy / "manifest.json").read_text()) | {"task": "total"}
+    (copy / "manifest.json").write_bytes(manifest.seal(content))
+    assert "is of the task body_fast, the manifest says total" in _run("verify", copy).output
+
+
+def test_a_file_that_is_no_networks_is_found(artifacts: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    copy = tmp_path / "copy"
+    shutil.copytree(artifacts / "totalsegmentator-body_fast", copy)
+    (copy / "more.txt").write_text("x")
+    content = json.loads((copy / "manifest.json").read_text())
+    content["files"]["more.txt"] = {"sha256": hashlib.sha256(b"x").hexdigest(), "bytes": 1}
+    (copy / "manifest.json").write_bytes(manifest.seal(content))
+    assert "holds more.txt, which is no member's" in _run("verify", copy).output
+    content["members"] *= 2
+    (copy / "manifest.json").write_bytes(manifest.seal(content))
+    assert "members: one is named twice" in _run("verify", copy).output
+
+
+def test_small_windows_run_side_by_side_and_give_the_same_labels(
+    artifacts: Path, ct: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictor, "SMALL_WORK", 1e12)
+    path = artifacts / "totalsegmentator-body_fast"
+    one, two = (segonnx.Artifact(path, threads=threads) for threads in (1, 2))
+    assert two.task is not None
+    name = two.task.stages[-1].parts[0].folder
+    assert [len(artifact._load(name).beside()) for artifact in (one, two)] == [0, 1]
+    image = images.read([ct], one.config.reader)
+    expected, got = (artifact.predict(image.array, image.spacing) for artifact in (one, two))
+    np.testing.assert_array_equal(got, expected)

@@ -97,12 +97,21 @@ def narrowed(array: AnyArray, path: Path) -> AnyArray:
     Raises:
         InputError: The array holds no numbers.
     """
-    if array.dtype.kind not in "iufb":
-        raise InputError(f"{path} holds {array.dtype}; it must hold one number for each voxel")
+    require_numbers(array, path)
     if array.dtype.itemsize <= 4:
         return array
     with np.errstate(over="ignore"):
         return array.astype(np.float32)
+
+
+def require_numbers(array: AnyArray, path: Path) -> None:
+    """Refuse colours, complex numbers and the like.
+
+    Raises:
+        InputError: The array holds no numbers.
+    """
+    if array.dtype.kind not in "iufb":
+        raise InputError(f"{path} holds {array.dtype}; it must hold one number for each voxel")
 
 
 @contextmanager

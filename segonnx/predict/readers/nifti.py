@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ import numpy as np
 
 from segonnx.errors import InputError
 from segonnx.predict.readers import packed
-from segonnx.predict.readers.base import FileContent, Reader, narrowed, quiet
+from segonnx.predict.readers.base import FileContent, Reader, narrowed, quiet, require_numbers
 from segonnx.predict.resampling import AnyArray
 
 
@@ -30,6 +31,22 @@ class Geometry:
     turned: AnyArray
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file as nibabel has it, all of which is there. What nibabel thinks of it isn't printed."""
+    if packed.is_packed(path):
+        for _ in packed.chunks(path):  # nibabel doesn't read as far as the checksum
+            pass
+    with quiet("nibabel.global"):
+        yield importlib.import_module("nibabel").load(path, mmap=False)
+
+
+def _widened(values: AnyArray) -> AnyArray:
+    """Wide numbers in 64 bits of floating point, as nibabel's users take all."""
+    wide = values.dtype.kind in "iuf" and values.dtype.itemsize > 4
+    return values.astype(np.float64, copy=False) if wide else values
+
+
 class NibabelIO(Reader):
     """Reads what nibabel reads, with the axes as they are."""
 
@@ -37,19 +54,11 @@ class NibabelIO(Reader):
     libraries: ClassVar = {"nibabel": "nibabel"}
 
     def read(self, path: Path) -> FileContent:
-        nibabel = importlib.import_module("nibabel")
-        if packed.is_packed(path):
-            for _ in packed.chunks(path):  # nibabel doesn't read as far as the checksum
-                pass
-        with quiet("nibabel.global"):
-            image = nibabel.load(path, mmap=False)
+        with _opened(path) as image:
             if len(image.shape) != 3:
                 raise InputError(f"{path} has {len(image.shape)} dimensions; nnU-Net's {self.name} takes three")
             turned = self._turned(image)
-            values = np.asanyarray(turned.dataobj)
-        if values.dtype.kind in "iuf" and values.dtype.itemsize > 4:
-            values = values.astype(np.float64, copy=False)  # as nnU-Net takes all
-        values = narrowed(values, path)
+            values = narrowed(_widened(np.asanyarray(turned.dataobj)), path)
         spacing = tuple(float(size) for size in reversed(turned.header.get_zooms()))
         geometry = Geometry(image.affine, turned.affine)
         return FileContent(values.transpose(2, 1, 0)[None], spacing, geometry, bool(np.isfinite(values).all()))
@@ -120,22 +129,12 @@ class TotalSegmentatorIO(NibabelIOWithReorient):
 
     def read(self, path: Path) -> FileContent:
         nibabel = importlib.import_module("nibabel")
-        if packed.is_packed(path):
-            for _ in packed.chunks(path):  # nibabel doesn't read as far as the checksum
-                pass
-        with quiet("nibabel.global"):
-            image = nibabel.load(path, mmap=False)
+        with _opened(path) as image:
             if not 3 <= len(image.shape) <= 4:
                 raise InputError(f"{path} has {len(image.shape)} dimensions; TotalSegmentator takes three")
             values = np.asanyarray(image.dataobj)
-        if values.dtype.kind not in "iufb":
-            raise InputError(f"{path} holds {values.dtype}; it must hold one number for each voxel")
-        if values.ndim == 4:
-            if not values.shape[3]:
-                raise InputError(f"{path} holds no volume")
-            values = values[..., 0]
-        if values.dtype.itemsize > 4:
-            values = values.astype(np.float64, copy=False)
+        require_numbers(values, path)
+        values = _widened(values if values.ndim == 3 else values[..., 0])
         turned = self._turned(nibabel.Nifti1Image(values, image.affine))
         values = np.asanyarray(turned.dataobj)
         spacing = tuple(float(size) for size in reversed(turned.header.get_zooms()))
