@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Self
+from typing import Any, Self
 
 import onnx_ir as ir
 
-from segonnx.optimize import algorithms
+from segonnx.optimize import algorithms, depth_rules, group_norm, slices
 from segonnx.optimize.algorithms.convolution import Convolution
 from segonnx.optimize.base import Rewrite
 from segonnx.optimize.builder import Builder
 from segonnx.optimize.choices import DEPTH_CHUNKS, Choices
-from segonnx.optimize.depth_rules import RULES, Rule
+from segonnx.optimize.depth_rules import BINARY, RULES, Rule
+from segonnx.optimize.group_norm import GroupNorm
 from segonnx.optimize.layers import Layer, RewrittenLayer
 from segonnx.optimize.reading import bias, group, is_static, pads_by_rule, shape
 from segonnx.optimize.slices import Volume
@@ -129,16 +130,26 @@ class _Unrolling:
     def run(self) -> bool:
         """Rewrite the graph; whether anything changed."""
         rules: Mapping[str, Rule] = {**RULES, "Conv": self._convolution, "ConvTranspose": self._transposed}
+        norms = {norm.nodes[0]: norm for norm in group_norm.find(self._graph)}
         replaced: list[ir.Node] = []
+        waiting: dict[ir.Node, GroupNorm | None] = {}
         for node in list(self._graph):
-            rule = rules.get(node.op_type) if node.domain == "" else None
             build = Builder(self._graph)
-            volume = rule(self._volumes, build, node) if rule is not None and _is_volume(node) else None
-            if volume is None:
-                self._volumes.stack_inputs(node)
-                continue
-            self._volumes.put(build, node.outputs[0], volume)
-            build.insert_before(node)
+            if node in norms and norms[node].x in self._volumes:
+                # Its nodes are replaced where the last of them is.
+                waiting |= dict.fromkeys(norms[node].nodes) | {norms[node].nodes[-1]: norms[node]}
+            if node in waiting:
+                norm = waiting[node]
+                volume = None if norm is None else depth_rules.group_norm(self._volumes, build, norm)
+            else:
+                rule = rules.get(node.op_type) if node.domain == "" else None
+                volume = rule(self._volumes, build, node) if rule is not None and _is_volume(node) else None
+                if volume is None:
+                    self._volumes.stack_inputs(node)
+                    continue
+            if volume is not None:
+                self._volumes.put(build, node.outputs[0], volume)
+                build.insert_before(node)
             replaced.append(node)
         self._volumes.stack_outputs()
         for node in reversed(replaced):
@@ -153,8 +164,14 @@ class _Unrolling:
             return None
         if conv.kernel == (1, 1, 1) and _ends(node):
             return None  # a head: stacking its few inputs costs less than stacking its many outputs
-        along = conv.kernel[0], conv.strides[0], (conv.pads[0], conv.pads[3])
-        sources = [volumes.with_halo(build, part, *along) for part in volumes.get(build, x)]
+        if any(
+            all(not 0 <= conv.index(d, k) < shape(x)[2] for k in range(conv.kernel[0]))
+            for d in range(shape(node.outputs[0])[2])
+        ):
+            return None
+        along = conv.extents[0], conv.strides[0], (conv.pads[0], conv.pads[3])
+        parts = volumes.get(build, x) if conv.groups == 1 else (volumes.with_all_channels(build, x),)
+        sources = [volumes.with_halo(build, part, *along) for part in parts]
         values = algorithms.ALGORITHMS[self._algorithm(conv, sources)].build(build, conv, sources)
         _, height, width = conv.sizes(sources[0])
         return (sources[0].like(values, channels=conv.outputs, height=height, width=width),)
@@ -163,7 +180,7 @@ class _Unrolling:
         """The name of the algorithm that makes a convolution; layers that are alike get the same."""
         size = (sources[0].depth, sources[0].height, sources[0].width)
         parts = tuple((source.channels, source.alike) for source in sources)
-        layer = Layer(parts, conv.outputs, conv.kernel, conv.strides, conv.pads, size)
+        layer = Layer(parts, conv.outputs, conv.kernel, conv.strides, conv.pads, size, conv.dilations, conv.groups)
         if (known := self.layers.get(str(layer))) is not None:
             known.convolutions += 1
             return known.algorithm
@@ -175,27 +192,48 @@ class _Unrolling:
         return name
 
     def _transposed(self, volumes: Volumes, build: Builder, node: ir.Node) -> Volume | None:
-        """Kernel = stride: every slice of the input makes its own slices of the output."""
+        """Every slice of the output from those of the input that the kernel's taps bring there."""
         x, conv = node.inputs[0], _read(node, self._max_bytes, transposed=True)
         assert x is not None
-        if conv is None or conv.kernel != conv.strides or any(conv.pads) or x not in volumes:
+        if conv is None or x not in volumes or conv.groups > 1 or set(conv.dilations) != {1}:
+            return None
+        _, channels, depth, height, width = shape(node.outputs[0])
+        first, stride = conv.pads[0], conv.strides[0]
+
+        def taps(index: int) -> list[tuple[int, int]]:
+            """For a slice of the output: slices of the input, each with the tap that brings it there."""
+            return [
+                ((index + first - k) // stride, k) for k in range(conv.kernel[0]) if (index + first - k) % stride == 0
+            ]
+
+        if not all(any(0 <= position < shape(x)[2] for position, _ in taps(index)) for index in range(depth)):
             return None
         source = volumes.with_all_channels(build, x)
-        times, *scale = conv.kernel
-        weights = [build("Gather", conv.weight, build.scalar(k), axis=2) for k in range(times)]
+        if depth != source.depth * stride:
+            source = slices.divide(build, source, 1)
+        each = [taps(index) for index in range(depth // source.chunks)]
+        source = volumes.with_neighbours(build, source, {position for some in each for position, _ in some})
+        plane: dict[str, Any] = {
+            "kernel_shape": conv.kernel[1:], "strides": conv.strides[1:], "pads": (*conv.pads[1:3], *conv.pads[4:6]),
+            "output_padding": node.attributes.get_ints("output_padding", (0, 0, 0))[1:],
+        }  # fmt: skip
         offset = () if conv.bias is None else (conv.bias,)
-        values = [
-            build("ConvTranspose", value, weight, *offset, kernel_shape=scale, strides=scale)
-            for value in source.values
-            for weight in weights
-        ]
-        height, width = source.height * scale[0], source.width * scale[1]
-        return (source.like(values, channels=conv.outputs, height=height, width=width),)
+        weights = [build("Gather", conv.weight, build.scalar(k), axis=2) for k in range(conv.kernel[0])]
+        known: dict[tuple[int, ...], ir.Value] = {}
+        values = []
+        for some in each:
+            found = [(value, k) for position, k in some if (value := source.get(position)) is not None]
+            numbers = tuple(k for _, k in found)
+            if numbers not in known:
+                known[numbers] = build.concat([weights[k] for k in numbers], 0)
+            together = build.concat([value for value, _ in found], 1)
+            values.append(build("ConvTranspose", together, known[numbers], *offset, **plane))
+        return (source.like(values, channels=channels, height=height, width=width),)
 
 
 def _is_volume(node: ir.Node) -> bool:
-    """Whether the node takes and gives float32 values (1, C, D, H, W), all sizes known."""
-    for value in (*node.inputs[:1], *node.outputs[:1]):
+    """Whether the node takes and gives float32 values (1, C, D, H, W), all sizes known; of two it may take one."""
+    for value in (*(() if node.op_type in BINARY else node.inputs[:1]), *node.outputs[:1]):
         if value is None or not is_static(value) or value.dtype != ir.DataType.FLOAT:
             return False
         sizes = shape(value)
@@ -214,22 +252,15 @@ def _read(node: ir.Node, max_bytes: int, *, transposed: bool) -> Convolution | N
     weight = node.inputs[1]
     if weight is None or weight.const_value is None or weight.shape is None or weight.const_value.nbytes > max_bytes:
         return None
-    kernel = shape(weight)[2:]
-    pads = node.attributes.get_ints("pads", (0,) * 6)
-    if (
-        group(node) != 1
-        or node.attributes.get_ints("dilations", (1, 1, 1)) != (1, 1, 1)
-        or pads_by_rule(node)
-        or any(node.attributes.get_ints("output_padding", ()))
-        or "output_shape" in node.attributes
-        or max(pads[0], pads[3]) >= kernel[0]
-    ):
-        return None
-    return Convolution(
+    conv = Convolution(
         weight,
         bias(node),
-        tuple(kernel),  # type: ignore[arg-type]
-        node.attributes.get_ints("strides", (1, 1, 1)),  # type: ignore[arg-type]
-        pads,  # type: ignore[arg-type]
+        tuple(shape(weight)[2:]),  # type: ignore[arg-type]
+        tuple(node.attributes.get_ints("strides", (1, 1, 1))),  # type: ignore[arg-type]
+        tuple(node.attributes.get_ints("pads", (0,) * 6)),  # type: ignore[arg-type]
         shape(weight)[1 if transposed else 0],
+        tuple(node.attributes.get_ints("dilations", (1, 1, 1))),  # type: ignore[arg-type]
+        group(node),
     )
+    declined = pads_by_rule(node) or "output_shape" in node.attributes
+    return None if declined or max(conv.pads[0], conv.pads[3]) >= conv.extents[0] else conv
