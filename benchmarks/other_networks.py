@@ -9,7 +9,6 @@ MONAI's networks need MONAI (`pip install --no-deps monai einops`). All weights 
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,6 +51,7 @@ def _nnunet(
         num_classes=3, conv_bias=True, norm_op=nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True},
         nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True}, deep_supervision=False, **more,
     )  # fmt: skip
+    network.decoder.seg_layers = network.decoder.seg_layers[-1:]  # the others are for training
     return network, shape
 
 
@@ -158,10 +158,6 @@ def table(root: Path) -> str:
             wrong = "" if peer.status == result.OK else " †"
             cells.append("-" if known is None else f"{known[0]:.2f}x{interval}{wrong}")
         lines.append(f"| {' | '.join(cells)} |")
-    passes = {
-        name: json.loads((root / name / "manifest.json").read_text()) for name in NETWORKS if (root / name).exists()
-    }
-    assert passes
     head = ["| network | input | ms | the stock graph | OpenVINO, stock graph |", "|---|---|---|---|---|"]
     return "\n".join([f"{docs.machine()}:", "", *head, *lines, ""])
 

@@ -23,6 +23,8 @@ UNARY = (
     "Log", "Mish", "Neg", "Relu", "Selu", "Sigmoid", "Softplus", "Softsign", "Sqrt", "Tanh", "ThresholdedRelu",
 )  # fmt: skip
 """Operators on each voxel of one volume. What else they take are numbers: bounds, or one for each channel."""
+SHORT = 1024
+"""Voxels of a slice that one sum may run over."""
 BINARY = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "PRelu")
 
 Rule = Callable[[Volumes, Builder, ir.Node], Volume | None]
@@ -196,11 +198,17 @@ def normalized(
 
     Statistics are of each slice while it is in the cache, put together exactly for the volume. With a value's mean m
     and the mean q of (x - m)^2 in each slice, over all slices: mean = mean(m) and
-    variance = mean(q) + mean((m - mean)^2). No sum runs over more voxels than a row or column has.
+    variance = mean(q) + mean((m - mean)^2). No sum runs over more than a row, a column, or a slice of ``SHORT`` voxels.
     What is left is one pass over each slice, as a depthwise convolution: ONNX Runtime adds the activation to it.
     """
     rows, columns, first = (build.integers(axis) for axis in (3, 2, 0))
     channels = source.channels
+    short = source.height * source.width <= SHORT
+    plane = build.integers(2, 3)
+
+    def over_slice(value: ir.Value, operator: str = "ReduceMean") -> ir.Value:
+        """The mean of each channel, or the sum of squares over a row, or a short slice, and then the mean of those."""
+        return build(operator, value, plane) if short else build("ReduceMean", build(operator, value, rows), columns)
 
     def over_groups(value: ir.Value) -> ir.Value:
         """The mean of each group of the channels (1, C, 1, 1), for each of them."""
@@ -211,17 +219,17 @@ def normalized(
 
     centred, means, squares = [], [], []
     for value in source.values:
-        mean = build("ReduceMean", build("ReduceMean", value, rows), columns)
+        mean = over_slice(value)
         if source.chunks > 1:  # they share the weights below
             mean = build("ReduceMean", mean, first)
         centre = build("Sub", value, mean)
         centred.append(centre)
         means.append(mean)
-        squares.append(build("ReduceMean", build("ReduceSumSquare", centre, rows), columns))
+        squares.append(over_slice(centre, "ReduceSumSquare"))
     all_means = build.concat(means, 0)
     off = build("Sub", all_means, over_groups(build("ReduceMean", all_means, first)))
     mean_square = over_groups(build("ReduceMean", build.concat(squares, 0), first))
-    within = build("Mul", mean_square, build.number(1 / source.width))
+    within = build("Mul", mean_square, build.number(1 / (source.width * (source.height if short else 1))))
     between = over_groups(build("ReduceMean", build("Mul", off, off), first))
     variance = build("Add", build("Add", within, between), build.number(epsilon))
     factor = build("Div", factors, build("Sqrt", variance))

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Self
 
 import onnx_ir as ir
 
-from segonnx.optimize import algorithms, depth_rules, group_norm, slices
+from segonnx.optimize import algorithms, depth_rules, group_norm
 from segonnx.optimize.algorithms.convolution import Convolution
+from segonnx.optimize.algorithms.transposed import transposed
 from segonnx.optimize.base import Rewrite
 from segonnx.optimize.builder import Builder
 from segonnx.optimize.choices import DEPTH_CHUNKS, Choices
@@ -164,11 +165,9 @@ class _Unrolling:
             return None
         if conv.kernel == (1, 1, 1) and _ends(node):
             return None  # a head: stacking its few inputs costs less than stacking its many outputs
-        if any(
-            all(not 0 <= conv.index(d, k) < shape(x)[2] for k in range(conv.kernel[0]))
-            for d in range(shape(node.outputs[0])[2])
-        ):
-            return None
+        depths, taps = [shape(value)[2] for value in (x, node.outputs[0])], range(conv.kernel[0])
+        if not all(any(0 <= conv.index(output, tap) < depths[0] for tap in taps) for output in range(depths[1])):
+            return None  # a slice of the output has the padding alone
         along = conv.extents[0], conv.strides[0], (conv.pads[0], conv.pads[3])
         parts = volumes.get(build, x) if conv.groups == 1 else (volumes.with_all_channels(build, x),)
         sources = [volumes.with_halo(build, part, *along) for part in parts]
@@ -192,43 +191,11 @@ class _Unrolling:
         return name
 
     def _transposed(self, volumes: Volumes, build: Builder, node: ir.Node) -> Volume | None:
-        """Every slice of the output from those of the input that the kernel's taps bring there."""
-        x, conv = node.inputs[0], _read(node, self._max_bytes, transposed=True)
-        assert x is not None
-        if conv is None or x not in volumes or conv.groups > 1 or set(conv.dilations) != {1}:
+        """A transposed convolution of a value that exists as slices."""
+        conv = _read(node, self._max_bytes, transposed=True)
+        if conv is None or node.inputs[0] not in volumes or set(conv.dilations) != {1}:
             return None
-        _, channels, depth, height, width = shape(node.outputs[0])
-        first, stride = conv.pads[0], conv.strides[0]
-
-        def taps(index: int) -> list[tuple[int, int]]:
-            """For a slice of the output: slices of the input, each with the tap that brings it there."""
-            return [
-                ((index + first - k) // stride, k) for k in range(conv.kernel[0]) if (index + first - k) % stride == 0
-            ]
-
-        if not all(any(0 <= position < shape(x)[2] for position, _ in taps(index)) for index in range(depth)):
-            return None
-        source = volumes.with_all_channels(build, x)
-        if depth != source.depth * stride:
-            source = slices.divide(build, source, 1)
-        each = [taps(index) for index in range(depth // source.chunks)]
-        source = volumes.with_neighbours(build, source, {position for some in each for position, _ in some})
-        plane: dict[str, Any] = {
-            "kernel_shape": conv.kernel[1:], "strides": conv.strides[1:], "pads": (*conv.pads[1:3], *conv.pads[4:6]),
-            "output_padding": node.attributes.get_ints("output_padding", (0, 0, 0))[1:],
-        }  # fmt: skip
-        offset = () if conv.bias is None else (conv.bias,)
-        weights = [build("Gather", conv.weight, build.scalar(k), axis=2) for k in range(conv.kernel[0])]
-        known: dict[tuple[int, ...], ir.Value] = {}
-        values = []
-        for some in each:
-            found = [(value, k) for position, k in some if (value := source.get(position)) is not None]
-            numbers = tuple(k for _, k in found)
-            if numbers not in known:
-                known[numbers] = build.concat([weights[k] for k in numbers], 0)
-            together = build.concat([value for value, _ in found], 1)
-            values.append(build("ConvTranspose", together, known[numbers], *offset, **plane))
-        return (source.like(values, channels=channels, height=height, width=width),)
+        return transposed(volumes, build, node, conv)
 
 
 def _is_volume(node: ir.Node) -> bool:

@@ -84,6 +84,19 @@ def test_any_convolution(
     assert of_zeros or kernel == (1, 1, 1) or no_conv3d(model)
 
 
+@pytest.mark.parametrize(("channels", "taps", "convolutions"), [(1, 7, 4), (1, 5, 4), (1, 3, 10), (2, 7, 25)])
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_the_taps_of_a_large_kernel_on_few_channels_are_made_together(
+    channels: int, taps: int, convolutions: int, chunks: int
+) -> None:
+    graph = Graph([1, channels, 8, 9, 10])
+    weights = graph.weight(6, channels, taps, 7, 7), graph.weight(6)
+    graph.add("Conv", "x", *weights, strides=[2, 2, 2], pads=[taps // 2, 3, 3] * 2)
+    model = check(graph, UnrollDepthPass(depth_chunks=chunks))
+    if chunks == 1:
+        assert operators(model)["Conv"] == convolutions
+
+
 @few
 @given(
     st.tuples(st.integers(2, 24), sizes, sizes), st.integers(1, 6), st.integers(1, 20), st.integers(0, 4),
@@ -180,7 +193,7 @@ def test_other_convolutions_stay(attributes: dict[str, Any]) -> None:
 
 @few
 @given(
-    st.tuples(st.integers(2, 16), st.integers(1, 5), st.integers(1, 5)), st.integers(1, 3),
+    st.tuples(st.integers(2, 16), st.integers(1, 5), st.integers(1, 5)), st.integers(0, 8),
     st.tuples(*[st.integers(1, 4)] * 3), st.tuples(*[st.integers(1, 3)] * 3), st.tuples(*[st.integers(0, 2)] * 6),
     st.booleans(), st.booleans(), chunks,
 )  # fmt: skip
@@ -194,6 +207,7 @@ def test_transposed_convolutions_that_overlap(
     bias: bool,
     chunks: int,
 ) -> None:
+    channels, groups = channels % 3 + 1, 1 + channels // 3
     pads = tuple(min(pad, kernel[axis % 3] - 1) for axis, pad in enumerate(pads))
     padding = [stride - 1 if more else 0 for stride in strides]
     sizes = [
@@ -202,9 +216,10 @@ def test_transposed_convolutions_that_overlap(
     if min(sizes) < 1:
         return
     graph = Graph([1, 2, *size])
-    graph.add("Conv", "x", graph.weight(channels, 2, 3, 3, 3), pads=[1] * 6)
-    weights = [graph.weight(channels, 3, *kernel), *([graph.weight(3)] if bias else [])]
-    graph.add("ConvTranspose", graph.last, *weights, strides=strides, pads=pads, output_padding=padding)
+    graph.add("Conv", "x", graph.weight(channels * groups, 2, 3, 3, 3), pads=[1] * 6)
+    weights = [graph.weight(channels * groups, 3, *kernel), *([graph.weight(3 * groups)] if bias else [])]
+    attributes = {"strides": strides, "pads": pads, "output_padding": padding, "group": groups}
+    graph.add("ConvTranspose", graph.last, *weights, **attributes)
     graph.add("Relu", graph.last)
     model = check(graph, UnrollDepthPass(depth_chunks=chunks))
     made = {len(shape_of(node.inputs[0])) for node in model.graph if node.op_type == "ConvTranspose"}
