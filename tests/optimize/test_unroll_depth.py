@@ -84,17 +84,16 @@ def test_any_convolution(
     assert of_zeros or kernel == (1, 1, 1) or no_conv3d(model)
 
 
-@pytest.mark.parametrize(("channels", "taps", "convolutions"), [(1, 7, 4), (1, 5, 4), (1, 3, 10), (2, 7, 25)])
+@pytest.mark.parametrize(("channels", "taps", "together"), [(1, 7, True), (1, 5, True), (1, 3, False), (2, 7, False)])
 @pytest.mark.parametrize("chunks", [1, 2])
 def test_the_taps_of_a_large_kernel_on_few_channels_are_made_together(
-    channels: int, taps: int, convolutions: int, chunks: int
+    channels: int, taps: int, together: bool, chunks: int
 ) -> None:
     graph = Graph([1, channels, 8, 9, 10])
     weights = graph.weight(6, channels, taps, 7, 7), graph.weight(6)
     graph.add("Conv", "x", *weights, strides=[2, 2, 2], pads=[taps // 2, 3, 3] * 2)
     model = check(graph, UnrollDepthPass(depth_chunks=chunks))
-    if chunks == 1:
-        assert operators(model)["Conv"] == convolutions
+    assert (operators(model)["Conv"] <= 4) is together
 
 
 @few
@@ -223,7 +222,10 @@ def test_transposed_convolutions_that_overlap(
     graph.add("Relu", graph.last)
     model = check(graph, UnrollDepthPass(depth_chunks=chunks))
     made = {len(shape_of(node.inputs[0])) for node in model.graph if node.op_type == "ConvTranspose"}
-    holes = kernel[0] < strides[0] or padding[0] > max(0, kernel[0] - 1 - pads[3])
+    holes = any(
+        not any((index + pads[0] - k) in range(0, size[0] * strides[0], strides[0]) for k in range(kernel[0]))
+        for index in range(sizes[0])
+    )
     assert made == {4} or holes
 
 
