@@ -81,6 +81,7 @@ def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
     dynamic: bool = False,
     divisor: int = 32,
     optimize: Literal["cpu", "none"] = "cpu",
+    cpu: Literal["avx512", "avx2", "native"] = "avx512",
     opset: int = 20,
     ir_version: int | None = None,
     overwrite: bool = False,
@@ -126,6 +127,8 @@ def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
         dynamic: leave batch and spatial sizes open; the file is then checked at two sizes.
         divisor: what every spatial size must be a multiple of, where they are open.
         optimize: ``cpu`` rewrites the graph for CPUs in standard operators; ``none`` keeps it as PyTorch writes it.
+        cpu: the processors that are to run it; ``native`` is this one. It matters to convolutions in groups of 8
+            channels alone.
         opset: the version of ONNX's operators, from 17 to 23.
         ir_version: the version of ONNX's file format; the least that the opset has, if None.
         overwrite: replace what is there.
@@ -170,6 +173,7 @@ def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
         dynamic=dynamic,
         divisor=divisor,
         optimize=optimize,
+        cpu=cpu,
         opset=opset,
         ir_version=ir_version,
         overwrite=overwrite,

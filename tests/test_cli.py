@@ -61,6 +61,7 @@ def _heavy_after(code: str) -> str:
 
 def test_choices_are_those_of_the_library() -> None:
     assert get_args(Optimize) == export.OPTIMIZE
+    assert settings.CPUS == export.CPUS
     assert get_args(settings.OutputKind) == export.OUTPUTS
     assert get_args(folder.Which) == export.CHECKPOINTS
     assert get_args(plan.Autocast) == bench.AUTOCAST

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segonnx.artifacts.agreement import compound_contradiction, contradiction
 from segonnx.artifacts.layout import CPU_MODEL, MANIFEST, MODEL
-from segonnx.core import documents, files
+from segonnx.core import documents, files, hardware
 from segonnx.core.decisions import Decision, of_output
 from segonnx.core.pixels import channels_first
 from segonnx.errors import InputError, VerifyError
@@ -23,6 +24,8 @@ MAX_BYTES = 16 * 2**20
 """A larger manifest isn't read."""
 
 Manifest = dict[str, Any]
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def seal(content: Manifest) -> bytes:
@@ -139,8 +142,24 @@ def gives_labels(content: Manifest) -> bool:
 
 
 def cpu_model(content: Manifest) -> str:
-    """The file of the graph that ONNX Runtime's CPU provider runs fastest."""
+    """The file of the graph for ONNX Runtime's CPU provider."""
     return CPU_MODEL if "cpu_graph" in content else MODEL
+
+
+def fastest_model(content: Manifest) -> str:
+    """The file of the graph that is fastest in ONNX Runtime on this processor."""
+    graph = content.get("cpu_graph", {})
+    made_for = graph.get("blocks")
+    if made_for is None or made_for["cpu"] == hardware.blocks():
+        return cpu_model(content)
+    if set(made_for["rewrites"]) == set(graph["rewrites"]):
+        return MODEL  # nothing else was rewritten, and that loses here
+    _LOGGER.warning(
+        "%s was rewritten for processors with %s, and this one has none: export with --cpu native for it",
+        content["name"],
+        made_for["cpu"].upper().replace("AVX", "AVX-"),
+    )
+    return cpu_model(content)
 
 
 def models(content: Manifest) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ def from_artifact(
         modality=content["preprocessing"]["modality"],
         num_classes=num_classes,
         artifact=folder,
-        cpu_model=manifest.cpu_model(content),
+        cpu_model=manifest.fastest_model(content),
         recorded=folder,
         rewritten=derives(content["rewrites"]),
         derives=derives([*content["rewrites"], *content.get("cpu_graph", {}).get("rewrites", ())]),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from segonnx.sources.catalog import ModelSpec
 
 OPTIMIZE = ("cpu", "none")
+CPUS = ("avx512", "avx2", "native")
 OUTPUTS = ("logits", "probabilities", "labels")
 INPUTS = ("float", "uint8-nhwc", "uint8-nchw")
 BACKENDS = ("ort", "openvino")
@@ -57,6 +58,7 @@ class Request:
     batch: int
     dynamic: bool
     optimize: Literal["cpu", "none"]
+    cpu: Literal["avx512", "avx2", "native"]
     tune: bool
     tune_time: float | None
     tuning: Path | None
@@ -167,6 +169,13 @@ class Request:
     default="cpu",
     show_default=True,
     help="Rewrite the graph for CPUs, in standard ONNX; none: the graph as PyTorch wrote it.",
+)
+@click.option(
+    "--cpu",
+    type=click.Choice(CPUS),
+    default="avx512",
+    show_default=True,
+    help="Processors that are to run the file; native: this one. It matters to networks with groups of 8 channels.",
 )
 @click.option("--tune", is_flag=True, help="Choose the rewrites by timing them on this machine: some minutes.")
 @click.option(
@@ -493,6 +502,7 @@ def _settings(request: Request) -> Settings:
         batch=request.batch,
         dynamic=request.dynamic,
         optimize=request.optimize,
+        cpu=request.cpu,
         tune=request.tune,
         tune_time=request.tune_time or pipeline.TUNE_S,
         tuning=request.tuning,

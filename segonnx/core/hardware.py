@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 PACKAGES = (
     "segonnx",
@@ -47,6 +48,16 @@ def cpu_flags() -> list[str]:
 
     flags = set(cpuinfo.get_cpu_info().get("flags", ()))
     return [flag for flag in _FLAGS if flag in flags or flag.replace("_", "") in flags]
+
+
+Blocks = Literal["avx512", "avx2"]
+"""How many channels ONNX Runtime's blocked kernels take at once: 16 with AVX-512, and on Arm, otherwise 8."""
+
+
+@functools.cache
+def blocks() -> Blocks:
+    """Which blocks ONNX Runtime has on this processor."""
+    return "avx512" if {"avx512f", "neon", "asimd"} & set(cpu_flags()) else "avx2"
 
 
 def has_bf16() -> bool:

@@ -28,6 +28,7 @@ from segonnx.exporters.opsets import OPSET
 from segonnx.exporters.parity import DTYPE, Measured, Parity
 from segonnx.exporters.prepare import Prepared, Values
 from segonnx.exporters.settings import Settings
+from segonnx.optimize import FOR_BLOCKS
 from segonnx.sources.catalog import ModelSpec
 
 
@@ -94,6 +95,7 @@ def arguments(
         "tune": settings.tune or None,
         "tuning_sha256": None if tuning is None else _digest(tuning),
         "max_weight_growth": settings.max_weight_growth,
+        "cpu": None if settings.blocks == "avx512" else settings.blocks,
         "opset": None if settings.opset == OPSET else settings.opset,
         "ir_version": settings.ir_version,
         "output": None if settings.output == "logits" else settings.output,
@@ -229,6 +231,8 @@ def compose(
             "rewrites": list(cpu.rewrites),
             "parity": _worst(findings.measured[CPU_MODEL]),
         }
+        if those := [name for name in cpu.rewrites if name in FOR_BLOCKS]:
+            content["cpu_graph"]["blocks"] = {"cpu": settings.blocks, "rewrites": those}
     if findings.also:
         content["parity"]["also"] = [one.entry for one in findings.also]
     return content if findings.tuning is None else {**content, "tuning": findings.tuning}

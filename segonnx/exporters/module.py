@@ -23,7 +23,7 @@ from segonnx.exporters.module_inputs import MORE_TYPES, Call, dtype_of
 from segonnx.exporters.module_outputs import Key, OutputAxes
 from segonnx.exporters.opsets import OPSET
 from segonnx.exporters.pipeline import Exported
-from segonnx.exporters.settings import InputKind, OutputKind, Settings
+from segonnx.exporters.settings import Cpu, InputKind, OutputKind, Settings
 from segonnx.optimize import Optimize
 from segonnx.sources.catalog import ModelSpec, MoreInput
 
@@ -53,6 +53,7 @@ class ModuleExport:
     dynamic: bool = False
     divisor: int = 32
     optimize: Optimize = "cpu"
+    cpu: Cpu = "avx512"
     opset: int = OPSET
     ir_version: int | None = None
     overwrite: bool = False
@@ -92,6 +93,7 @@ def export(
             batch=call.image.shape[0],
             dynamic=how.dynamic,
             optimize=how.optimize,
+            cpu=how.cpu,
             opset=how.opset,
             ir_version=how.ir_version,
             output=how.result,

@@ -197,7 +197,7 @@ class _Job:
 
     def _convert(self, tuning: Tuning | None) -> Converted:
         chosen = Choices() if tuning is None else parse_tuning(tuning, "the tuning")
-        chosen = replace(chosen, max_weight_growth=self.settings.max_weight_growth)
+        chosen = replace(chosen, max_weight_growth=self.settings.max_weight_growth, blocks=self.settings.blocks)
         return self.steps.convert("convert", self._conversion(self.settings.optimize, chosen, self.work / MODEL))
 
     def _conversion(self, optimize: Optimize, chosen: Choices, path: Path) -> Conversion:

@@ -21,6 +21,10 @@ InputKind = Literal["float", "uint8-nhwc", "uint8-nchw"]
 """What ``segonnx export --input`` takes."""
 INPUTS: tuple[InputKind, ...] = get_args(InputKind)
 
+Cpu = hardware.Blocks | Literal["native"]
+"""What ``segonnx export --cpu`` takes."""
+CPUS: tuple[Cpu, ...] = (*get_args(hardware.Blocks), "native")
+
 TUNE_S = 600.0
 """Seconds that the search of ``--tune`` may take, where nothing else is said."""
 
@@ -40,6 +44,7 @@ class Settings:
         batch: instances per pass.
         dynamic: leave batch and spatial sizes open.
         optimize: which rewrites to apply; ``none`` gives the graph as torch wrote it.
+        cpu: the processors that are to run the graph; ``native`` is this one.
         tune: choose the rewrites by timing them on this machine.
         tune_time: seconds that the search may take.
         tuning: a manifest whose choices are taken, instead of the package's.
@@ -70,6 +75,7 @@ class Settings:
     batch: int = 1
     dynamic: bool = False
     optimize: Optimize = "cpu"
+    cpu: Cpu = "avx512"
     tune: bool = False
     tune_time: float = TUNE_S
     tuning: Path | None = None
@@ -87,6 +93,11 @@ class Settings:
     labels: Labels | None = None
     weights_prefix: str | None = None
     check_with: tuple[str, ...] = ()
+
+    @property
+    def blocks(self) -> hardware.Blocks:
+        """The blocks of the processors that are to run the graph."""
+        return hardware.blocks() if self.cpu == "native" else self.cpu
 
     @property
     def weights(self) -> Weights:

@@ -12,6 +12,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from segonnx.core.hardware import Blocks
 from segonnx.errors import InputError
 from segonnx.optimize.base import Rewrite
 from segonnx.optimize.choices import Choices
@@ -36,6 +37,11 @@ PASSES: tuple[type[Rewrite], ...] = (
     StableInstanceNormPass,
 )
 """Every rewrite, in the order in which they run. Manifests and tunings name them by their classes."""
+
+FOR_BLOCKS: Mapping[str, Blocks] = {
+    rewrite.__name__: rewrite.blocks for rewrite in PASSES if rewrite.blocks is not None
+}
+"""Names of the rewrites that gain on some processors, and lose on others."""
 
 OPTIONAL = tuple(rewrite.__name__ for rewrite in PASSES if rewrite.for_speed)
 """Names of the rewrites that a tuning may leave out."""
@@ -90,7 +96,7 @@ def run(model: ir.Model, choices: Choices) -> Rewritten:
 
 
 def _is_wanted(kind: type[Rewrite], choices: Choices) -> bool:
-    if kind.__name__ in choices.without:
+    if kind.__name__ in choices.without or kind.blocks not in (None, choices.blocks):
         return False
     return choices.max_weight_growth is None or kind.weight_growth <= choices.max_weight_growth
 

@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 
 import onnx_ir as ir
 
+from segonnx.core.hardware import Blocks
 from segonnx.optimize.choices import Choices
 from segonnx.optimize.layers import RewrittenLayer
 
@@ -24,12 +25,14 @@ class Rewrite(ir.passes.InPlacePass):
         for_speed: the rewrite is there for speed alone, so tuning may leave it out.
         weight_growth: how many times the bytes of a weight the runtime computes with, where the rewrite can't adapt to
             ``Choices.max_weight_growth``. It is left out where the bound is lower.
+        blocks: the processors that it gains on, where it doesn't on all.
         min_opset: the lowest opset whose operators the rewrite can use.
         layers: the layers whose algorithm can be chosen, as the last call found them, by their text.
     """
 
     for_speed: ClassVar[bool] = True
     weight_growth: ClassVar[float] = 1.0
+    blocks: ClassVar[Blocks | None] = None
     min_opset: ClassVar[int] = 1
 
     def __init__(self) -> None:

@@ -18,6 +18,8 @@ class Layer:
         strides: in depth, height and width.
         pads: zeros before depth, height and width, and after them.
         size: depth, height and width of the input.
+        dilations: in depth, height and width.
+        groups: that the channels are divided into.
     """
 
     sources: tuple[tuple[int, int], ...]
@@ -26,6 +28,8 @@ class Layer:
     strides: tuple[int, ...]
     pads: tuple[int, ...]
     size: tuple[int, ...]
+    dilations: tuple[int, ...] = (1, 1, 1)
+    groups: int = 1
 
     @property
     def inputs(self) -> int:
@@ -35,15 +39,17 @@ class Layer:
     @property
     def weights(self) -> int:
         """Numbers in the weight."""
-        return self.inputs * self.outputs * math.prod(self.kernel)
+        return self.inputs * self.outputs * math.prod(self.kernel) // self.groups
 
     def __str__(self) -> str:
         def numbers(values: Sequence[int]) -> str:
             return str(values[0]) if len(set(values)) == 1 else "x".join(map(str, values))
 
         inputs = "+".join(f"{channels}" if alike == 1 else f"{channels}(x{alike})" for channels, alike in self.sources)
+        more = f" d{numbers(self.dilations)}" if set(self.dilations) != {1} else ""
+        more += f" g{self.groups}" if self.groups > 1 else ""
         return (
-            f"{inputs}->{self.outputs} k{numbers(self.kernel)} s{numbers(self.strides)} p{numbers(self.pads)} "
+            f"{inputs}->{self.outputs} k{numbers(self.kernel)} s{numbers(self.strides)} p{numbers(self.pads)}{more} "
             f"{'x'.join(map(str, self.size))}"
         )
 

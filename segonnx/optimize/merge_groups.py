@@ -30,6 +30,8 @@ class MergeGroupsPass(Rewrite):
         groups make the input and alone take the output, activations between them. What doesn't match stays.
     """
 
+    blocks = "avx512"  # with AVX2 a group of 8 fills a block, and the zeros are work for nothing
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
         for node in list(model.graph):

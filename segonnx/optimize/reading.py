@@ -70,9 +70,25 @@ def repeats(node: ir.Node) -> list[int] | None:
         node.attributes.get_string("nearest_mode", "round_prefer_floor"),
     )
     nearest = node.attributes.get_string("mode", "nearest") == "nearest"
-    if not nearest or modes not in REPEATING or "axes" in node.attributes:
+    return _whole_factors(node) if nearest and modes in REPEATING else None
+
+
+def enlarges_linearly(node: ir.Node) -> list[int] | None:
+    """How many times as large a Resize makes each axis, linearly between the middles of voxels; None elsewhere."""
+    if not is_static(node.inputs[0]) or not is_static(node.outputs[0]):
         return None
-    if any(large % small for small, large in zip(shape(before), shape(after), strict=True)):
+    middles = node.attributes.get_string("coordinate_transformation_mode", "half_pixel").endswith("half_pixel")
+    linear = node.attributes.get_string("mode", "nearest") == "linear"
+    smooth = node.attributes.get_int("antialias", 0) or node.attributes.get_int("exclude_outside", 0)
+    return _whole_factors(node) if linear and middles and not smooth else None
+
+
+def _whole_factors(node: ir.Node) -> list[int] | None:
+    """The whole factors of a Resize of static shape; None where one isn't whole."""
+    before, after = node.inputs[0], node.outputs[0]
+    if "axes" in node.attributes or any(
+        large % small for small, large in zip(shape(before), shape(after), strict=True)
+    ):
         return None
     factors = [large // small for small, large in zip(shape(before), shape(after), strict=True)]
     scales = node.inputs[2] if len(node.inputs) > 2 else None

@@ -13,10 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 
 from segonnx.optimize.builder import Builder
+
+Outside = Literal["zeros", "least", "edge"]
+"""What lies outside of a volume: zeros, the least number of float32, or the slice at the edge."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +106,29 @@ def divide(build: Builder, slices: Slices, chunks: int) -> Slices:
     return slices.like((values[group] for group in groups), chunks=chunks)
 
 
-def halo(build: Builder, slices: Slices, index: int) -> ir.Value:
-    """What lies at an index before the first value or after the last: slices of other chunks, and zeros at the ends."""
-    parts = build.split(slices.values[index % slices.count], [1] * slices.chunks, 0)
-    zeros = build.filled(0.0, 1, slices.channels, slices.height, slices.width)
+def halo(build: Builder, slices: Slices, index: int, outside: Outside) -> ir.Value:
+    """What lies at an index before the first value or after the last: slices of other chunks.
+
+    Args:
+        build: takes the nodes.
+        slices: the slices.
+        index: in a chunk, below 0 or from the number of its values on.
+        outside: what lies outside of the volume.
+    """
     chunks = range(slices.chunks)
-    sources = [chunk + index // slices.count for chunk in chunks]
-    return build.concat([parts[source] if source in chunks else zeros for source in sources], 0)
+
+    def part(chunk: int) -> ir.Value:
+        """A slice of a chunk by its index, which may lie in another one."""
+        other, position = chunk + index // slices.count, index % slices.count
+        if other not in chunks and outside != "edge":
+            number = 0.0 if outside == "zeros" else float(np.finfo(np.float32).min)
+            return build.filled(number, 1, slices.channels, slices.height, slices.width)
+        if other not in chunks:
+            other, position = (0, 0) if other < 0 else (slices.chunks - 1, slices.count - 1)
+        value = slices.values[position]
+        if value not in parts:
+            parts[value] = build.split(value, [1] * slices.chunks, 0)
+        return parts[value][other]
+
+    parts: dict[ir.Value, tuple[ir.Value, ...]] = {}
+    return build.concat([part(chunk) for chunk in chunks], 0)

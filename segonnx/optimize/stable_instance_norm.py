@@ -24,6 +24,8 @@ from segonnx.optimize.reading import is_operator
 
 SMALL = 1024
 """Channels of at most this many voxels keep the operator: their sums are short enough."""
+ROW = 128
+"""Voxels that a sum runs over at most, where an axis is longer than ``SMALL`` and its divisors allow."""
 
 
 class StableInstanceNormPass(Rewrite):
@@ -53,11 +55,14 @@ def _is_large(node: ir.Node) -> bool:
 
 
 def _replace(graph: ir.Graph, node: ir.Node) -> None:
-    x, scale, bias = node.inputs
-    assert x is not None and scale is not None and bias is not None and x.shape is not None
-    rank = x.shape.rank()
+    given, scale, bias = node.inputs
+    assert given is not None and scale is not None and bias is not None and given.shape is not None
     epsilon = node.attributes.get_float("epsilon", 1e-5)
     build = Builder(graph)
+    x, rank = given, given.shape.rank()
+    known = [size for size in given.shape[2:] if isinstance(size, int)]
+    if 2 + len(known) == rank and (axes := [part for size in known for part in _parted(size)]) != known:
+        x, rank = build.reshape(given, 0, 0, *axes), 2 + len(axes)
 
     def over_axes(first: str, value: ir.Value) -> ir.Value:
         """(N, C, 1, ...): a reduction over the last axis, then means over the others, one at a time."""
@@ -71,10 +76,10 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
     square = over_axes("ReduceSumSquare", centred)
     length = build("Cast", build("Shape", centred, start=-1), to=int(ir.DataType.FLOAT))
     variance = build("Div", square, length)
-    if x.shape[0] == 1:
+    if given.shape[0] == 1:
         # One instance: BatchNormalization with this instance's statistics does the rest in one pass over the voxels.
         flat = build("Squeeze", variance, build.integers(0, *range(2, rank)))
-        channels = int(x.shape[1])  # type: ignore[arg-type]
+        channels = int(given.shape[1])  # type: ignore[arg-type]
         zero = build.constant(f"zeros_{channels}", np.zeros(channels, np.float32))
         y = build("BatchNormalization", centred, scale, bias, zero, flat, epsilon=epsilon)
     else:
@@ -82,5 +87,17 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
         deviation = build("Sqrt", build("Add", variance, build.number(epsilon)))
         factor = build("Div", build.reshape(scale, *column), deviation)
         y = build("Add", build("Mul", centred, factor), build.reshape(bias, *column))
-
+    if x is not given:
+        y = build("Reshape", y, build("Shape", given))
     build.replace(node, y)
+
+
+def _parted(size: int) -> tuple[int, ...]:
+    """A long axis as several whose product it is, each at most ``ROW`` where its divisors allow; a short one as it is.
+
+    A norm over groups of channels has one axis for all voxels of a group.
+    """
+    if size <= SMALL:
+        return (size,)
+    row = next(row for row in range(ROW, 0, -1) if size % row == 0)
+    return (size,) if row == 1 else (*_parted(size // row), row)

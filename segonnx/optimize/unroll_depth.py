@@ -13,12 +13,14 @@ from typing import Self
 
 import onnx_ir as ir
 
-from segonnx.optimize import algorithms
+from segonnx.optimize import algorithms, depth_rules, group_norm
 from segonnx.optimize.algorithms.convolution import Convolution
+from segonnx.optimize.algorithms.transposed import transposed
 from segonnx.optimize.base import Rewrite
 from segonnx.optimize.builder import Builder
 from segonnx.optimize.choices import DEPTH_CHUNKS, Choices
-from segonnx.optimize.depth_rules import RULES, Rule
+from segonnx.optimize.depth_rules import BINARY, RULES, Rule
+from segonnx.optimize.group_norm import GroupNorm
 from segonnx.optimize.layers import Layer, RewrittenLayer
 from segonnx.optimize.reading import bias, group, is_static, pads_by_rule, shape
 from segonnx.optimize.slices import Volume
@@ -129,16 +131,26 @@ class _Unrolling:
     def run(self) -> bool:
         """Rewrite the graph; whether anything changed."""
         rules: Mapping[str, Rule] = {**RULES, "Conv": self._convolution, "ConvTranspose": self._transposed}
+        norms = {norm.nodes[0]: norm for norm in group_norm.find(self._graph)}
         replaced: list[ir.Node] = []
+        waiting: dict[ir.Node, GroupNorm | None] = {}
         for node in list(self._graph):
-            rule = rules.get(node.op_type) if node.domain == "" else None
             build = Builder(self._graph)
-            volume = rule(self._volumes, build, node) if rule is not None and _is_volume(node) else None
-            if volume is None:
-                self._volumes.stack_inputs(node)
-                continue
-            self._volumes.put(build, node.outputs[0], volume)
-            build.insert_before(node)
+            if node in norms and norms[node].x in self._volumes:
+                # Its nodes are replaced where the last of them is.
+                waiting |= dict.fromkeys(norms[node].nodes) | {norms[node].nodes[-1]: norms[node]}
+            if node in waiting:
+                norm = waiting[node]
+                volume = None if norm is None else depth_rules.group_norm(self._volumes, build, norm)
+            else:
+                rule = rules.get(node.op_type) if node.domain == "" else None
+                volume = rule(self._volumes, build, node) if rule is not None and _is_volume(node) else None
+                if volume is None:
+                    self._volumes.stack_inputs(node)
+                    continue
+            if volume is not None:
+                self._volumes.put(build, node.outputs[0], volume)
+                build.insert_before(node)
             replaced.append(node)
         self._volumes.stack_outputs()
         for node in reversed(replaced):
@@ -153,8 +165,12 @@ class _Unrolling:
             return None
         if conv.kernel == (1, 1, 1) and _ends(node):
             return None  # a head: stacking its few inputs costs less than stacking its many outputs
-        along = conv.kernel[0], conv.strides[0], (conv.pads[0], conv.pads[3])
-        sources = [volumes.with_halo(build, part, *along) for part in volumes.get(build, x)]
+        depths, taps = [shape(value)[2] for value in (x, node.outputs[0])], range(conv.kernel[0])
+        if not all(any(0 <= conv.index(output, tap) < depths[0] for tap in taps) for output in range(depths[1])):
+            return None  # a slice of the output has the padding alone
+        along = conv.extents[0], conv.strides[0], (conv.pads[0], conv.pads[3])
+        parts = volumes.get(build, x) if conv.groups == 1 else (volumes.with_all_channels(build, x),)
+        sources = [volumes.with_halo(build, part, *along) for part in parts]
         values = algorithms.ALGORITHMS[self._algorithm(conv, sources)].build(build, conv, sources)
         _, height, width = conv.sizes(sources[0])
         return (sources[0].like(values, channels=conv.outputs, height=height, width=width),)
@@ -163,7 +179,7 @@ class _Unrolling:
         """The name of the algorithm that makes a convolution; layers that are alike get the same."""
         size = (sources[0].depth, sources[0].height, sources[0].width)
         parts = tuple((source.channels, source.alike) for source in sources)
-        layer = Layer(parts, conv.outputs, conv.kernel, conv.strides, conv.pads, size)
+        layer = Layer(parts, conv.outputs, conv.kernel, conv.strides, conv.pads, size, conv.dilations, conv.groups)
         if (known := self.layers.get(str(layer))) is not None:
             known.convolutions += 1
             return known.algorithm
@@ -175,27 +191,16 @@ class _Unrolling:
         return name
 
     def _transposed(self, volumes: Volumes, build: Builder, node: ir.Node) -> Volume | None:
-        """Kernel = stride: every slice of the input makes its own slices of the output."""
-        x, conv = node.inputs[0], _read(node, self._max_bytes, transposed=True)
-        assert x is not None
-        if conv is None or conv.kernel != conv.strides or any(conv.pads) or x not in volumes:
+        """A transposed convolution of a value that exists as slices."""
+        conv = _read(node, self._max_bytes, transposed=True)
+        if conv is None or node.inputs[0] not in volumes or set(conv.dilations) != {1}:
             return None
-        source = volumes.with_all_channels(build, x)
-        times, *scale = conv.kernel
-        weights = [build("Gather", conv.weight, build.scalar(k), axis=2) for k in range(times)]
-        offset = () if conv.bias is None else (conv.bias,)
-        values = [
-            build("ConvTranspose", value, weight, *offset, kernel_shape=scale, strides=scale)
-            for value in source.values
-            for weight in weights
-        ]
-        height, width = source.height * scale[0], source.width * scale[1]
-        return (source.like(values, channels=conv.outputs, height=height, width=width),)
+        return transposed(volumes, build, node, conv)
 
 
 def _is_volume(node: ir.Node) -> bool:
-    """Whether the node takes and gives float32 values (1, C, D, H, W), all sizes known."""
-    for value in (*node.inputs[:1], *node.outputs[:1]):
+    """Whether the node takes and gives float32 values (1, C, D, H, W), all sizes known; of two it may take one."""
+    for value in (*(() if node.op_type in BINARY else node.inputs[:1]), *node.outputs[:1]):
         if value is None or not is_static(value) or value.dtype != ir.DataType.FLOAT:
             return False
         sizes = shape(value)
@@ -214,22 +219,15 @@ def _read(node: ir.Node, max_bytes: int, *, transposed: bool) -> Convolution | N
     weight = node.inputs[1]
     if weight is None or weight.const_value is None or weight.shape is None or weight.const_value.nbytes > max_bytes:
         return None
-    kernel = shape(weight)[2:]
-    pads = node.attributes.get_ints("pads", (0,) * 6)
-    if (
-        group(node) != 1
-        or node.attributes.get_ints("dilations", (1, 1, 1)) != (1, 1, 1)
-        or pads_by_rule(node)
-        or any(node.attributes.get_ints("output_padding", ()))
-        or "output_shape" in node.attributes
-        or max(pads[0], pads[3]) >= kernel[0]
-    ):
-        return None
-    return Convolution(
+    conv = Convolution(
         weight,
         bias(node),
-        tuple(kernel),  # type: ignore[arg-type]
-        node.attributes.get_ints("strides", (1, 1, 1)),  # type: ignore[arg-type]
-        pads,  # type: ignore[arg-type]
+        tuple(shape(weight)[2:]),  # type: ignore[arg-type]
+        tuple(node.attributes.get_ints("strides", (1, 1, 1))),  # type: ignore[arg-type]
+        tuple(node.attributes.get_ints("pads", (0,) * 6)),  # type: ignore[arg-type]
         shape(weight)[1 if transposed else 0],
+        tuple(node.attributes.get_ints("dilations", (1, 1, 1))),  # type: ignore[arg-type]
+        group(node),
     )
+    declined = pads_by_rule(node) or "output_shape" in node.attributes
+    return None if declined or max(conv.pads[0], conv.pads[3]) >= conv.extents[0] else conv

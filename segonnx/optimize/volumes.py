@@ -10,7 +10,7 @@ import onnx_ir as ir
 from segonnx.optimize import slices
 from segonnx.optimize.builder import Builder
 from segonnx.optimize.reading import shape
-from segonnx.optimize.slices import Slices, Volume
+from segonnx.optimize.slices import Outside, Slices, Volume
 
 SHORTEST = 4
 """Slices that a depth chunk has at least. Of a shorter one, too many slices would be halo."""
@@ -41,7 +41,7 @@ class Volumes:
         self._chunks = chunks
         self._sliced: dict[ir.Value, Volume] = {}
         self._stacked: dict[ir.Value, ir.Value] = {}
-        self._halos: dict[tuple[tuple[ir.Value, ...], int], ir.Value] = {}
+        self._halos: dict[tuple[tuple[ir.Value, ...], int, Outside], ir.Value] = {}
 
     def __contains__(self, value: ir.Value | None) -> bool:
         return value in self._sliced
@@ -76,7 +76,13 @@ class Volumes:
         return self._stacked[value]
 
     def with_halo(
-        self, build: Builder, source: Slices, kernel: int, stride: int, pads: tuple[int, int] = (0, 0)
+        self,
+        build: Builder,
+        source: Slices,
+        kernel: int,
+        stride: int,
+        pads: tuple[int, int] = (0, 0),
+        outside: Outside = "zeros",
     ) -> Slices:
         """A source with what windows along its depth take from other chunks.
 
@@ -85,7 +91,8 @@ class Volumes:
             source: the slices.
             kernel: slices of a window.
             stride: slices from one window to the next.
-            pads: zeros before and after the depth.
+            pads: slices before and after the depth.
+            outside: what those hold.
 
         Returns:
             The source, in one chunk where the chunks of the output wouldn't follow from those of the source.
@@ -94,8 +101,16 @@ class Volumes:
         if source.chunks == 1 or depth * stride != source.depth or depth % source.chunks:
             return slices.divide(build, source, 1)
         taken = {d * stride - pads[0] + k for d in range(depth // source.chunks) for k in range(kernel)}
-        outside = sorted(taken - set(range(source.count)))
-        return replace(source, halo={index: self._halo(build, source, index) for index in outside})
+        return self.with_neighbours(build, source, taken, outside)
+
+    def with_neighbours(
+        self, build: Builder, source: Slices, taken: Iterable[int], outside: Outside = "zeros"
+    ) -> Slices:
+        """A source with those of the slices that are taken which lie in other chunks, by their indices."""
+        if source.chunks == 1:
+            return source
+        others = sorted(set(taken) - set(range(source.count)))
+        return replace(source, halo={index: self._halo(build, source, index, outside) for index in others})
 
     def stack_inputs(self, node: ir.Node) -> None:
         """Give a node that stays the whole values that it was written for."""
@@ -118,8 +133,8 @@ class Volumes:
     def _divided(self, build: Builder, source: Slices) -> Slices:
         return slices.divide(build, source, chunks_of(source.depth, self._chunks))
 
-    def _halo(self, build: Builder, source: Slices, index: int) -> ir.Value:
-        key = (source.values, index)
+    def _halo(self, build: Builder, source: Slices, index: int, outside: Outside) -> ir.Value:
+        key = (source.values, index, outside)
         if key not in self._halos:
-            self._halos[key] = slices.halo(build, source, index)
+            self._halos[key] = slices.halo(build, source, index, outside)
         return self._halos[key]

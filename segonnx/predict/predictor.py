@@ -83,7 +83,7 @@ class _Network:
         self.config = config.read(described, folder)
         self._folder, self._slots, self._lanes = folder, load.slots, 1
         self._input, self._output = described["inputs"][0]["name"], described["outputs"][0]["name"]
-        graph = folder / manifest.cpu_model(described)
+        graph = folder / manifest.fastest_model(described)
         self._window_s = run_seconds(graph, math.prod(self.config.window), load.timeout)
         # Windows that are little work are run one on each thread, and not one on all.
         work = described["macs"] * math.prod(self.config.window) / math.prod(manifest.checked_shape(described)[2:])

@@ -41,6 +41,12 @@ def no_conv3d(model: ir.Model) -> bool:
     return all(ranks[kernel.name] == 4 for kernel in kernels if kernel is not None)
 
 
+def shape_of(value: ir.Value | None) -> tuple[int, ...]:
+    """The shape that a rewritten value's numbers have, as ONNX Runtime would infer it."""
+    assert value is not None
+    return (0,) * 4 if value.shape is None else tuple(int(size) for size in value.shape)  # type: ignore[arg-type]
+
+
 sizes = st.integers(1, 9)
 depths = st.integers(1, 24)
 chunks = st.sampled_from([1, 2, 3])
@@ -49,28 +55,45 @@ algorithms = st.sampled_from(["winograd", "winograd4"])
 
 @few
 @given(
-    st.tuples(depths, sizes, sizes), st.tuples(st.integers(1, 5), st.integers(1, 20)),
+    st.tuples(depths, sizes, sizes), st.tuples(st.integers(1, 5), st.integers(1, 20), st.integers(1, 3)),
     st.tuples(*[st.sampled_from([1, 2, 3])] * 3), st.tuples(*[st.sampled_from([1, 2, 3])] * 3),
-    st.tuples(*[st.integers(0, 1)] * 6), st.booleans(), chunks,
+    st.tuples(*[st.integers(0, 1)] * 6), st.booleans(), chunks, st.tuples(*[st.sampled_from([1, 1, 2])] * 3),
 )  # fmt: skip
 def test_any_convolution(
     size: tuple[int, int, int],
-    channels: tuple[int, int],
+    channels: tuple[int, int, int],
     kernel: tuple[int, int, int],
     strides: tuple[int, int, int],
     pads: tuple[int, ...],
     bias: bool,
     chunks: int,
+    dilations: tuple[int, int, int],
 ) -> None:
-    inputs, outputs = channels
-    if any(n + pads[i] + pads[i + 3] < kernel[i] for i, n in enumerate(size)):
+    inputs, outputs, groups = channels
+    extents = [(taps - 1) * apart + 1 for taps, apart in zip(kernel, dilations, strict=True)]
+    if any(n + pads[i] + pads[i + 3] < extents[i] for i, n in enumerate(size)):
         return
-    graph = Graph([1, inputs, *size])
-    weights = [graph.weight(outputs, inputs, *kernel)] + ([graph.weight(outputs)] if bias else [])
-    graph.add("Conv", "x", *weights, strides=strides, pads=pads)
+    graph = Graph([1, inputs * groups, *size])
+    weights = [graph.weight(outputs * groups, inputs, *kernel)] + ([graph.weight(outputs * groups)] if bias else [])
+    graph.add("Conv", "x", *weights, strides=strides, pads=pads, dilations=dilations, group=groups)
     model = check(graph, UnrollDepthPass(Always("taps"), chunks))
-    declines = kernel == (1, 1, 1) or max(pads[0], pads[3]) >= kernel[0]
-    assert declines or no_conv3d(model)
+    of_zeros = any(
+        not any(0 <= first + k * dilations[0] < size[0] for k in range(kernel[0]))
+        for first in range(-pads[0], size[0] + pads[3] - extents[0] + 1, strides[0])
+    )
+    assert of_zeros or kernel == (1, 1, 1) or no_conv3d(model)
+
+
+@pytest.mark.parametrize(("channels", "taps", "together"), [(1, 7, True), (1, 5, True), (1, 3, False), (2, 7, False)])
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_the_taps_of_a_large_kernel_on_few_channels_are_made_together(
+    channels: int, taps: int, together: bool, chunks: int
+) -> None:
+    graph = Graph([1, channels, 8, 9, 10])
+    weights = graph.weight(6, channels, taps, 7, 7), graph.weight(6)
+    graph.add("Conv", "x", *weights, strides=[2, 2, 2], pads=[taps // 2, 3, 3] * 2)
+    model = check(graph, UnrollDepthPass(depth_chunks=chunks))
+    assert (operators(model)["Conv"] <= 4) is together
 
 
 @few
@@ -158,13 +181,169 @@ def test_deep_volumes_are_divided_into_chunks(depth: int, chunks: int, found: in
 
 @pytest.mark.parametrize(
     "attributes",
-    [{"group": 2}, {"dilations": [1, 2, 1]}, {"auto_pad": "SAME_UPPER"}],
+    [{"pads": [3, 0, 0, 0, 0, 0]}, {"auto_pad": "SAME_UPPER"}],
 )
 def test_other_convolutions_stay(attributes: dict[str, Any]) -> None:
     graph = Graph([1, 4, 8, 8, 8])
-    graph.add("Conv", "x", graph.weight(4, 4 // attributes.get("group", 1), 3, 3, 3), **attributes)
+    graph.add("Conv", "x", graph.weight(4, 4, 3, 3, 3), **attributes)
     model = check(graph, UnrollDepthPass(), 0)
     assert operators(model) == Counter(["Conv"])
+
+
+@few
+@given(
+    st.tuples(st.integers(2, 16), st.integers(1, 5), st.integers(1, 5)), st.integers(0, 8),
+    st.tuples(*[st.integers(1, 4)] * 3), st.tuples(*[st.integers(1, 3)] * 3), st.tuples(*[st.integers(0, 2)] * 6),
+    st.booleans(), st.booleans(), chunks,
+)  # fmt: skip
+def test_transposed_convolutions_that_overlap(
+    size: tuple[int, int, int],
+    channels: int,
+    kernel: tuple[int, int, int],
+    strides: tuple[int, int, int],
+    pads: tuple[int, ...],
+    more: bool,
+    bias: bool,
+    chunks: int,
+) -> None:
+    channels, groups = channels % 3 + 1, 1 + channels // 3
+    pads = tuple(min(pad, kernel[axis % 3] - 1) for axis, pad in enumerate(pads))
+    padding = [stride - 1 if more else 0 for stride in strides]
+    sizes = [
+        (size[i] - 1) * strides[i] + kernel[i] + padding[i] - pads[i] - pads[i + 3] for i in range(3)
+    ]  # fmt: skip
+    if min(sizes) < 1:
+        return
+    graph = Graph([1, 2, *size])
+    graph.add("Conv", "x", graph.weight(channels * groups, 2, 3, 3, 3), pads=[1] * 6)
+    weights = [graph.weight(channels * groups, 3, *kernel), *([graph.weight(3 * groups)] if bias else [])]
+    attributes = {"strides": strides, "pads": pads, "output_padding": padding, "group": groups}
+    graph.add("ConvTranspose", graph.last, *weights, **attributes)
+    graph.add("Relu", graph.last)
+    model = check(graph, UnrollDepthPass(depth_chunks=chunks))
+    made = {len(shape_of(node.inputs[0])) for node in model.graph if node.op_type == "ConvTranspose"}
+    holes = any(
+        not any((index + pads[0] - k) in range(0, size[0] * strides[0], strides[0]) for k in range(kernel[0]))
+        for index in range(sizes[0])
+    )
+    assert made == {4} or holes
+
+
+@few
+@given(
+    st.tuples(depths, st.integers(1, 4), st.integers(2, 4)), st.integers(1, 3), st.integers(1, 3), chunks,
+    st.sampled_from([(), ("Mul",), ("Add",), ("Mul", "Add")]),
+)  # fmt: skip
+def test_norms_over_groups(
+    size: tuple[int, int, int], groups: int, of_each: int, chunks: int, then: tuple[str, ...]
+) -> None:
+    graph, channels = Graph([1, 2, *size]), groups * of_each
+    graph.add("Conv", "x", graph.weight(channels, 2, 3, 3, 3), pads=[1] * 6)
+    graph.weights += [
+        numpy_helper.from_array(np.array(shape, np.int64), name)
+        for name, shape in (("joined", [1, groups, -1]), ("apart", [1, channels, *size]))
+    ]
+    graph.add("Reshape", graph.last, "joined")
+    graph.add("InstanceNormalization", graph.last, graph.weight(groups), graph.weight(groups), epsilon=1e-3)
+    graph.add("Reshape", graph.last, "apart")
+    for operator in then:
+        graph.add(operator, graph.last, graph.weight(channels, 1, 1, 1))
+    graph.add("Relu", graph.last)
+    model = check(graph, UnrollDepthPass(depth_chunks=chunks), 2e-4)
+    assert operators(model)["InstanceNormalization"] == operators(model)["ReduceMin"] == 0
+    assert no_conv3d(model)
+
+
+def test_a_norm_over_groups_of_what_is_no_volume_stays() -> None:
+    graph = Graph([1, 4, 6, 5, 5])
+    graph.weights += [
+        numpy_helper.from_array(np.array(shape, np.int64), name)
+        for name, shape in (("joined", [1, 2, -1]), ("apart", [1, 4, 6, 5, 5]))
+    ]
+    graph.add("InstanceNormalization", graph.add("Reshape", "x", "joined"), graph.weight(2), graph.weight(2))
+    graph.add("Reshape", graph.last, "apart")
+    graph.add("Conv", graph.last, graph.weight(3, 4, 3, 3, 3), pads=[1] * 6)
+    assert operators(check(graph, UnrollDepthPass(), 2e-4))["InstanceNormalization"] == 1
+
+
+@few
+@given(
+    st.tuples(depths, st.integers(1, 5), st.integers(1, 5)), st.tuples(*[st.integers(1, 3)] * 3),
+    st.sampled_from(["half_pixel", "pytorch_half_pixel"]), chunks,
+)  # fmt: skip
+def test_linear_upsampling(
+    size: tuple[int, int, int], factors: tuple[int, int, int], coordinates: str, chunks: int
+) -> None:
+    graph = Graph([1, 2, *size])
+    graph.add("Conv", "x", graph.weight(3, 2, 3, 3, 3), pads=[1] * 6)
+    graph.weights.append(numpy_helper.from_array(np.array([1, 1, *factors], np.float32), "scales"))
+    graph.add("Resize", graph.last, "", "scales", mode="linear", coordinate_transformation_mode=coordinates)
+    graph.add("Conv", graph.last, graph.weight(3, 3, 3, 3, 3), pads=[1] * 6)
+    model = check(graph, UnrollDepthPass(depth_chunks=chunks))
+    assert {len(shape_of(node.inputs[0])) for node in model.graph if node.op_type == "Resize"} <= {4}
+    assert no_conv3d(model)
+
+
+@pytest.mark.parametrize("coordinates", ["align_corners", "asymmetric"])
+def test_other_linear_upsampling_stays(coordinates: str) -> None:
+    graph = Graph([1, 2, 4, 4, 4])
+    graph.add("Conv", "x", graph.weight(3, 2, 3, 3, 3), pads=[1] * 6)
+    graph.weights.append(numpy_helper.from_array(np.array([1, 1, 2, 2, 2], np.float32), "scales"))
+    graph.add("Resize", graph.last, "", "scales", mode="linear", coordinate_transformation_mode=coordinates)
+    assert operators(check(graph, UnrollDepthPass()))["Resize"] == 1
+
+
+@few
+@given(
+    st.tuples(depths, st.integers(1, 5), st.integers(1, 5)), st.integers(1, 3), chunks, st.booleans(),
+    st.sampled_from(["Add", "Sub", "Mul", "Div", "PRelu"]),
+    st.sampled_from([(), (1,), (1, 1, 1), ("C", 1, 1, 1), (1, "C", 1, 1, 1), (1, 1, 1, 1, 1)]),
+)  # fmt: skip
+def test_numbers_of_channels(
+    size: tuple[int, int, int], channels: int, chunks: int, first: bool, operator: str, shape: tuple[int | str, ...]
+) -> None:
+    graph = Graph([1, 2, *size])
+    x = graph.add("Relu", graph.add("Conv", "x", graph.weight(channels, 2, 3, 3, 3), pads=[1] * 6))
+    sizes = [channels if size == "C" else int(size) for size in shape]
+    graph.weights.append(numpy_helper.from_array(RNG.uniform(0.5, 1, sizes).astype(np.float32), "w9"))
+    x = graph.add("Exp", x)
+    graph.add(operator, *(("w9", x) if first and operator != "PRelu" else (x, "w9")))
+    graph.weights += [numpy_helper.from_array(np.float32(bound), name) for name, bound in (("low", 0.1), ("high", 2))]
+    graph.add("Clip", graph.last, "low", "high")
+    model = check(graph, UnrollDepthPass(depth_chunks=chunks))
+    assert operators(model)["Clip"] == size[0] / chunks_of(size[0], chunks)
+
+
+@few
+@given(st.tuples(depths, st.integers(1, 5), st.integers(1, 5)), st.integers(1, 3), chunks, st.booleans())
+def test_channels_are_weighed_by_their_means(
+    size: tuple[int, int, int], channels: int, chunks: int, pooled: bool
+) -> None:
+    """Squeeze and excitation: the mean of each channel decides how much of it goes on."""
+    graph = Graph([1, 2, *size])
+    x = graph.add("Conv", "x", graph.weight(channels, 2, 3, 3, 3), pads=[1] * 6)
+    graph.weights.append(numpy_helper.from_array(np.array([2, 3, 4], np.int64), "axes"))
+    mean = graph.add("GlobalAveragePool", x) if pooled else graph.add("ReduceMean", x, "axes")
+    graph.add("Conv", mean, graph.weight(channels, channels, 1, 1, 1), graph.weight(channels))
+    graph.add("Mul", x, graph.add("Sigmoid", graph.last))
+    graph.add("BatchNormalization", graph.last, *[graph.weight(channels) for _ in range(3)], _positive(graph, channels))
+    model = check(graph, UnrollDepthPass(depth_chunks=chunks), 2e-4)
+    assert operators(model)["Sigmoid"] == 1
+    assert operators(model)["BatchNormalization"] == size[0] / chunks_of(size[0], chunks)
+
+
+@pytest.mark.parametrize("axes", [[1], [2], [2, 3], [1, 2, 3, 4]])
+def test_other_means_stay(axes: list[int]) -> None:
+    graph = Graph([1, 2, 4, 5, 6])
+    graph.add("Conv", "x", graph.weight(3, 2, 3, 3, 3), pads=[1] * 6)
+    graph.weights.append(numpy_helper.from_array(np.array(axes, np.int64), "axes"))
+    graph.add("Relu", graph.add("ReduceMean", graph.last, "axes"))
+    assert operators(check(graph, UnrollDepthPass()))["ReduceMean"] == 1
+
+
+def _positive(graph: Graph, channels: int) -> str:
+    graph.weights.append(numpy_helper.from_array(RNG.uniform(0.5, 1, channels).astype(np.float32), "variances"))
+    return "variances"
 
 
 def test_an_operator_without_a_rule_gets_its_volume() -> None:
@@ -179,7 +358,7 @@ def test_an_operator_without_a_rule_gets_its_volume() -> None:
 @few
 @given(
     st.tuples(st.integers(3, 24), st.integers(3, 7), st.integers(3, 7)), st.integers(1, 4),
-    st.tuples(*[st.integers(1, 3)] * 3), st.tuples(*[st.integers(1, 3)] * 3),
+    st.tuples(*[st.integers(1, 3)] * 3), st.tuples(*[st.integers(1, 3)] * 3), st.tuples(*[st.integers(0, 2)] * 6),
     st.sampled_from(["AveragePool", "MaxPool"]), chunks,
 )  # fmt: skip
 def test_pooling_takes_slices(
@@ -187,12 +366,15 @@ def test_pooling_takes_slices(
     channels: int,
     kernel: tuple[int, ...],
     strides: tuple[int, ...],
+    pads: tuple[int, ...],
     operator: str,
     chunks: int,
 ) -> None:
     graph = Graph([1, 2, *size])
     graph.add("Conv", "x", graph.weight(channels, 2, 3, 3, 3), pads=[1] * 6)
-    graph.add(operator, graph.last, kernel_shape=kernel, strides=strides)
+    pads = tuple(min(pad, kernel[axis % 3] - 1) for axis, pad in enumerate(pads))
+    more = {"count_include_pad": 1} if operator == "AveragePool" else {}
+    graph.add(operator, graph.last, kernel_shape=kernel, strides=strides, pads=pads, **more)
     graph.add("Conv", graph.last, graph.weight(5, channels, 1, 1, 1), graph.weight(5))
     graph.add("Relu", graph.last)
     model = check(graph, UnrollDepthPass(depth_chunks=chunks))
@@ -201,8 +383,16 @@ def test_pooling_takes_slices(
     assert all(len(node.attributes["kernel_shape"].as_ints()) == 2 for node in model.graph if "Pool" in node.op_type)
 
 
-@pytest.mark.parametrize("attributes", [{"pads": [0, 0, 0, 1, 0, 0]}, {"ceil_mode": 1}, {"dilations": [1, 2, 1]}])
-@pytest.mark.parametrize("operator", ["AveragePool", "MaxPool"])
+@pytest.mark.parametrize(
+    ("operator", "attributes"),
+    [
+        ("AveragePool", {"pads": [0, 0, 0, 1, 0, 0]}),
+        ("AveragePool", {"ceil_mode": 1}),
+        ("AveragePool", {"dilations": [1, 2, 1]}),
+        ("MaxPool", {"ceil_mode": 1}),
+        ("MaxPool", {"dilations": [1, 2, 1]}),
+    ],
+)
 def test_other_poolings_stay(operator: str, attributes: dict[str, Any]) -> None:
     graph = Graph([1, 2, 5, 5, 5])
     graph.add("Conv", "x", graph.weight(4, 2, 3, 3, 3), pads=[1] * 6)
