@@ -1,7 +1,8 @@
 """Holds tasks against TotalSegmentator itself: labels, seconds and memory, from file to file.
 
     python -m benchmarks.against_totalsegmentator make ROOT [TASK...]    small networks of every task, and total's own
-    python -m benchmarks.against_totalsegmentator tasks ROOT [TASK...]   small networks, every task
+    python -m benchmarks.against_totalsegmentator tasks ROOT [TASK...]   small networks, every task: labels
+    python -m benchmarks.against_totalsegmentator time ROOT [TASK...]    the same: seconds and memory
     python -m benchmarks.against_totalsegmentator whole ROOT             the task total at its own size, in turns
     python -m benchmarks.against_totalsegmentator table ROOT             put what was measured into the page
 
@@ -27,7 +28,7 @@ from benchmarks.whole_images import Peak
 from segonnx.sources import totalsegmentator
 from tests import totalsegmentator_folders as folders
 
-BLOCK_VERSION = 1
+BLOCK_VERSION = 2
 """Raised when what this program writes, or measures, changes."""
 PAGE = docs.ROOT / "docs" / "totalsegmentator.md"
 IMAGES = docs.ROOT.parent / "shared" / "images"
@@ -35,7 +36,9 @@ PHANTOM = ((96, 84, 32), (0.9, 0.9, 3.0))
 """The phantom's shape (x, y, z), and its spacing in mm; it lies askew, and its axes run to the left and up."""
 ROUNDS = 2
 """How often the task is run at its own size, each way by turns."""
-COLUMNS = ("task, image", "labels found", "same label", "in float32", "least Dice", "shape, affine, names")
+COLUMNS = (
+    "task, image", "labels found", "same label", "in float32", "least Dice", "shape, affine, names", "seconds", "GB",
+)  # fmt: skip
 FEATURES, PATCH = (32, 64, 128, 256, 320, 320), (128, 128, 128)
 """The networks of TotalSegmentator at 1.5 mm."""
 
@@ -50,11 +53,7 @@ def make(root: Path, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def tasks(root: Path, names: tuple[str, ...]) -> None:
-    """Run tasks of small networks by both, and keep what came of it in ROOT.
-
-    TotalSegmentator stays in one process that was started before: its seconds are without that, and without nnU-Net's
-    own processes.
-    """
+    """Run tasks of small networks by both, and keep in ROOT how far the label maps agree."""
     chosen, images = make(root, names), _images(root)
     runs = [
         {"input": image, "output": _labels(root, "theirs", name, kind), "ml": True, **folders.arguments(name)}
@@ -69,28 +68,40 @@ def tasks(root: Path, names: tuple[str, ...]) -> None:
     every = _kept(root)
     for name in chosen:
         for kind, image in _of(name, images):
-            theirs, ours = next(found), _predict(name, image, _labels(root, "ours", name, kind), root)
-            row: dict[str, Any] = {"theirs": theirs, "ours": ours}
-            if not (theirs["error"] or ours["error"]):
+            ours = _predict(name, image, _labels(root, "ours", name, kind), root)
+            row: dict[str, Any] = {"error": next(found)["error"] or ours["error"]}
+            if row["error"] is None:
                 row |= _agreement(root, name, kind)
                 row["wide"] = _agreement(root, name, kind, "wide")
             every["tasks"][f"{name}, {kind}"] = row
             _keep(root, every)
 
 
+def times(root: Path, names: tuple[str, ...]) -> None:
+    """Run tasks of small networks by both, each from its start to its end, and keep seconds and memory in ROOT."""
+    chosen, images, every = make(root, names), _images(root), _kept(root)
+    for name in chosen:
+        for kind, image in _of(name, images):
+            run = {"input": image, "output": _labels(root, "timed", name, kind), "ml": True, **folders.arguments(name)}
+            row = every["tasks"].setdefault(f"{name}, {kind}", {})
+            row["theirs"] = _judged(run, root / "small", root)
+            row["ours"] = _predict(name, image, _labels(root, "timed", name, kind), root)
+            _keep(root, every)
+
+
 def whole(root: Path) -> None:
-    """Run ``total`` with networks of its own size by both in turns, and keep what came of it in ROOT."""
+    """Run ``total`` with networks of its own size by both in turns, until ``ROUNDS`` rounds are kept in ROOT."""
     weights, name = _export_whole(root), "total"
-    image = IMAGES / "example_ct.nii.gz"
-    rounds: dict[str, list[dict[str, Any]]] = {"theirs": [], "ours": []}
-    for _ in range(ROUNDS):
+    image, every = IMAGES / "example_ct.nii.gz", _kept(root)
+    found = every.setdefault("whole", {"theirs": [], "ours": []})
+    while len(found["ours"]) < ROUNDS:
         target = _labels(root / "whole", "theirs", name, "ct")
-        run = {"input": image, "output": target, "ml": True, "task": name}
-        rounds["theirs"] += folders.judge(root / "home", weights, [run], processes=True, wide=False)
-        rounds["ours"].append(_predict(name, image, _labels(root / "whole", "ours", name, "ct"), root / "whole"))
-    every = _kept(root)
-    every["whole"] = rounds | _agreement(root / "whole", name, "ct")
-    _keep(root, every)
+        theirs = _judged({"input": image, "output": target, "ml": True, "task": name}, weights, root)
+        ours = _predict(name, image, _labels(root / "whole", "ours", name, "ct"), root / "whole")
+        found["theirs"].append(theirs)
+        found["ours"].append(ours)
+        found |= _agreement(root / "whole", name, "ct")
+        _keep(root, every)
 
 
 def _export_whole(root: Path) -> Path:
@@ -138,6 +149,13 @@ def _labels(root: Path, whose: str, name: str, kind: str) -> Path:
     return path
 
 
+def _judged(run: dict[str, Any], weights: Path, root: Path) -> dict[str, Any]:
+    """TotalSegmentator as a user calls it: in a process of its own, with the processes that nnU-Net starts."""
+    began = time.perf_counter()
+    (found,) = folders.judge(root / "home", weights, [run], processes=True, wide=False)
+    return found | {"seconds": time.perf_counter() - began}
+
+
 def _predict(name: str, image: Path, target: Path, root: Path) -> dict[str, Any]:
     """``segonnx predict`` as a user calls it."""
     command = [
@@ -146,7 +164,7 @@ def _predict(name: str, image: Path, target: Path, root: Path) -> dict[str, Any]
     ]  # fmt: skip
     began = time.perf_counter()
     with subprocess.Popen([*map(str, command)], cwd=docs.ROOT, env=dict(os.environ)) as process:
-        peak = Peak(process.pid)
+        peak = Peak(process.pid, "pss")
         process.wait()
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "peak": peak.end(), "error": process.returncode or None}
@@ -184,22 +202,27 @@ def _keep(root: Path, every: dict[str, Any]) -> None:
 
 def tasks_table(every: dict[str, Any]) -> str:
     """Every task, as markdown."""
+    versions = f"{every['machine']}, TotalSegmentator {totalsegmentator.version()}"
     lines = [
-        f"{every['machine']}, TotalSegmentator {totalsegmentator.version()}; the least Dice is in float32:",
+        f"{versions}. The least Dice is in float32. Seconds and GB are TotalSegmentator's, then segonnx's:",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|{'---|' * len(COLUMNS)}",
     ]
     for name, row in sorted(every["tasks"].items(), key=lambda item: _place(item[0])):
-        if row["theirs"]["error"] or row["ours"]["error"]:
-            lines.append(
-                f"| {name} | {row['theirs']['error'] or ''} {row['ours']['error'] or ''} |" + " |" * (len(COLUMNS) - 2)
-            )
+        if row["error"] is not None:
+            lines.append(f"| {name} | {row['error']} |" + " |" * (len(COLUMNS) - 2))
             continue
+        seconds = gigabytes = "-"
+        if "theirs" in row:
+            seconds, gigabytes = (
+                ", ".join(f"{row[whose][key] / unit:.{digits}f}" for whose in ("theirs", "ours"))
+                for key, unit, digits in (("seconds", 1, 1), ("peak", 1e9, 2))
+            )
         same = "the same" if row["geometry"] and row["names"] else "differ"
         lines.append(
             f"| {name} | {row['labels']} | {100 * row['same']:.4f} % | {100 * row['wide']['same']:.4f} % "
-            f"| {row['wide']['dice']:.6f} | {same} |"
+            f"| {row['wide']['dice']:.6f} | {same} | {seconds} | {gigabytes} |"
         )
     return "\n".join([*lines, ""])
 
@@ -220,7 +243,7 @@ def whole_table(every: dict[str, Any]) -> str:
     faster = f"{seconds['theirs'] / seconds['ours']:.1f}x"
     taken = {whose: f"{one / 1e9:.2f} GB" for whose, one in memory.items()}
     lines = [
-        f"{every['machine']}, TotalSegmentator {totalsegmentator.version()}; medians of {ROUNDS} turns:",
+        f"{every['machine']}, TotalSegmentator {totalsegmentator.version()}; medians of {len(found['ours'])} turns:",
         "",
         "| | seconds | memory | same label |",
         "|---|---|---|---|",
@@ -236,8 +259,8 @@ def main(command: str, root: str, *names: str) -> None:
     if command == "make":
         make(folder, names)
         _export_whole(folder)
-    elif command == "tasks":
-        tasks(folder, names)
+    elif command in ("tasks", "time"):
+        {"tasks": tasks, "time": times}[command](folder, names)
     elif command == "whole":
         whole(folder)
     else:

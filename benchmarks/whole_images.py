@@ -148,10 +148,15 @@ def _exported(root: Path, name: str, folders: Sequence[Path], folds: Sequence[st
 
 
 class Peak:
-    """The most memory that a process held, with all that it started; each page counts once for each that has it."""
+    """The most memory that a process held, with all that it started.
 
-    def __init__(self, pid: int) -> None:
-        self.bytes = 0
+    Args:
+        pid: The process.
+        kind: ``rss`` counts a page once for each process that has it, ``pss`` once.
+    """
+
+    def __init__(self, pid: int, kind: str = "rss") -> None:
+        self.bytes, self._kind = 0, kind
         self._process, self._ended = psutil.Process(pid), threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
@@ -161,7 +166,7 @@ class Peak:
             total = 0
             try:
                 for one in (self._process, *self._process.children(recursive=True)):
-                    total += one.memory_info().rss
+                    total += getattr(one.memory_full_info() if self._kind == "pss" else one.memory_info(), self._kind)
             except psutil.Error:
                 pass
             self.bytes = max(self.bytes, total)

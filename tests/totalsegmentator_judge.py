@@ -15,11 +15,11 @@ import psutil
 
 
 def _watch(ended: threading.Event, found: list[int]) -> None:
-    """Take down the most memory of this process and of what it starts."""
+    """Take down the most memory of this process and of what it starts; a page that several have counts once."""
     own = psutil.Process()
     while not ended.wait(0.1):
         with contextlib.suppress(psutil.Error):
-            found.append(sum(one.memory_info().rss for one in (own, *own.children(recursive=True))))
+            found.append(sum(one.memory_full_info().pss for one in (own, *own.children(recursive=True))))
 
 
 def _stay_in_this_process() -> None:
