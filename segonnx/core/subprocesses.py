@@ -159,7 +159,7 @@ class Worker:
             self.channel, theirs = context.Pipe()
             entry = (theirs, self._log, level, environment, work)
             self.process = context.Process(target=_enter, args=entry, daemon=True)
-            with _without_main():
+            with _without_main(), _of_a_daemon():
                 self.process.start()
         except OSError as error:  # too many files or processes, or too little memory
             self._folder.cleanup()
@@ -278,6 +278,17 @@ def _without_main() -> Iterator[None]:
 
 
 _STARTING = threading.Lock()
+
+
+@contextlib.contextmanager
+def _of_a_daemon() -> Iterator[None]:
+    """Let a daemon process, as a worker of Dask is, have children: it can't end them, and ours end with it anyway."""
+    config: dict[str, Any] = getattr(multiprocessing.current_process(), "_config", {})
+    before = {key: config.pop(key) for key in ("daemon",) if key in config}
+    try:
+        yield
+    finally:
+        config.update(before)
 
 
 def cap_memory(limit: int) -> None:
