@@ -17,6 +17,7 @@ from segonnx.errors import InputError, SegonnxError, one_line
 from segonnx.sources import catalog
 
 if TYPE_CHECKING:
+    from segonnx.bench.machines import Machines
     from segonnx.bench.plan import Settings, Target
     from segonnx.bench.plan_file import Plan
     from segonnx.bench.result import Result, Row
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 FAMILIES = tuple(dict.fromkeys(spec.family for spec in catalog.systems()))
 AUTOCAST = ("auto", "bf16", "off")
-WITH_PLAN = ("artifacts", "out", "input_path", "plan_path", "json_path", "pyperf_path")
+WITH_PLAN = ("artifacts", "out", "input_path", "plan_path", "scheduler", "json_path", "pyperf_path")
 """What may stand beside ``--plan``: where things are, on this machine."""
 
 
@@ -150,10 +151,21 @@ class Request:
     metavar="FILE",
     help="Run a plan: its artifacts are found by their digests, among those of --artifact and --artifacts.",
 )
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Time on the machines of a Dask cluster, as tcp://HOST:8786: one of each kind that has a worker with the "
+    "resource bench.",
+)
 @options.json_file("Write the result with every sample.")
 @click.option("--pyperf", "pyperf_path", type=options.PATH, metavar="FOLDER", help="Write a pyperf suite per runtime.")
 def command(
-    json_path: Path | None, pyperf_path: Path | None, plan_path: Path | None, plan_out: Path | None, **asked: Any
+    json_path: Path | None,
+    pyperf_path: Path | None,
+    plan_path: Path | None,
+    plan_out: Path | None,
+    scheduler: str | None,
+    **asked: Any,
 ) -> None:
     """Time networks in several runtimes side by side, on the same input.
 
@@ -168,15 +180,19 @@ def command(
     segonnx bench stunet-s --shape 32,64,64 --shape 64,128,128 --profile
     segonnx bench --family 2d --plan-out plan.json
     segonnx bench --plan plan.json --json here.json
+    segonnx bench --plan plan.json --scheduler tcp://HOST:8786 --json machines.json
     """
     from segonnx.bench import pyperf_suites, run
 
     request = Request(**asked)
     if plan_path is None:
-        specs, settings = _named(request), _settings(request, here=plan_out is None)
+        specs, settings = _named(request), _settings(request, here=plan_out is None and scheduler is None)
     else:
         _require_beside_plan(click.get_current_context())
     used = [*request.artifacts, *(path for path in (request.input_path, plan_path) if path is not None)]
+    if scheduler is not None and (plan_out is not None or pyperf_path is not None):
+        given = "--plan-out" if plan_out is not None else "--pyperf"
+        raise InputError(f"{given} doesn't go with --scheduler: its result is of several machines")
     for path in (json_path, plan_out):
         options.require_writable(path, *used)
     if pyperf_path is not None:
@@ -186,6 +202,9 @@ def command(
         if plan_out is not None:
             work.plan.write(plan_out)
             display.echo(f"{_summary(work.plan)} -> {plan_out}")
+            return
+        if scheduler is not None:
+            _bench_machines(scheduler, work, json_path, display)
             return
         result = run.bench(work.targets, work.plan.here(), work.x, lambda rows: _print_rows(rows, display), display)
     _print(result)
@@ -314,12 +333,40 @@ def _summary(plan: Plan) -> str:
     return f"{count} network{'s' if count > 1 else ''} in {', '.join(plan.settings.backends)} with {threads}"
 
 
-def _print_rows(rows: list[Row], display: Display) -> None:
+def _bench_machines(address: str, work: Work, json_path: Path | None, display: Display) -> None:
+    """Time on the machines of a cluster, print what they gave, and write it.
+
+    Raises:
+        SegonnxError: nothing could be timed, or something of it failed.
+    """
+    from segonnx.commands import bench_machines
+    from segonnx.core import cluster
+
+    with cluster.connect(address) as client:
+        timed = bench_machines.chosen(client, display)
+        for machine in timed:
+            display.echo(f"{machine.title}: {machine.member.address}")
+        found = bench_machines.bench(
+            client, timed, work, lambda title, part: _print_rows(part.result.rows, display, title), display
+        )
+    _print_machines(found.machines())
+    if found.parts and json_path is not None:
+        found.machines().write(json_path)
+    if found.interrupted:
+        sys.exit(options.INTERRUPTED)
+    if not any(row.status == "ok" for part in found.parts for row in part.result.rows):
+        raise SegonnxError("; ".join(["nothing could be timed", *found.failed[:3]]))
+    if found.failed:
+        raise SegonnxError(f"{len(found.failed)} failed: {'; '.join(found.failed[:3])}")
+
+
+def _print_rows(rows: list[Row], display: Display, where: str = "") -> None:
     from segonnx.report import rows as formatted
 
+    prefix = f"{where}: " if where else ""
     for row in rows:
         ratio = f", {formatted.speedup(row)} eager" if row.speedup_over_eager is not None else ""
-        display.echo(f"{row.model} {row.backend}: {formatted.time(row) or row.status}{ratio}")
+        display.echo(f"{prefix}{row.model} {row.backend}: {formatted.time(row) or row.status}{ratio}")
 
 
 def _print(result: Result) -> None:
@@ -333,17 +380,26 @@ def _print(result: Result) -> None:
     terminal.lines("\n" + tables.notes(result))
 
 
+def _print_machines(found: Machines) -> None:
+    from segonnx.report import tables
+
+    for key in found.families():
+        terminal.lines("\n" + tables.by_processor(found, key))
+    terminal.lines("\n" + tables.machine_notes(found))
+
+
 def _end(result: Result) -> None:
     """The exit code.
 
     Raises:
         SegonnxError: nothing was timed, or a runtime that is installed failed.
     """
+    from segonnx.commands import bench_plan
+
     if result.interrupted:
         sys.exit(options.INTERRUPTED)
-    failed = [row for row in result.rows if row.status != "ok" and not runtimes.get(row.backend).missing()]
+    failed = bench_plan.failed(result)
     if not any(row.status == "ok" for row in result.rows):
         raise SegonnxError("nothing could be timed")
     if failed:
-        rows = "; ".join(f"{row.model} in {row.backend}: {row.status}" for row in failed[:3])
-        raise SegonnxError(f"{len(failed)} of {len(result.rows)} rows failed: {rows}")
+        raise SegonnxError(f"{len(failed)} of {len(result.rows)} rows failed: {'; '.join(failed[:3])}")

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from segonnx import runtimes
 from segonnx.bench import fitting, targets
 from segonnx.bench.plan import Target
 from segonnx.bench.plan_file import Network, Plan
+from segonnx.bench.result import OK, Result
 from segonnx.commands import bench_targets
 from segonnx.core import synthetic_inputs
 from segonnx.core.subprocesses import Bounds, Progress
@@ -77,3 +79,12 @@ def _target(network: Network, folders: Mapping[str, Path], bounds: Bounds, plan:
         )
     fitting.require(found, replace(plan.settings, backends=network.backends))
     return replace(found, backends=network.backends)
+
+
+def failed(result: Result) -> list[str]:
+    """A line for each row that failed, though its runtime is installed on this machine."""
+    return [
+        f"{row.model} in {row.backend}: {row.status}"
+        for row in result.rows
+        if row.status != OK and not runtimes.get(row.backend).missing()
+    ]
