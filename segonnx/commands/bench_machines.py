@@ -223,7 +223,7 @@ class Cargo(contextlib.AbstractContextManager["Cargo"]):
         """
         if network.artifact is not None:
             self._parcels[network.artifact].bring(ask, progress)
-        return None if self._input is None else transfer.send(ask, self._input, progress)
+        return None if self._input is None else transfer.share(ask, self._input, progress)
 
 
 def describe() -> tuple[dict[str, Any], str]:
