@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from segonnx.artifacts import transfer
+from segonnx.artifacts import manifest, transfer
 from segonnx.artifacts.replacing import require_artifact
 from segonnx.core import cluster, files, hardware, slots, subprocesses
 from segonnx.core.cluster import Member
@@ -141,7 +141,7 @@ class _Workers:
             )
         finally:
             slot.ask(discard, there.folder)
-        return replace(there, folder=out)
+        return replace(there, folder=out, manifest=manifest.read(out))
 
     def _another(self) -> Member | None:
         """A worker that nobody asks, such as one that was started in place of one that died."""
