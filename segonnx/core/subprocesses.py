@@ -545,6 +545,11 @@ def ran_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
+def ran_out_of_disk(error: BaseException) -> bool:
+    """Whether an error says that nothing more can be written."""
+    return any(words in str(error) for words in (*_NO_SPACE[:3], "the disk is full", "Read-only file system"))
+
+
 def translate(error: BaseException) -> SegonnxError:
     """The error as one of ours, so that it can cross to another process and be printed as one line."""
     if isinstance(error, SegonnxError):
