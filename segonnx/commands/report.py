@@ -27,7 +27,9 @@ from segonnx.errors import InputError
 def command(
     paths: tuple[Path, ...], page_path: Path | None, svg: Path | None, markdown: bool, json_path: Path | None
 ) -> None:
-    """Show the result of a bench, or several of one machine, as a page, a picture, or markdown for a README.
+    """Show results of a bench, of one machine or of several, as a page, a picture, or markdown for a README.
+
+    What is of one machine comes together. Of several machines there is one table, by processor type.
 
     \b
     segonnx report results/all.json --html results/all.html
@@ -35,14 +37,14 @@ def command(
     segonnx report results/all.json --svg speedups.svg
     segonnx report results/all.json --markdown
     """
-    from segonnx.bench import result
+    from segonnx.bench import machines
     from segonnx.core import files
     from segonnx.report import html, picture
     from segonnx.report import markdown as md
 
     if page_path is None and svg is None and json_path is None and not markdown:
         raise InputError("give --html FILE, --svg FILE, --markdown or --json FILE")
-    content = result.merge([result.read(path) for path in paths])
+    content = machines.together(machines.read(path) for path in paths)
     for path in (page_path, svg, None if svg is None else _dark(svg), json_path):
         options.require_writable(path, *paths)
     with options.display() as display:
