@@ -410,7 +410,7 @@ def stream(
 
 
 class Conversation(Generic[Q, T]):
-    """A process that answers what it is sent; see ``converse``. One thread sends and receives."""
+    """A process that answers what it is sent; see ``converse``. One thread receives, and one at a time sends."""
 
     def __init__(self, worker: Worker, messages: Iterator[tuple[Literal["value", "done"], Any, int]]) -> None:
         self._worker, self._messages = worker, messages
@@ -419,6 +419,10 @@ class Conversation(Generic[Q, T]):
         """Send a request. Nothing is waited for."""
         with contextlib.suppress(ConnectionError):  # where it has ended, receive tells how
             self._worker.channel.send(request)
+
+    def kill(self) -> None:
+        """End the process at once; ``receive`` tells of it."""
+        self._worker.kill()
 
     def receive(self) -> T:
         """The next answer, once it is there.

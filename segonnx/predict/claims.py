@@ -32,6 +32,8 @@ EXPIRED_S = 120.0
 """The age at which a run is dead whose process can't be looked for: storage may tell of a file a minute late."""
 ATTEMPTS = 2
 """So many processes may die with a case in hand, before it is left."""
+RUNS = "runs"
+"""The folder for the files of runs, in that of the claims."""
 MAX_BYTES = 2**12
 """No claim's file is larger."""
 _LOGGER = logging.getLogger("segonnx.claims")
@@ -65,12 +67,13 @@ class Claims:
     Args:
         folder: The folder for claims; it is made.
         carried: The cases are in this process, or one that dies with it: where it dies, they may be why.
+        name: The run's, which no other one has. None makes one.
     """
 
-    def __init__(self, folder: Path, *, carried: bool = True) -> None:
+    def __init__(self, folder: Path, *, carried: bool = True, name: str | None = None) -> None:
         self._folder, self._carried = folder, carried
-        self._runs = folder / "runs"
-        self._name = uuid.uuid4().hex
+        self._runs = folder / RUNS
+        self._name = name or uuid.uuid4().hex
         self._held: dict[str, int] = {}
         self._seen: dict[str, float] = {}
         self._ended = threading.Event()
@@ -141,6 +144,16 @@ class Claims:
         for each in range(1, number + 1):
             with contextlib.suppress(OSError):
                 self.path(case, each).unlink()
+
+    def tidy(self, case: str) -> None:
+        """Remove what dead runs claimed of a case that is done."""
+        number = 1
+        while (found := self._claim(case, number)) is not None and not self._lives(
+            found["run"], self.path(case, number)
+        ):
+            with contextlib.suppress(OSError):
+                self.path(case, number).unlink()
+            number += 1
 
     def died(self, case: str) -> None:
         """Say that a process of another machine died with a case of ours in hand, and give it up."""

@@ -6,10 +6,10 @@ What a case was made of, what was made of it and how is noted beside the label m
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import os
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from segonnx.errors import CheckFailed, InputError, ResourceError, SegonnxError
 from segonnx.predict import evaluation, nnunet_files, predictor, records
 from segonnx.predict import files as case_files
 from segonnx.predict.bounded import Verified
-from segonnx.predict.claims import Claims, State
+from segonnx.predict.claims import RUNS, Claims, State
 from segonnx.predict.config import InferenceConfig
 from segonnx.predict.evaluation import SUMMARY, Metrics
 from segonnx.predict.executors import Executor
@@ -145,6 +145,14 @@ def deal(sizes: Sequence[int], part: int, parts: int) -> list[int]:
     return sorted(mine)
 
 
+def _names(folder: Path) -> set[str]:
+    """The names in a folder; none where there is none."""
+    try:
+        return set(os.listdir(folder))
+    except OSError:
+        return set()
+
+
 class Cohort:
     """The cases of a folder.
 
@@ -161,6 +169,8 @@ class Cohort:
         mine: The number of those that this process does.
         part: Which part of how many they are. None if all are done.
         recipe: What is noted of how they are predicted.
+        name: The run's, which no other one has.
+        mark: A file beside the label maps that is there as long as the run.
         ended: What came of each of them, as far as it has ended.
 
     Raises:
@@ -187,6 +197,8 @@ class Cohort:
         for name, content in self._described.items():
             case_files.require_same(target / name, content, options)
         self.part, self.recipe = how.part, recipe(artifacts, options)
+        self.name, self._folder = uuid.uuid4().hex, target / FOLDER / "claims"
+        self.mark = self._folder / RUNS / self.name
         self._report = None if how.report is None else Report(how.report)
         self.ended: dict[str, Ended] = {}
         self._metrics: dict[str, dict[str, Metrics]] = {}
@@ -247,14 +259,14 @@ class Cohort:
         """
         for name, said in self._wrong.items():
             yield self._not_done(name, "refused", InputError(said))
-        with Claims(self._target / FOLDER / "claims", carried=carried) as self._claims:
+        with Claims(self._folder, carried=carried, name=self.name) as self._claims:
             yield from self._look()
             with executor:
                 while True:
                     yield from self._feed(executor)
-                    if self._in_hand:
+                    if self._in_hand or self._todo or self._alone:
                         yield from self._receive(executor)
-                    elif not self._todo and not self._alone and not self._wait():
+                    elif not self._wait():
                         break
             for item in self._elsewhere:
                 yield self._end(item.job.case, "elsewhere")
@@ -263,19 +275,19 @@ class Cohort:
 
     def _look(self) -> Iterator[Ended]:
         """Find out which cases are done."""
-        with contextlib.suppress(OSError):
-            noted = {entry.name.removesuffix(".json") for entry in os.scandir(self._target / FOLDER / "done")}
-            for number, job in enumerate(self._jobs):
-                if number % 100 == 0:
-                    self._progress(f"looking for what is done: {number:,} of {self.mine:,}")
-                if job.case not in noted or (record := self._done(job)) is None:
-                    self._todo.append(_Item(job))
-                elif job.reference is None:
-                    yield self._before(job, record)
-                else:
-                    self._todo.append(_Item(job, compare=True))
-            return
-        self._todo.extend(map(_Item, self._jobs))
+        noted, claimed = _names(self._target / FOLDER / "done"), _names(self._folder)
+        for number, job in enumerate(self._jobs):
+            if number % 100 == 0:
+                self._progress(f"looking for what is done: {number:,} of {self.mine:,}")
+            if f"{job.case}.json" not in noted or (record := self._done(job)) is None:
+                self._todo.append(_Item(job))
+                continue
+            if f"{job.case}.1" in claimed:
+                self._claims.tidy(job.case)
+            if job.reference is None:
+                yield self._before(job, record)
+            else:
+                self._todo.append(_Item(job, compare=True))
 
     def _done(self, job: Job) -> Record | None:
         """What is noted of a case that is done as it would be done now; None where it isn't."""
@@ -310,8 +322,7 @@ class Cohort:
         elif answer.state is State.SUSPECT:
             self._alone.append(replace(item, alone=True, warnings=("a process died with it before",)))
         elif answer.state is State.LEFT:
-            claims = self._target / FOLDER / "claims"
-            said = f"two processes died with it: to have it tried again, remove {claims / job.case}.*"
+            said = f"two processes died with it: to have it tried again, remove {self._folder / job.case}.*"
             yield self._not_done(job.case, "left", CheckFailed(said))
         elif (record := self._done(job)) is not None:  # another process was quicker
             self._claims.release(job.case)
@@ -357,7 +368,8 @@ class Cohort:
 
     def _receive(self, executor: Executor) -> Iterator[Ended]:
         """Wait for an answer, and note what it says."""
-        answer = executor.receive()
+        if (answer := executor.receive()) is None:
+            return
         item = self._in_hand.pop(answer.case)
         if answer.error is None:
             if answer.metrics is not None:
@@ -374,15 +386,22 @@ class Cohort:
         elif answer.lost:
             self._claims.release(answer.case)
             self._elsewhere.append(item)
+        elif answer.died:
+            if not item.compare:
+                self._claims.died(answer.case)
+            self._again(item, f"tried again alone: {answer.error}")
         elif subprocesses.ran_out_of_disk(answer.error):
             raise answer.error
         elif answer.again or (isinstance(answer.error, ResourceError) and not item.alone):
-            said = f"tried again alone: {answer.error}"
-            self._alone.append(replace(item, alone=True, begun=True, warnings=(*item.warnings, said)))
+            self._again(item, f"tried again alone: {answer.error}")
         else:
             if not item.compare:
                 self._claims.release(answer.case)
             yield self._not_done(answer.case, "failed", answer.error)
+
+    def _again(self, item: _Item, why: str) -> None:
+        """Try a case again, last and alone."""
+        self._alone.append(replace(item, alone=True, begun=True, warnings=(*item.warnings, why)))
 
     def _wait(self) -> bool:
         """Wait a moment for what other processes have in hand. False where nothing is, that is worth waiting for."""
@@ -396,8 +415,10 @@ class Cohort:
         return True
 
     def _before(self, job: Job, record: Record) -> Ended:
-        if self._report is not None and self._report.known.get(job.case) != record:
-            self._report.append(record)
+        if self._report is not None:
+            known = self._report.known.get(job.case)
+            if known is None or known["status"] != "done" or known["ended"] != record["ended"]:
+                self._report.append(record, self.cases)
         return self._end(job.case, "before")
 
     def _not_done(self, case: str, status: Literal["failed", "refused", "left"], error: SegonnxError) -> Ended:
@@ -421,7 +442,7 @@ class Cohort:
         record: Record | None = None,
     ) -> Ended:
         if record is not None and self._report is not None:
-            self._report.append(record)
+            self._report.append(record, self.cases)
         if status in ("done", "failed"):
             self._bytes_done += self._sizes[case]
         self.ended[case] = Ended(case, status, predicted, error)

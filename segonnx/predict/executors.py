@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import deque
 from dataclasses import replace
 from types import TracebackType
@@ -19,7 +20,7 @@ from segonnx.predict.records import Recipe
 
 
 class Executor(Protocol):
-    """What does cases. A context manager; it is used from one thread."""
+    """What does cases. A context manager."""
 
     def __enter__(self) -> Executor: ...
 
@@ -33,8 +34,8 @@ class Executor(Protocol):
     def submit(self, request: Request, *, alone: bool) -> None:
         """Have a case done."""
 
-    def receive(self) -> Answer:
-        """The next answer, once it is there.
+    def receive(self) -> Answer | None:
+        """The next answer, once it is there. None where there may be room now that wasn't before.
 
         Raises:
             SegonnxError: Something is wrong that isn't a case's.
@@ -42,7 +43,7 @@ class Executor(Protocol):
 
 
 class Local:
-    """An executor on this machine.
+    """An executor on this machine. One thread receives, and any may submit.
 
     Args:
         artifacts: What to predict with: the artifact, and of a cascade the first stage.
@@ -67,10 +68,11 @@ class Local:
         self._bounds = replace(bounds, mapped=mapped)
         self._arguments = (artifacts, options, recipe, threads, bounds.timeout)
         self._progress = progress
+        self._lock = threading.Lock()
         self._stack = contextlib.ExitStack()
         self._talk: Conversation[Request, Answer] | None = None
         self._loaded = self._alone = False
-        self._in_hand: list[str] = []
+        self._in_hand: dict[str, Request] = {}
         self._dead: deque[Answer] = deque()
 
     def __enter__(self) -> Local:
@@ -80,13 +82,10 @@ class Local:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.__exit__(kind, error, trace)
-
-    def _start(self) -> Conversation[Request, Answer]:
-        talk = subprocesses.converse(pipelined.serve, *self._arguments, progress=self._progress, bounds=self._bounds)
-        self._talk = self._stack.enter_context(talk)
-        self._loaded = False
-        return self._talk
+        with self._lock:
+            self._stack.__exit__(kind, error, trace)
+            self._stack, self._talk = contextlib.ExitStack(), None
+            self._in_hand.clear()
 
     def room(self, *, alone: bool) -> bool:
         """See ``Executor``."""
@@ -95,9 +94,11 @@ class Local:
 
     def submit(self, request: Request, *, alone: bool) -> None:
         """See ``Executor``."""
-        self._alone = alone
-        self._in_hand.append(request.job.case)
-        (self._talk or self._start()).send(request)
+        with self._lock:
+            self._alone = alone
+            self._in_hand[request.job.case] = request
+            if self._talk is not None:
+                self._talk.send(request)
 
     def receive(self) -> Answer:
         """See ``Executor``."""
@@ -112,10 +113,28 @@ class Local:
         except (StageError, ResourceError) as error:
             if not self._loaded:
                 raise
-            self._stack.__exit__(type(error), error, error.__traceback__)
-            self._stack, self._talk = contextlib.ExitStack(), None
-            self._dead.extend(Answer(case, error=error, again=len(self._in_hand) > 1) for case in self._in_hand)
-            self._in_hand.clear()
-            return self._dead.popleft()
-        self._in_hand.remove(answer.case)
+            with self._lock:
+                self._stack.__exit__(type(error), error, error.__traceback__)
+                self._stack, self._talk = contextlib.ExitStack(), None
+                self._dead.extend(Answer(case, error=error, again=len(self._in_hand) > 1) for case in self._in_hand)
+                self._in_hand.clear()
+            return self._dead.popleft() if self._dead else self.receive()
+        with self._lock:
+            del self._in_hand[answer.case]
         return answer
+
+    def kill(self) -> None:
+        """End the process at once. Whoever receives hears of it; the next case starts it anew."""
+        talk = self._talk
+        if talk is not None:
+            talk.kill()
+
+    def _start(self) -> Conversation[Request, Answer]:
+        """Start the process, in the thread that receives: on Linux it lives as long as the thread that started it."""
+        talk = subprocesses.converse(pipelined.serve, *self._arguments, progress=self._progress, bounds=self._bounds)
+        with self._lock:
+            self._talk = self._stack.enter_context(talk)
+            self._loaded = False
+            for request in self._in_hand.values():
+                self._talk.send(request)
+            return self._talk

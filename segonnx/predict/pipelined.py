@@ -63,6 +63,7 @@ class Answer:
         error: Why it failed, if it did.
         lost: It is another process's now.
         again: The process died while it had several cases: it is worth trying alone.
+        died: The machine's process died that had it, and what it had in hand is not known to be the reason.
     """
 
     case: str
@@ -72,6 +73,7 @@ class Answer:
     error: SegonnxError | None = None
     lost: bool = False
     again: bool = False
+    died: bool = False
 
 
 def serve(

@@ -133,8 +133,8 @@ def _same(path: Path, entry: Mapping[str, Any]) -> bool:
     try:
         info = path.stat()
         if info.st_size != entry["bytes"] or info.st_mtime_ns == entry["modified_ns"]:
-            return info.st_size == entry["bytes"]
-        return files.sha256(path) == entry["sha256"]
+            return bool(info.st_size == entry["bytes"])
+        return bool(files.sha256(path) == entry["sha256"])
     except OSError:
         return False
 
@@ -144,6 +144,9 @@ class Report:
 
     Args:
         path: The file. What it holds stays.
+
+    Attributes:
+        known: The last record of each case that it holds.
 
     Raises:
         InputError: It is there, and no report of a cohort.
@@ -157,8 +160,12 @@ class Report:
         if path.exists() and path.stat().st_size:
             self.known = load([path]).records
 
-    def append(self, record: Record) -> None:
+    def append(self, record: Record, cases: int) -> None:
         """Append a line, whole and on the disk. What a killed process left of a line is taken away first.
+
+        Args:
+            record: What came of a case.
+            cases: How many cases the cohort has.
 
         Raises:
             ResourceError: It can't be written.
@@ -167,13 +174,13 @@ class Report:
             with self.path.open("r+b" if self.path.exists() else "x+b", buffering=0) as file, _alone(file):
                 end = _mended(file)
                 file.seek(end)
-                data = _line(record).encode()
+                data = _line(record | {"cases": cases}).encode()
                 if file.write(data) != len(data):
                     file.truncate(end)
                     raise ResourceError(f"can't write {self.path}: the disk is full")
                 os.fsync(file.fileno())
         except FileExistsError:  # another process was quicker
-            self.append(record)
+            self.append(record, cases)
         except OSError as error:
             raise ResourceError(f"can't write {self.path}: {error.strerror or error}") from error
         self.known[record["case"]] = record
@@ -214,10 +221,12 @@ class Cohort:
 
     Attributes:
         records: The last record of each case. One that says that a case is done stays, whatever was tried later.
+        cases: How many cases the cohort has, as far as is known.
         cut: Lines that killed processes left halves of.
     """
 
     records: dict[str, Record] = field(default_factory=dict)
+    cases: int = 0
     cut: int = 0
 
 
@@ -253,9 +262,11 @@ def _load(file: io.BufferedReader, path: Path, found: Cohort) -> None:
             continue
         if (wrong := _misfit(content)) is not None:
             raise InputError(f"{where} is no line of a report of a cohort: {wrong}")
+        found.cases = max(found.cases, content.get("cases", 0))
         before = found.records.get(content["case"])
         if before is None or before["status"] != "done" or content["status"] == "done":
             found.records[content["case"]] = content
+    found.cases = max(found.cases, len(found.records))
 
 
 def _line(record: Record) -> str:
@@ -263,4 +274,12 @@ def _line(record: Record) -> str:
 
 
 def _misfit(content: object) -> str | None:
-    return documents.misfit(content, documents.packaged("segonnx.predict", "record.schema.json"))
+    return documents.misfit(content, documents.packaged("segonnx.predict", "record.schema.json"), _contradiction)
+
+
+def _contradiction(record: Record) -> str | None:
+    try:
+        datetime.fromisoformat(record["ended"])
+    except ValueError:
+        return f"ended: {record['ended']} is no time"
+    return None

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -74,10 +74,13 @@ def test_of_many_that_ask_at_once_one_gets_it(tmp_path: Path) -> None:
         "    sys.stdin.readline()\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path), *names]
-    running = [
-        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)
-    ]
-    try:
+    with ExitStack() as stack:
+        running = [
+            stack.enter_context(
+                subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            for _ in range(3)
+        ]
         for process in running:
             assert process.stdin is not None
             process.stdin.write("go\n")
@@ -86,10 +89,8 @@ def test_of_many_that_ask_at_once_one_gets_it(tmp_path: Path) -> None:
         for process in running:
             assert process.stdout is not None
             taken += json.loads(process.stdout.readline())
-    finally:
         for process in running:
             process.kill()
-            process.wait()
     assert sorted(taken) == sorted(names)
 
 

@@ -110,6 +110,7 @@ def test_a_line_of_the_report_tells_what_was_done(hand: Path, tmp_path: Path, he
     for key, path in (("inputs", source / "a_0000.nii.gz"), ("outputs", out / "a.nii.gz")):
         (entry,) = line[key]
         assert entry["file"] == path.name and entry["bytes"] == path.stat().st_size
+    assert line.pop("cases") == 1
     assert records.read(out, "a") == line
 
 
@@ -468,9 +469,13 @@ def test_a_case_that_kills_the_whole_run_is_left_after_two(
     words, env = ("predict", hand, source, out, "--report", report), killer("getppid")
     assert run(*words, env=env).returncode == -signal.SIGKILL
     assert run(*words, env=env).returncode == -signal.SIGKILL
-    assert made(out).keys() == {f"{case}.nii.gz" for case in "tuvw"}  # the second run did them first
+    assert made(out).keys() == {
+        "v.nii.gz",
+        "w.nii.gz",
+    }  # the second run did them first, and the others had been in hand
     third = run(*words, env=env)
     assert third.returncode == 1
+    assert made(out).keys() == {f"{case}.nii.gz" for case in "tuvw"}
     claim = out / records.FOLDER / "claims" / "crash"
     assert f"segonnx: crash: two processes died with it: to have it tried again, remove {claim}.*" in message(third)
     assert statuses(report) == dict.fromkeys("tuvw", "done") | {"crash": "left"}

@@ -26,7 +26,7 @@ def test_lines_are_appended_and_read_again(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     report = Report(path)
     for case in ("a", "ü\n", "c"):
-        report.append(done(case))
+        report.append(done(case), 9)
     assert len(path.read_text("utf-8").splitlines()) == 3
     found = records.load([path])
     assert found.records.keys() == {"a", "ü\n", "c"} and found.cut == 0
@@ -36,25 +36,25 @@ def test_lines_are_appended_and_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", [1, 5, 17, 18, 40, 200])
 def test_a_line_that_a_kill_cut_is_taken_away(cut: int, tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    Report(path).append(done("a"))
+    Report(path).append(done("a"), 9)
     whole = path.read_bytes()
     with path.open("ab") as file:
         file.write(json.dumps(done("b")).encode()[:cut])
     assert records.load([path]).records.keys() == {"a"} and records.load([path]).cut == 1
-    Report(path).append(done("c"))
+    Report(path).append(done("c"), 9)
     assert path.read_bytes().startswith(whole) and records.load([path]).cut == 0
     assert records.load([path]).records.keys() == {"a", "c"}
     path.write_bytes(json.dumps(done("b")).encode()[:cut])  # and the first one
-    Report(path).append(done("d"))
+    Report(path).append(done("d"), 9)
     assert records.load([path]).records.keys() == {"d"}
 
 
 def test_a_line_that_a_kill_cut_may_be_long(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    Report(path).append(done("a"))
+    Report(path).append(done("a"), 9)
     with path.open("ab") as file:
         file.write(b'{"schema_version": 1, "case": "' + b"x" * 200_000)
-    Report(path).append(done("c"))
+    Report(path).append(done("c"), 9)
     assert records.load([path]).records.keys() == {"a", "c"}
 
 
@@ -63,7 +63,7 @@ def test_processes_append_whole_lines_side_by_side(tmp_path: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\nfrom tests.predict.test_records import done, Report\n"
         "report = Report(Path(sys.argv[1]))\n"
-        "for number in range(100):\n    report.append(done(f'{sys.argv[2]} {number}'))\n"
+        "for number in range(100):\n    report.append(done(f'{sys.argv[2]} {number}'), 9)\n"
     )
     running = [subprocess.Popen([sys.executable, "-c", script, str(path), str(n)], cwd=ROOT) for n in range(3)]
     assert [process.wait() for process in running] == [0, 0, 0]
@@ -73,11 +73,11 @@ def test_processes_append_whole_lines_side_by_side(tmp_path: Path) -> None:
 def test_the_last_word_on_a_case_counts_but_done_is_done(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     report = Report(path)
-    report.append(records.new("a", "failed", RECIPE, error="no"))
-    report.append(records.new("b", "failed", RECIPE, error="no"))
-    report.append(done("a"))
-    report.append(records.new("a", "refused", RECIPE, error="it exists"))
-    report.append(records.new("b", "left", RECIPE, error="twice"))
+    report.append(records.new("a", "failed", RECIPE, error="no"), 9)
+    report.append(records.new("b", "failed", RECIPE, error="no"), 9)
+    report.append(done("a"), 9)
+    report.append(records.new("a", "refused", RECIPE, error="it exists"), 9)
+    report.append(records.new("b", "left", RECIPE, error="twice"), 9)
     assert {case: own["status"] for case, own in records.load([path]).records.items()} == {"a": "done", "b": "left"}
 
 
