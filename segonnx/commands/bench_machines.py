@@ -22,9 +22,9 @@ from segonnx.bench.plan_file import Network, Plan
 from segonnx.bench.result import Result
 from segonnx.commands import bench_plan
 from segonnx.commands.bench_plan import Work
-from segonnx.core import cluster, hardware, subprocesses
+from segonnx.core import cluster, hardware, slots, subprocesses
 from segonnx.core.cluster import Member
-from segonnx.core.slots import Crew, Slot, StoppedError, WorkerGoneError
+from segonnx.core.slots import Crew, Slot, WorkerGoneError
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import InputError, ResourceError, SegonnxError
 
@@ -223,7 +223,7 @@ class Cargo(contextlib.AbstractContextManager["Cargo"]):
         """
         if network.artifact is not None:
             self._parcels[network.artifact].bring(ask, progress)
-        return None if self._input is None else transfer.send(ask, self._input, progress)
+        return None if self._input is None else transfer.share(ask, self._input, progress)
 
 
 def describe() -> tuple[dict[str, Any], str]:
@@ -242,7 +242,7 @@ def time_part(plan: Plan, given: Path | None) -> Part:
         plan: the plan.
         given: file of the input for all.
     """
-    return subprocesses.call(_time_part, plan, given, progress=_while_wanted).value
+    return subprocesses.call(_time_part, plan, given, progress=slots.while_wanted).value
 
 
 def _time_part(plan: Plan, given: Path | None, progress: Progress) -> Part:
@@ -250,9 +250,3 @@ def _time_part(plan: Plan, given: Path | None, progress: Progress) -> Part:
     work = bench_plan.planned(plan, folders, given, progress)
     result = run.bench(work.targets, plan.here(), work.x, lambda _: None, progress)
     return Part(result, bench_plan.failed(result))
-
-
-def _while_wanted(_: str) -> None:
-    """A Progress that ends a task for which nobody waits."""
-    if cluster.unwanted():
-        raise StoppedError

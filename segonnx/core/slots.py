@@ -144,3 +144,13 @@ class Crew:
     def _hear(self, seconds: float) -> None:
         with contextlib.suppress(queue.Empty):
             self._said.get(timeout=seconds)()
+
+
+def while_wanted(_: str, /) -> None:
+    """A ``Progress`` that ends the task which it is called in, where nobody waits for that any more.
+
+    Raises:
+        StoppedError: Nobody does.
+    """
+    if cluster.unwanted():
+        raise StoppedError

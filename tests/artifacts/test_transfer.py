@@ -108,19 +108,37 @@ def test_another_artifact_than_was_asked_for_is_refused(
     assert not zipped.exists() and not transfer.kept("0" * 64).exists()
 
 
+def test_machines_on_one_storage_do_not_take_it_from_each_other(there: Machine, hand: Path, digest: str) -> None:
+    other = Machine()
+
+    def interleaved(function: Callable[..., Any], *arguments: Any) -> Any:
+        if function is transfer.accept:
+            with Parcel(hand, digest) as second:  # another machine is quicker, from the first step to the last
+                second.bring(other.ask)
+        return there.ask(function, *arguments)
+
+    with Parcel(hand, digest) as parcel:
+        parcel.bring(interleaved)
+    assert "accept" in there.asked and "accept" in other.asked
+    assert verify(transfer.kept(digest), replay=False)
+    assert list((transfer.cache() / "files").iterdir()) == []
+
+
 def test_files_are_sent_once_and_checked(there: Machine, tmp_path: Path) -> None:
     path = tmp_path / "input.npy"
     path.write_bytes(os.urandom(3 * 2**14 + 5))
-    sent = transfer.send(there.ask, path)
+    sent = transfer.share(there.ask, path)
     assert sent.read_bytes() == path.read_bytes() and sent.name == files.sha256(path)
     assert there.asked.count("append") == 4
     there.asked.clear()
-    assert transfer.send(there.ask, path) == sent
+    assert transfer.share(there.ask, path) == sent
     assert there.asked == ["find"]
     sent.write_bytes(b"damaged")
-    assert transfer.send(there.ask, path).read_bytes() == path.read_bytes()
+    assert transfer.share(there.ask, path).read_bytes() == path.read_bytes()
     path.write_bytes(b"")
-    assert transfer.send(there.ask, path).read_bytes() == b""
+    assert transfer.share(there.ask, path).read_bytes() == b""
+    first, second = transfer.send(there.ask, path), transfer.send(there.ask, path)
+    assert first != second
 
 
 def test_what_nobody_finished_goes(there: Machine) -> None:
