@@ -55,12 +55,16 @@ class _Worker:
     """
 
     member: Member
-    slot: Slot
+    slot: Slot = field(init=False)
     there: bool = True
     ready: bool = False
     useless: bool = False
     alone: bool = False
     in_hand: set[str] = field(default_factory=set)
+
+    def is_there(self) -> bool:
+        """Whether it hasn't gone."""
+        return self.there
 
     def room(self, *, alone: bool) -> bool:
         """Whether it can take a case."""
@@ -176,8 +180,8 @@ class Cluster:
         for member in found:
             known = self._workers.get(member.address)
             if known is None or not known.there:
-                worker = _Worker(member, Slot(self._client, member, self._stop))
-                worker.slot = Slot(self._client, member, self._stop, there=lambda worker=worker: worker.there)
+                worker = _Worker(member)
+                worker.slot = Slot(self._client, member, self._stop, there=worker.is_there)
                 self._workers[member.address] = worker
                 self._thread(partial(self._prepare, worker, shares[member.host]))
 
@@ -215,7 +219,7 @@ class Cluster:
         case = request.job.case
         try:
             if self._run.seen is None:
-                answer = self._sent(worker.slot.ask, request, alone)
+                answer = self._sent(worker.slot.ask, request, alone=alone)
             else:
                 answer = worker.slot.ask(remote.do, self._run.name, request, alone)
         except StoppedError:
@@ -242,16 +246,17 @@ class Cluster:
         worker.alone = worker.alone and bool(worker.in_hand)
         self._answers.append(answer)
 
-    def _sent(self, ask: Ask, request: Request, alone: bool) -> Answer:
+    def _sent(self, ask: Ask, request: Request, *, alone: bool) -> Answer:
         """Have a case done whose files are sent, and whose label map is sent back."""
         job = request.job
         read = [job.path] if request.compare else job.channels
         with self._porters:
             sent = {path: transfer.send(ask, path) for path in (*read, *([job.reference] if job.reference else []))}
-        answer, there = ask(remote.do_sent, self._run.name, request, sent, alone)
+        given: tuple[Answer, Path] = ask(remote.do_sent, self._run.name, request, sent, alone)
+        answer, there = given
         try:
             if answer.record is None or answer.predicted is None:
-                return replace(answer)
+                return answer
             if request.claim is not None:
                 claims.require_held(request.claim)
             with self._porters:

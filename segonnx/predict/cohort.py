@@ -148,7 +148,8 @@ def deal(sizes: Sequence[int], part: int, parts: int) -> list[int]:
 def _names(folder: Path) -> set[str]:
     """The names in a folder; none where there is none."""
     try:
-        return set(os.listdir(folder))
+        with os.scandir(folder) as found:
+            return {entry.name for entry in found}
     except OSError:
         return set()
 

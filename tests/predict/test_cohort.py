@@ -286,7 +286,7 @@ def test_parts_hold_each_case_once_and_take_alike_long() -> None:
 
 def test_parts_say_that_they_are_parts(hand: Path, tmp_path: Path, here: None) -> None:
     source, out = make(tmp_path / "in", "a", "b", "c"), tmp_path / "out"
-    found = set()
+    found: set[str] = set()
     for part in (1, 2):
         done = run("predict", hand, source, out, "--part", f"{part}/2")
         assert done.returncode == 0, done.stderr
