@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import warnings
@@ -58,17 +59,30 @@ def connect(address: str) -> Client:
         raise InputError(f"{error.name} isn't installed: pip install 'segonnx[cluster]'") from None
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what goes wrong is told by our lines
     try:
+        found = asyncio.run(asyncio.wait_for(_identity(address), CONNECT_S))
+        if found["type"] != "Scheduler":
+            raise TypeError(f"it is a {found['type'].lower()}")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", VersionMismatchWarning)  # _require_alike says it in a line
+            warnings.simplefilter("ignore", VersionMismatchWarning)  # require_alike says it in a line
             client = Client(address, timeout=CONNECT_S, set_as_default=False)
     except Exception as error:  # the library's classes are many
-        raise InputError(f"no scheduler of Dask answers at {address}: {first_line(error)}") from error
+        said = f"nothing in {CONNECT_S:g} s" if isinstance(error, TimeoutError) else first_line(error)
+        raise InputError(f"no scheduler of Dask answers at {address}: {said}") from error
     try:
         require_alike(client)
     except BaseException:
         client.close()
         raise
     return client
+
+
+async def _identity(address: str) -> dict[str, Any]:
+    """What a process of Dask says that it is. The library's client waits for ever for one that says nothing."""
+    from distributed import rpc
+
+    async with rpc(address) as asked:
+        found: dict[str, Any] = await asked.identity()
+        return found
 
 
 def require_alike(client: Client) -> None:
@@ -121,7 +135,9 @@ def members(client: Client) -> list[Member]:
         ResourceError: The scheduler is gone.
     """
     with reached(client):
-        known: Any = client.scheduler_info(n_workers=-1)["workers"]
+        known: Any = client.scheduler_info(n_workers=-1).get("workers")
+        if known is None:
+            raise ConnectionError("the connection was lost")
     return [
         Member(
             address,

@@ -36,13 +36,23 @@ class Slot:
         member: The worker.
         stop: Once it is set, no answer is waited for.
         resources: What each question takes of the worker's resources, so that nobody else's runs beside it.
+        there: Tells whether the worker is still there. None asks the scheduler.
     """
 
     def __init__(
-        self, client: Client, member: Member, stop: threading.Event, resources: Mapping[str, float] | None = None
+        self,
+        client: Client,
+        member: Member,
+        stop: threading.Event,
+        resources: Mapping[str, float] | None = None,
+        there: Callable[[], bool] | None = None,
     ) -> None:
         self.member = member
         self._client, self._stop, self._resources = client, stop, dict(resources or {})
+        self._there = there or self._is_member
+
+    def _is_member(self) -> bool:
+        return any(member.address == self.member.address for member in cluster.members(self._client))
 
     def ask(self, function: Callable[..., T], *arguments: object) -> T:
         """What a function gives on the worker.
@@ -71,7 +81,7 @@ class Slot:
             while not ended.wait(LOOK_S):
                 if self._stop.is_set():
                     raise StoppedError
-                if all(member.address != address for member in cluster.members(client)):
+                if not self._there():
                     raise WorkerGoneError(f"the worker {address} died")
             if future.status == "finished":
                 value: T = future.result()

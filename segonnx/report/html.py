@@ -28,24 +28,12 @@ def render(content: Machines) -> str:
     Raises:
         InputError: a library that draws the page isn't installed.
     """
-    try:
-        import jinja2
-        import vl_convert  # noqa: F401 (which _library needs)
-    except ImportError as error:
-        raise InputError(f"{error.name} isn't installed: pip install 'segonnx[report]'") from None
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    scripts = [_safe_script(_library()), _asset("page.js")]
-    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
     several = len(content.results) > 1
     machines = list(zip(content.titles, content.results, strict=True))
     drawn = [chart for title, one in machines for chart in _charts(title, one, several=several)]
-    return environment.from_string(_asset("page.html.jinja")).render(
-        policy=f"{POLICY}; script-src {hashes}",
-        style=_asset("page.css"),
-        scripts=scripts,
-        data=_json([chart.spec for chart in drawn]),
-        sections=_sections(drawn),
+    return page(
+        "page.html.jinja",
+        drawn,
         name=f"{len(machines)} machines" if several else content.results[0].machine["cpu"],
         machines=[
             {
@@ -69,6 +57,36 @@ def render(content: Machines) -> str:
             for title, one, row in rows.of_machines(content)
             for cells in [_cells(one, row)]
         ],
+    )
+
+
+def page(template: str, drawn: Sequence[charts.Chart], **content: Any) -> str:
+    """A page as HTML, by a template of ``report/page``, which shows whatever it gets as text.
+
+    Args:
+        template: the file's name.
+        drawn: the page's charts.
+        content: what else the template shows.
+
+    Raises:
+        InputError: a library that draws the page isn't installed.
+    """
+    try:
+        import jinja2
+        import vl_convert  # noqa: F401 (which _library needs)
+    except ImportError as error:
+        raise InputError(f"{error.name} isn't installed: pip install 'segonnx[report]'") from None
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    scripts = [_safe_script(_library()), _asset("page.js")]
+    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
+    return environment.from_string(_asset(template)).render(
+        policy=f"{POLICY}; script-src {hashes}",
+        style=_asset("page.css"),
+        scripts=scripts,
+        data=_json([chart.spec for chart in drawn]),
+        sections=_sections(drawn),
+        **content,
     )
 
 

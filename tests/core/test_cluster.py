@@ -18,7 +18,7 @@ from segonnx.errors import InputError, ResourceError
 
 @pytest.fixture(scope="module")
 def scheduler() -> Iterator[str]:
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as local:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50) as local:
         yield local.scheduler_address
 
 
@@ -53,7 +53,7 @@ def test_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
             cluster.connect(address)
         assert "\n" not in str(refused.value)
         deaf.listen()  # it takes connections, and says nothing
-        with pytest.raises(InputError, match="no scheduler of Dask answers at"):
+        with pytest.raises(InputError, match=f"no scheduler of Dask answers at {address}: nothing in 0.5 s"):
             cluster.connect(address)
     with pytest.raises(InputError, match="no scheduler of Dask answers at nonsense"):
         cluster.connect("nonsense://")
@@ -63,7 +63,7 @@ def test_a_worker_is_no_scheduler(scheduler: str, monkeypatch: pytest.MonkeyPatc
     with cluster.connect(scheduler) as client:
         worker = cluster.members(client)[0].address
     monkeypatch.setattr(cluster, "CONNECT_S", 2.0)
-    with pytest.raises(InputError, match="no scheduler of Dask answers at"):
+    with pytest.raises(InputError, match="no scheduler of Dask answers at .*: it is a worker"):
         cluster.connect(worker)
 
 
@@ -72,7 +72,7 @@ def test_other_versions_are_refused(scheduler: str, monkeypatch: pytest.MonkeyPa
 
     asked = Client.get_versions
 
-    def of_another(client: Client, package: str, where: str) -> dict[str, object]:
+    def of_another(client: Client, package: str, where: str, **_: object) -> dict[str, object]:
         found = asked(client, packages=[*cluster.ALIKE])
         told = found["scheduler"] if where == "scheduler" else next(iter(found["workers"].values()))
         told["packages"][package] = None if package == "segonnx" else "3.7.1.final.0"
@@ -134,7 +134,7 @@ def test_tasks_end_whose_client_is_gone(scheduler: str, tmp_path: Path) -> None:
 
 
 def test_a_scheduler_that_dies_is_one_line() -> None:
-    local = LocalCluster(n_workers=0, processes=False, dashboard_address=None, silence_logs=50)
+    local = LocalCluster(n_workers=0, processes=False, dashboard_address=":0", silence_logs=50)
     with cluster.connect(local.scheduler_address) as client:
         threading.Thread(target=local.close).start()
         with pytest.raises(ResourceError, match="the scheduler at .* is gone: "):
