@@ -29,7 +29,10 @@ import SimpleITK
 import torch
 
 from segonnx.artifacts import layout, manifest, packing
-from segonnx.bench import result, targets
+from segonnx.bench import machines, plan_file, result, targets
+from segonnx.bench.machines import Machines
+from segonnx.bench.plan import Settings
+from segonnx.commands import bench_plan
 from segonnx.core import hardware, subprocesses
 from segonnx.errors import SegonnxError, StageError
 from segonnx.exporters import manifest_entries, nnunet, pipeline
@@ -40,7 +43,10 @@ from tests import fuzz, handmade
 from tests.conftest import message, run, steps_in_process
 from tests.report import results
 
-NUMBERS = {"manifest": 1000, "ensemble": 100, "result": 500, "plans": 300, "checkpoint": 300}
+NUMBERS = {
+    "manifest": 1000, "ensemble": 100, "result": 500, "machines": 200, "bench plan": 300, "plans": 300,
+    "checkpoint": 300,
+}  # fmt: skip
 """How many documents of each kind the campaign makes."""
 LIMIT_SECONDS = 60.0
 """All commands on one document."""
@@ -214,6 +220,39 @@ def _results(material: Material, rng: random.Random, work: Path) -> dict[str, Ac
     }
 
 
+def _machines(material: Material, rng: random.Random, work: Path) -> dict[str, Act]:
+    """Two machines: the file, or what it holds of one of them, is changed."""
+    one = result.read(material.result)
+    content = json.loads(json.dumps(Machines([one, results.elsewhere(one, cpu="Other CPU")]).as_dict()))
+    if rng.random() < 0.2:
+        content = fuzz.changed(content, machines.schema(), rng)
+    else:
+        number = rng.randrange(2)
+        content["machines"][number] = fuzz.changed(content["machines"][number], result.schema(), rng)
+    path, page, again = work / "result.json", work / "page.html", work / "again.json"
+    path.write_text(json.dumps(content))
+    return {
+        "report": _command("report", path, "--html", page, "--json", again, "--markdown"),
+        "compare": _command("compare", material.result, path, "--force", "--json", work / "compared.json"),
+    }
+
+
+def _bench_plans(material: Material, rng: random.Random, work: Path) -> dict[str, Act]:
+    """A plan of the artifact, up to the moment at which it would be timed."""
+    target = targets.from_artifact(material.artifact, subprocesses.silent)
+    plan = plan_file.of([target], Settings(("ort", "openvino"), (1,)), every_core=bool(rng.randrange(2)))
+    content = fuzz.changed(json.loads(json.dumps(plan.as_dict())), plan_file.schema(), rng)
+    path = work / "result.json"
+    path.write_text(json.dumps(content))
+
+    def read() -> None:
+        found = plan_file.read(path)
+        folders = plan_file.find(found.networks, (material.artifact,), work)
+        bench_plan.planned(found, folders, None, subprocesses.silent)
+
+    return {"bench": _call(read)}
+
+
 def plans_schema() -> dict[str, Any]:
     """The schema of plans.json with those of its parts, as ``plans.plan`` holds them against it."""
     network = plans._ARCHITECTURE["properties"] | {"arch_kwargs": plans._CONVOLUTIONAL}
@@ -301,6 +340,8 @@ _ACTS: dict[str, Callable[[Material, random.Random, Path], dict[str, Act]]] = {
     "manifest": _manifests,
     "ensemble": _ensembles,
     "result": _results,
+    "machines": _machines,
+    "bench plan": _bench_plans,
     "plans": _plans,
     "checkpoint": _checkpoints,
 }
@@ -347,6 +388,8 @@ _TITLES = {
     "manifest": "manifests, hashes made anew",
     "ensemble": "manifests of ensembles and of their members, hashes made anew",
     "result": "results of a bench",
+    "machines": "results of several machines",
+    "bench plan": "plans of a bench",
     "plans": "plans.json or dataset.json of nnU-Net",
     "checkpoint": "checkpoints of nnU-Net",
 }

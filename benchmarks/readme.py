@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.docs import ROOT, put_block
-from segonnx.bench import result
+from segonnx.bench import machines, result
+from segonnx.bench.machines import Machines
 from segonnx.bench.result import OK, Result
 from segonnx.report import picture
 
@@ -40,12 +41,12 @@ def main(arguments: Sequence[str]) -> None:
         case ["example"]:
             put_block(README, "example", example(), NAME)
         case ["speed", *paths] if paths:
-            measured = result.merge([result.read(Path(path)) for path in paths])
+            measured = machines.merge([result.read(Path(path)) for path in paths])
             described = measured.machine
             where = f"{described['usable_cores']} cores of {described['cpu']}"
             put_block(README, "speed", table(measured), NAME, where)
             for path, dark in ((PICTURE, False), (PICTURE.with_stem(f"{PICTURE.stem}-dark"), True)):
-                path.write_text(picture.speedups_svg(measured, dark=dark), "utf-8")
+                path.write_text(picture.speedups_svg(Machines([measured]), dark=dark), "utf-8")
         case ["demo", path]:
             put_block(DEMO, "demo", f"```\n{Path(path).read_text('utf-8').strip()}\n```", NAME)
         case _:

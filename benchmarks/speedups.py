@@ -15,7 +15,7 @@ from dataclasses import replace as with_
 from pathlib import Path
 
 from benchmarks.docs import put_block
-from segonnx.bench import core_latency, result, stats
+from segonnx.bench import core_latency, machines, result, stats
 from segonnx.bench.result import OK, Ratio, Result, Row
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,7 +140,7 @@ def table(found: Result) -> str:
 
 def main(paths: Sequence[str]) -> None:
     """Print the table, and put it into the page."""
-    merged = result.merge([result.read(Path(path)) for path in paths])
+    merged = machines.merge([result.read(Path(path)) for path in paths])
     text = table(merged)
     print(text)
     where = f"{merged.rows[0].threads} cores of {merged.machine['cpu']}"

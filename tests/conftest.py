@@ -7,11 +7,14 @@ import fcntl
 import functools
 import locale
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -40,7 +43,7 @@ CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 """What ``dataset`` holds."""
 LIBRARIES = (
     "torch._dynamo", "onnxscript", "onnx_ir", "onnxruntime", "openvino", "segonnx.models", "segonnx.bench.worker",
-    "segonnx.artifacts.verify", "segonnx.predict.bounded",
+    "segonnx.artifacts.verify", "segonnx.predict.bounded", "segonnx.predict.cohort",
 )  # fmt: skip
 """What processes take long to import."""
 
@@ -213,9 +216,38 @@ def steps_in_process() -> Iterator[None]:
         except Exception as error:
             raise subprocesses.translate(error) from error
 
+    @contextlib.contextmanager
+    def converse(
+        function: Callable[..., None], /, *args: Any, progress: Progress, bounds: Bounds | None = None
+    ) -> Iterator[Any]:
+        del bounds
+        requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        answers: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+
+        def run() -> None:
+            try:
+                function(iter(requests.get, None), lambda answer: answers.put((answer, None)), *args, progress)
+            except Exception as error:  # noqa: BLE001
+                answers.put((None, subprocesses.translate(error)))
+
+        def receive() -> Any:
+            answer, error = answers.get()
+            if error is not None:
+                raise error
+            return answer
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            yield types.SimpleNamespace(send=requests.put, receive=receive)
+        finally:
+            requests.put(None)
+            thread.join()
+
     with (
         mock.patch.object(subprocesses, "call", functools.partial(call, progress=subprocesses.silent)),
         mock.patch.object(subprocesses, "stream", stream),
+        mock.patch.object(subprocesses, "converse", converse),
         lookups.remembered(),
     ):
         yield

@@ -20,7 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "commands": {
         "report", "bench", "exporters", "runtimes", "predict", "optimize", "models", "artifacts", "sources", "core",
     },
-    "report": {"bench", "core"},
+    "report": {"bench", "predict", "core"},
     "bench": {"runtimes", "artifacts", "sources", "core"},
     "exporters": {"optimize", "models", "artifacts", "sources", "core"},
     "runtimes": {"artifacts", "core"},

@@ -19,7 +19,9 @@ from segonnx.core import documents
 from tests import fuzz, handmade
 
 SEEDS = st.integers(0, 2**32 - 1)
-COUNTS = {"manifest": 30, "ensemble": 10, "result": 25, "plans": 20, "checkpoint": 30}
+COUNTS = {
+    "manifest": 30, "ensemble": 10, "result": 25, "machines": 15, "bench plan": 30, "plans": 20, "checkpoint": 30,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,17 @@
-"""One result held against an older one, row by row."""
+"""One result held against an older one, machine by machine and row by row."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from segonnx.bench import stats
+from segonnx.bench import machines, stats
+from segonnx.bench.machines import Machines
 from segonnx.bench.result import OK, Result, Row
 from segonnx.errors import InputError
 
 FAILED = "failed"
-MEMORY = 0.05
-"""Two machines are the same if their memory differs by no more than this: a kernel keeps a little more or less."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,100 @@ class Comparison:
         return asdict(self) | {"regressions": len(self.regressions)}
 
 
+@dataclass(frozen=True)
+class Comparisons:
+    """Two results, compared machine by machine.
+
+    Attributes:
+        machines: the comparison of each machine that both have, by its title.
+        only_old, only_new: titles of the machines that one alone has.
+    """
+
+    machines: dict[str, Comparison]
+    only_old: list[str]
+    only_new: list[str]
+
+    @property
+    def several(self) -> bool:
+        """Whether either result has more than one machine."""
+        return len(self.machines) + max(len(self.only_old), len(self.only_new)) > 1
+
+    @property
+    def changes(self) -> list[tuple[str, Change]]:
+        """What became of each row, with the title of its machine."""
+        return [(title, change) for title, own in self.machines.items() for change in own.changes]
+
+    @property
+    def regressions(self) -> list[tuple[str, Change]]:
+        """The rows that failed or are slower by more than is allowed, each with the title of its machine."""
+        return [(title, change) for title, change in self.changes if change.regression]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a JSON file: of one machine as that of a ``Comparison``."""
+        own = {title: comparison.as_dict() for title, comparison in self.machines.items()}
+        if not self.several:
+            return next(iter(own.values()))
+        return {
+            "machines": own,
+            "only_old": self.only_old,
+            "only_new": self.only_new,
+            "regressions": len(self.regressions),
+        }
+
+
+def compare_machines(old: Machines, new: Machines, fail_above: float = 0.05, *, force: bool = False) -> Comparisons:
+    """Compare every row that both results have of one machine. No row is held against another machine's.
+
+    Args:
+        old: the baseline.
+        new: what is held against it.
+        fail_above: the slowdown that is allowed: 0.05 is 5 %.
+        force: compare what was measured under different conditions, too; and where each result has one machine left
+            that the other doesn't have, these two.
+
+    Raises:
+        InputError: the results can't be compared; the message gives every reason.
+    """
+    pairs = _pairs(old.results, new.results)
+    left = [one for one in old.results if not any(one is first for first, _ in pairs)]
+    others = [one for one in new.results if not any(one is second for _, second in pairs)]
+    alone = len(old.results) == len(new.results) == 1  # its refusal says what differs
+    if len(left) == len(others) == 1 and (force or alone):
+        pairs, left, others = [*pairs, (left[0], others[0])], [], []
+    if not pairs:
+        raise InputError(
+            f"the results have no machine in common: the old one has {'; '.join(old.titles)}, the new one "
+            f"{'; '.join(new.titles)}"
+        )
+    names = {id(one): title for found in (old, new) for one, title in zip(found.results, found.titles, strict=True)}
+    compared = {}
+    for first, second in pairs:
+        title = names[id(second)]
+        try:
+            compared[title] = compare(first, second, fail_above, force=force)
+        except InputError as error:
+            raise error if alone else InputError(f"{title}: {error}") from error
+    return Comparisons(compared, [names[id(one)] for one in left], [names[id(one)] for one in others])
+
+
+def _pairs(old: Sequence[Result], new: Sequence[Result]) -> list[tuple[Result, Result]]:
+    """The results of one kind of machine; then those of one hardware, where no third one is of that.
+
+    Versions of libraries may be what is compared, and may be all that tells two kinds apart.
+    """
+    pairs = [(one, other) for one in old for other in new if not machines.unlike(one.machine, other.machine)]
+    left = [one for one in old if not any(one is first for first, _ in pairs)]
+    others = [one for one in new if not any(one is second for _, second in pairs)]
+    alike = [
+        (one, other) for one in left for other in others if not machines.other_hardware(one.machine, other.machine)
+    ]
+    return pairs + [
+        (first, second) for first, second in alike if sum(first is one or second is other for one, other in alike) == 1
+    ]
+
+
 def compare(old: Result, new: Result, fail_above: float = 0.05, *, force: bool = False) -> Comparison:
-    """Compare every row that both results have.
+    """Compare every row that two results of one machine have.
 
     A row is a regression if its time grew by more than ``fail_above`` and the interval of the ratio excludes 1, or if
     it was ok and failed.
@@ -119,14 +211,7 @@ def _name(row: Row) -> str:
 
 def _reasons(old: Result, new: Result) -> list[str]:
     """What differs between the machines and the ways of measuring."""
-    reasons = [
-        f"{key} was {_text(old.machine.get(key))}, is {_text(new.machine.get(key))}"
-        for key in ("cpu", "architecture", "usable_cores", "flags")
-        if old.machine.get(key) != new.machine.get(key)
-    ]
-    ours, theirs = old.machine.get("memory_bytes", 0), new.machine.get("memory_bytes", 0)
-    if abs(ours - theirs) > MEMORY * max(ours, theirs):
-        reasons.append(f"memory was {ours / 1e9:.1f} GB, is {theirs / 1e9:.1f} GB")
+    reasons = machines.other_hardware(old.machine, new.machine)
     if old.autocast != new.autocast:
         reasons.append(f"autocast was {old.settings.get('autocast')}, is {new.settings.get('autocast')}")
     return reasons
@@ -147,10 +232,6 @@ def _row_reasons(old: Row, new: Row) -> list[str]:
             if old.settings.get(key) != new.settings.get(key)
         ]
     return reasons
-
-
-def _text(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _change(old: Row, new: Row, fail_above: float) -> Change:

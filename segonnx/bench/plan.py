@@ -78,10 +78,12 @@ class Settings:
             **asdict(self.rule),
             "processes": self.processes,
             "timeout_s": self.timeout_s,
+            "max_memory": self.max_memory,
             "autocast": self.autocast,
             "input_seed": self.seed,
             "options": options,
             "profile": self.profile,
+            "roofline": self.roofline,
             "diagnose": self.diagnose,
         }
 
@@ -120,6 +122,7 @@ class Target:
         network: the same in PyTorch, for the runtimes that need it; None where its weights came from a file.
         weights: whose weights it holds: ``seeded``, ``published`` or ``file``.
         weights_sha256: of the artifact's weights.
+        digest: of the artifact's manifest.
         published: figures that others published of it; None where there are none.
         gives: what the artifact gives: ``logits``, ``probabilities`` or ``labels``.
         rule: how labels follow from it, where it gives none itself.
@@ -141,6 +144,7 @@ class Target:
     network: TorchNetwork | None = None
     weights: WeightsKind | None = None
     weights_sha256: str | None = None
+    digest: str | None = None
     published: Published | None = None
     gives: str = "logits"
     rule: Decision | None = None

@@ -59,6 +59,7 @@ class Recorder:
                 input_sha256=synthetic_inputs.sha256(x),
                 images=target.images,
                 weights=target.weights,
+                artifact=target.digest,
                 published=target.published if x.shape == target.input_shape else None,
                 threads=case.threads,
                 status=case.known[backend].missing() or OK,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from segonnx.runtimes.base import Operator
 from segonnx.sources import catalog
 
 OK = "ok"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MAX_BYTES = 2**27
 """A larger file isn't read."""
 MAX_SAMPLES, MAX_ROUNDS = 4_000_000, 500_000
@@ -64,6 +63,7 @@ class Row:
         input_sha256: of the input's bytes.
         images: how many images a pass counts for.
         weights: whose weights the model holds; None where an older file doesn't tell.
+        artifact: the digest of the artifact's manifest; None where there is no artifact, or an older file doesn't tell.
         published: what others published of this model on this input; None where nothing may be compared with it.
         threads: how many threads the runtime was asked to use.
         status: ``ok``, or why there are no times.
@@ -107,6 +107,7 @@ class Row:
     input_sha256: str
     images: float
     weights: WeightsKind | None = None
+    artifact: str | None = None
     published: Published | None = None
     threads: int = 1
     status: str = OK
@@ -301,11 +302,23 @@ def read(path: Path) -> Result:
     Raises:
         InputError: there is none, or it isn't one.
     """
-    content = documents.read(path, MAX_BYTES)
+    return parse(documents.read(path, MAX_BYTES), path)
+
+
+def parse(content: Any, where: Path | str) -> Result:
+    """The result in a document, checked against the schema and against itself.
+
+    Args:
+        content: what the document holds. It is taken apart.
+        where: what it is, for messages.
+
+    Raises:
+        InputError: it isn't one.
+    """
     if isinstance(content, dict) and content.get("schema_version") == 1:
-        raise InputError(f"{path} was written by an older segonnx, without the rounds' times: run the bench again")
+        raise InputError(f"{where} was written by an older segonnx, without the rounds' times: run the bench again")
     if (wrong := documents.misfit(content, schema(), contradiction)) is not None:
-        raise InputError(f"{path} isn't the result of a bench: at {wrong}")
+        raise InputError(f"{where} isn't the result of a bench: at {wrong}")
     content.pop("schema_version")
     content["rows"] = [Row.from_dict(row) for row in content["rows"]]
     content["ratios"] = [
@@ -351,41 +364,6 @@ def _uneven(row: dict[str, Any]) -> str | None:
     if interval is not None and interval[0] > interval[1]:
         return "speedup_ci95: its ends are in the wrong order"
     return None
-
-
-def merge(results: Sequence[Result]) -> Result:
-    """Several results of one machine as one, to be shown together; what they share comes from the first.
-
-    Raises:
-        InputError: they are of several machines or number types, or two hold the same row.
-    """
-    first, *others = results
-    seen = {(row.case, row.backend) for row in first.rows}
-    for other in others:
-        for key in ("cpu", "usable_cores", "versions"):
-            if other.machine[key] != first.machine[key]:
-                raise InputError(f"these results can't be shown together: their machines differ in {key}")
-        if other.autocast != first.autocast:
-            raise InputError("these results can't be shown together: their number types differ")
-        for row in other.rows:
-            if (row.case, row.backend) in seen:
-                raise InputError(f"two of these results hold {row.model} in {row.backend}")
-            seen.add((row.case, row.backend))
-    every = [peaks for result in results for peaks in result.roofline_peaks]
-    by_threads = {peaks["threads"]: peaks for peaks in reversed(every)}
-    overhead: dict[str, float] = {}
-    for key in first.overhead:
-        values = [result.overhead[key] for result in results if key in result.overhead]
-        overhead[key] = max(values) if key.endswith("bytes") else sum(values)
-    return replace(
-        first,
-        rows=[row for result in results for row in result.rows],
-        ratios=[ratio for result in results for ratio in result.ratios],
-        roofline_peaks=[by_threads[count] for count in sorted(by_threads)],
-        overhead=overhead,
-        interrupted=any(result.interrupted for result in results),
-        warnings=list(dict.fromkeys(warning for result in results for warning in result.warnings)),
-    )
 
 
 def schema() -> dict[str, Any]:

@@ -91,6 +91,7 @@ def from_artifact(
         network=None if make_network is None or spec is None or seed is None else make_network(spec, seed),
         weights=weights,
         weights_sha256=content["weights"]["sha256"],
+        digest=content["digest"],
         published=published(spec, own, weights) if spec is not None and known else None,
         gives=content["outputs"][0].get("kind", "logits"),
         rule=None if gives_labels(content) else given_rule(content),
@@ -181,6 +182,23 @@ def require_alike(targets: list[Target], settings: Settings) -> None:
             raise InputError(
                 f"{target.artifact} gives {target.gives}, and {', '.join(others)} would give logits: "
                 "time it with --backend ort and --backend openvino alone"
+            )
+
+
+def require_distinct(targets: Sequence[Target]) -> None:
+    """Refuse targets whose rows nobody could tell apart.
+
+    Raises:
+        InputError: two have one name and one shape.
+    """
+    seen: dict[tuple[str, tuple[int, ...]], Target] = {}
+    for target in targets:
+        other = seen.setdefault((target.name, target.input_shape), target)
+        if other is not target:
+            both = " and ".join(str(one.artifact or one.name) for one in (other, target))
+            raise InputError(
+                f"{both} would have rows of one name, {target.name} on {'x'.join(map(str, target.input_shape))}: time "
+                "them one after the other, and compare the results"
             )
 
 

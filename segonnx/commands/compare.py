@@ -30,16 +30,18 @@ def command(
 ) -> None:
     """Hold the result of a bench against an older one; exit code 1 tells of a regression.
 
+    Of results of several machines each is held against itself.
+
     \b
     segonnx compare main.json branch.json
     segonnx compare main.json branch.json --fail-above 3% --markdown >> "$GITHUB_STEP_SUMMARY"
     """
-    from segonnx.bench import comparison, result
+    from segonnx.bench import comparison, machines
     from segonnx.core import files
     from segonnx.report import markdown as md
     from segonnx.report import tables
 
-    found = comparison.compare(result.read(old), result.read(new), fail_above, force=force)
+    found = comparison.compare_machines(machines.read(old), machines.read(new), fail_above, force=force)
     text = md.comparison(found) if markdown else tables.comparison(found)
     for path in (out, json_path):
         options.require_writable(path, old, new)

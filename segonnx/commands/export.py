@@ -75,6 +75,7 @@ class Request:
     threads: int | None
     timeout: float | None
     max_memory: int | None
+    scheduler: str | None
 
     @property
     def reading(self) -> Bounds:
@@ -236,6 +237,11 @@ class Request:
 @options.threads("Threads for the checks.")
 @options.timeout("reading a checkpoint", "by its size")
 @options.max_memory("reading a checkpoint", "by its size")
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Export on the workers of a Dask cluster, as tcp://HOST:8786, a network on each; artifacts come back here.",
+)
 @options.json_file("Write what was done, with times and memory.")
 def command(json_path: Path | None, **asked: Any) -> None:
     """Convert networks to ONNX artifacts, checked before and after.
@@ -245,6 +251,7 @@ def command(json_path: Path | None, **asked: Any) -> None:
     \b
     segonnx export stunet-s unet-resnet18
     segonnx export --all --out artifacts
+    segonnx export --all --scheduler tcp://HOST:8786
     segonnx export stunet-b --weights base_ep4k.model
     segonnx export totalsegmentator --shape 128,128,128
     segonnx export --nnunet nnUNet_results/Dataset004_Hippocampus --configuration 3d_fullres --fold ensemble
@@ -263,8 +270,9 @@ def command(json_path: Path | None, **asked: Any) -> None:
 
     request = Request(**{**asked, "check_with": tuple(dict.fromkeys(asked["check_with"]))})
     specs = _named(request)
-    file_runs.chosen(request.check_with, "--check-with")
-    options.require_torch("export")
+    if request.scheduler is None:  # whose workers have what it takes
+        file_runs.chosen(request.check_with, "--check-with")
+        options.require_torch("export")
     options.require_writable(
         json_path, *(path for path in (request.weights, request.nnunet, request.labels) if path is not None)
     )
@@ -276,7 +284,10 @@ def command(json_path: Path | None, **asked: Any) -> None:
             done = [_export_task(request, display)]
         else:
             jobs = _jobs(request, specs, display, stack)
-            done, failed = _export(jobs, display)
+            if request.scheduler is None:
+                done, failed = _export(jobs, display)
+            else:
+                done, failed = _export_on_workers(request.scheduler, jobs, request.threads, display)
     options.write_json(json_path, [_as_json(exported) for exported in done])
     if failed:
         _fail(done, failed)
@@ -307,6 +318,8 @@ def _named(request: Request) -> list[ModelSpec]:
     if request.tune_time is not None and not request.tune:
         raise InputError("--tune-time goes with --tune")
     _require_said_of_pictures(request)
+    if request.scheduler is not None:
+        _require_for_workers(request)
     if request.nnunet is None:
         _require_nnunet(request)
     if request.weights_dir is not None and request.totalsegmentator is None:
@@ -382,6 +395,27 @@ def _require_for_all(request: Request) -> None:
         if request.ensemble:
             several = "--ensemble exports several, and averages their probabilities"
         raise InputError(f"{given[0]} is for one network: {several}")
+
+
+def _require_for_workers(request: Request) -> None:
+    """Refuse the options that speak of this machine, or of files on it.
+
+    Raises:
+        InputError: one is given.
+    """
+    here = {
+        "--weights": request.weights,
+        "--smp": request.smp,
+        "--nnunet": request.nnunet,
+        "--totalsegmentator": request.totalsegmentator,
+        "--tune": request.tune or None,
+        "--tuning": request.tuning,
+    }
+    if given := [option for option, value in here.items() if value is not None]:
+        raise InputError(
+            f"{given[0]} goes without --scheduler: what it takes is on this machine, and the workers export systems by "
+            "their names"
+        )
 
 
 def _export_ensemble(request: Request, display: Display, stack: contextlib.ExitStack) -> Exported:
@@ -548,6 +582,36 @@ def _export(
             if settings.checkpoints and exported.manifest["family"] == "smp" and (line := _unprepared(exported)):
                 display.echo(f"segonnx: {line}", err=True)
     return done, failed
+
+
+def _export_on_workers(
+    address: str, jobs: Sequence[tuple[ModelSpec, Settings]], threads: int | None, display: Display
+) -> tuple[list[Exported], dict[str, SegonnxError]]:
+    """What was exported on the workers of a cluster, in the order of the jobs, and the errors of what wasn't, by name.
+
+    Raises:
+        SegonnxError: the only one failed, or there is no cluster.
+    """
+    from segonnx.commands import export_machines
+    from segonnx.core import cluster
+
+    done: dict[str, Exported] = {}
+    failed: dict[str, SegonnxError] = {}
+
+    def end(spec: ModelSpec, ended: Exported | SegonnxError) -> None:
+        place = f"[{len(done) + len(failed) + 1}/{len(jobs)}] " if len(jobs) > 1 else ""
+        if isinstance(ended, SegonnxError):
+            failed[spec.name] = ended
+            if len(jobs) == 1:
+                raise ended
+            display.echo(f"{place}{spec.name}: FAILED: {ended}", err=True)
+        else:
+            done[spec.name] = ended
+            display.echo(place + exported_line(ended))
+
+    with cluster.connect(address) as client:
+        export_machines.export(client, jobs, threads, end, display)
+    return [done[spec.name] for spec, _ in jobs if spec.name in done], failed
 
 
 def _fail(done: Sequence[Exported], failed: dict[str, SegonnxError]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -26,6 +29,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 INTERRUPTED = 130
 """The exit code that shells give a program that Ctrl-C ended."""
+
+TERMINATED = 143
+"""The exit code that shells give a program that SIGTERM ended."""
 
 PATH = click.Path(path_type=Path)
 
@@ -147,6 +153,25 @@ class Size(_Type):
         return size
 
 
+class Part(_Type):
+    """A part of how many, as 3/16."""
+
+    name = "part"
+    metavar = "K/N"
+    takes = "a part of so many, for example 3/16; the first one is 1/16"
+
+    def convert(
+        self, value: str | tuple[int, int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        del ctx
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", value)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            self.refuse(value, param)
+        return int(found[1]), int(found[2])
+
+
 def json_file(what: str) -> Callable[[F], F]:
     """``--json FILE``: what a command did, for programs."""
     return click.option("--json", "json_path", type=PATH, metavar="FILE", help=what)
@@ -257,6 +282,23 @@ def display() -> Display:
 
     ctx = click.get_current_context()
     return Display(quiet=_given("quiet", ctx), moving=not _given("verbose", ctx))
+
+
+@contextlib.contextmanager
+def orderly_end() -> Iterator[None]:
+    """Let SIGTERM, which schedulers send before they kill, end the block as Ctrl-C does: what it holds is given up."""
+
+    def end(*_: object) -> NoReturn:
+        raise SystemExit(TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def require_writable(path: Path | None, *used: Path) -> None:

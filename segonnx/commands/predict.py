@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segonnx.commands import options
+from segonnx.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
+    from segonnx.core.progress import Display
+    from segonnx.core.subprocesses import Progress
+    from segonnx.predict.cohort import Cohort
+    from segonnx.predict.executors import Executor
     from segonnx.predict.files import Predicted
+
+TELL_S = 60.0
+"""How often a line tells how far a cohort is."""
 
 
 @click.command("predict")
@@ -45,13 +53,26 @@ if TYPE_CHECKING:
 @click.option(
     "--one-file-per-class", is_flag=True, help="Of a task: OUTPUT is a folder that gets a mask of each class."
 )
-@options.overwrite()
+@click.option(
+    "--part",
+    type=options.Part(),
+    help="Of a folder: this part of its cases alone, of so many; parts are dealt by the images' sizes.",
+)
+@click.option("--fail-fast", is_flag=True, help="Of a folder: end with the first case that fails.")
+@click.option(
+    "--report",
+    type=options.PATH,
+    metavar="FILE.jsonl",
+    help="Of a folder: append a line for each case that ends; `segonnx report` shows them.",
+)
+@options.overwrite("Replace what is there already, but for what is done in the same way.")
 @options.json_file("Write what was done, with times by step.")
 def command(artifact: Path, source: Path, target: Path, json_path: Path | None, **how: Any) -> None:
     """Make the label maps of images, as nnU-Net's own inference does. Needs no torch.
 
     INPUT is an image, or a folder of files CASE_0000.nii.gz, CASE_0001.nii.gz, ... (the channels of a case); OUTPUT a
-    file, or for a folder, a folder. The artifact must be of a folder that nnU-Net trained, of a task of
+    file, or for a folder, a folder. There, cases that are done are skipped, and one that fails doesn't end the run,
+    which then ends with exit code 1. The artifact must be of a folder that nnU-Net trained, of a task of
     TotalSegmentator, or of a network for pictures. Its graph runs in a process that has bounds on memory and time.
 
     \b
@@ -59,50 +80,117 @@ def command(artifact: Path, source: Path, target: Path, json_path: Path | None, 
     segonnx predict artifacts/liver imagesTs/ labels/ --tta
     segonnx predict artifacts/fine ct.nii.gz labels.nii.gz --previous artifacts/coarse
     segonnx predict artifacts/liver imagesTs/ labels/ --evaluate labelsTs/
+    segonnx predict artifacts/liver cohort/ labels/ --part 3/16 --report part3.jsonl
     segonnx predict artifacts/totalsegmentator-total ct.nii.gz labels.nii.gz --roi-subset liver,spleen
     """
     from segonnx.artifacts import manifest
     from segonnx.core.subprocesses import Bounds
-    from segonnx.predict import bounded, files
+    from segonnx.predict import bounded
+    from segonnx.predict.cohort import Cohort, CohortOptions
+    from segonnx.predict.executors import Local
+    from segonnx.predict.files import FileOptions
 
     previous, threads, postprocess = how.pop("previous"), how.pop("threads"), how.pop("postprocess")
     bounds = Bounds(how.pop("timeout"), how.pop("max_memory"))
+    through = {key: how.pop(key) for key in ("part", "fail_fast", "report")}
     subset = how.pop("roi_subset")
     how["roi_subset"] = None if subset is None else tuple(dict.fromkeys(subset.split(",")))
-    settings = files.FileOptions(postprocess=postprocess is not False, **how)
-    options.require_writable(json_path, artifact, *(() if previous is None else (previous,)))
-    for folder in (artifact, *(() if previous is None else (previous,))):
+    settings = FileOptions(postprocess=postprocess is not False, **how)
+    folders = (artifact, *(() if previous is None else (previous,)))
+    for path in (json_path, through["report"]):
+        options.require_writable(path, *folders)
+    for folder in folders:
         options.require_outside(target, folder)
+    if not source.is_dir() and (given := [key for key, value in through.items() if value]):
+        raise InputError(f"--{given[0].replace('_', '-')} is for a folder of cases, and {source} is none")
     done: list[Predicted] = []
-    with options.display() as display:
+    cohort = None
+    with options.display() as display, options.orderly_end():
         checked = bounded.check(artifact, bounds, display)
         if settings.mirror and not checked.config.mirror_axes and not manifest.is_task(checked.manifest):
             display.echo(f"{artifact}: its network was trained without mirroring; --tta changes nothing", err=True)
         if postprocess and not checked.config.postprocessing:
             display.echo(f"{artifact} carries no postprocessing; --postprocess changes nothing", err=True)
-        first = None if previous is None else bounded.check(previous, bounds, display)
-        cases = bounded.predict(
-            (checked, first), source, target, settings, threads=threads, bounds=bounds, progress=display
-        )
-        for case in cases:
-            done.append(case)
-            display.echo(_line(case))
-        if settings.evaluate is not None and done:
-            display.echo(_evaluated(done))
+        artifacts = (checked, None if previous is None else bounded.check(previous, bounds, display))
+        run = {"threads": threads, "bounds": bounds}
+        if source.is_dir():
+            cohort = Cohort(artifacts, source, target, settings, CohortOptions(**through), display)
+            progress = _counted(cohort, display)
+            executor = Local(artifacts, settings, cohort.recipe, **run, progress=progress)
+            done = _through(cohort, executor, display)
+        else:
+            for case in bounded.predict(artifacts, source, target, settings, **run, progress=display):
+                done.append(case)
+                display.echo(_line(case))
+        if settings.evaluate is not None and (done or cohort is not None):
+            display.echo(_evaluated(target if cohort is not None else target.parent))
     options.write_json(json_path, [_as_json(case) for case in done])
+    if cohort is not None and (left := cohort.not_done):
+        names = ", ".join(ended.case for ended in left)
+        raise CheckFailed(f"{len(left):,} of {cohort.mine:,} cases aren't done: {names}")
+
+
+def _counted(cohort: Cohort, display: Display) -> Progress:
+    """A callback that says before each step how far the cohort is."""
+
+    def progress(step: str, /) -> None:
+        display(f"{_how_far(cohort)}; {step}")
+
+    return progress
+
+
+def _how_far(cohort: Cohort) -> str:
+    left = cohort.remaining_s()
+    time = "" if left is None else f", about {_duration(left)} left"
+    return f"{len(cohort.ended):,} of {cohort.mine:,} cases{time}"
+
+
+def _duration(seconds: float) -> str:
+    """A time in words, as exact as an estimate is."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 90 * 60:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _through(cohort: Cohort, executor: Executor, display: Display) -> list[Predicted]:
+    """Go through a cohort, and tell what comes of it. The answer is what was done now."""
+    import time
+    from collections import Counter
+
+    if cohort.part is not None:
+        part, parts = cohort.part
+        display.echo(
+            f"part {part} of {parts}: {cohort.mine:,} of {cohort.cases:,} cases; the others are other processes'"
+        )
+    done: list[Predicted] = []
+    told = time.monotonic()
+    for ended in cohort.predict(executor):
+        if ended.predicted is not None:
+            done.append(ended.predicted)
+            display.echo(_line(ended.predicted))
+        elif ended.error is not None:
+            display.echo(f"segonnx: {ended.case}: {ended.error}", err=True)
+        if time.monotonic() - told > TELL_S:
+            told = time.monotonic()
+            display.echo(_how_far(cohort))
+    counts = Counter(ended.status for ended in cohort.ended.values())
+    if counts["before"] or counts["elsewhere"] or cohort.not_done:
+        before = f", {counts['before']:,} of them before" if counts["before"] else ""
+        elsewhere = f"; {counts['elsewhere']:,} are in the hands of other processes" if counts["elsewhere"] else ""
+        display.echo(f"{counts['done'] + counts['before']:,} of {cohort.mine:,} cases are done{before}{elsewhere}")
+    return done
 
 
 def _as_json(case: Predicted) -> dict[str, Any]:
-    import math
+    from segonnx.predict import evaluation
 
     content = asdict(case) | {"path": str(case.path)}
     if case.metrics is None:
         del content["metrics"]
-    else:  # a label that is nowhere has no Dice
-        content["metrics"] = {
-            key: {name: None if math.isnan(value) else value for name, value in metrics.items()}
-            for key, metrics in case.metrics.items()
-        }
+    else:
+        content["metrics"] = evaluation.jsonable(case.metrics)
     return content
 
 
@@ -114,11 +202,14 @@ def _line(case: Predicted) -> str:
     return f"{case.case}: {'x'.join(map(str, case.shape))} -> {case.path} ({times}){dice}"
 
 
-def _evaluated(done: list[Predicted]) -> str:
+def _evaluated(folder: Path) -> str:
     import json
 
     from segonnx.predict.evaluation import SUMMARY
 
-    path = done[0].path.with_name(SUMMARY)
-    dice = json.loads(path.read_text("utf-8"))["foreground_mean"]["Dice"]
-    return f"mean Dice {dice:.4f} of {len(done)} case{'s' if len(done) > 1 else ''} -> {path}"
+    path = folder / SUMMARY
+    if not path.exists():
+        return "no case could be compared"
+    summary = json.loads(path.read_text("utf-8"))
+    count = len(summary["metric_per_case"])
+    return f"mean Dice {summary['foreground_mean']['Dice']:.4f} of {count} case{'s' if count > 1 else ''} -> {path}"

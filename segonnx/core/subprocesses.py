@@ -30,6 +30,7 @@ from segonnx.core import hardware, standard_streams
 from segonnx.errors import ResourceError, SegonnxError, StageError, first_line
 
 T = TypeVar("T")
+Q = TypeVar("Q")
 Arguments = TypeVarTuple("Arguments")
 _NO_SPACE = ("No space left on device", "Disk quota exceeded", "StorageFull", " requested and ")  # the last is NumPy's
 _NO_MEMORY = (
@@ -108,6 +109,12 @@ def peak_rss_bytes() -> int:
         return _peak_rss_bytes_elsewhere()
 
 
+def reset_peak() -> None:
+    """Let ``peak_rss_bytes`` begin anew, where the system can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
+
+
 def _peak_rss_bytes_elsewhere() -> int:
     """``peak_rss_bytes``, where there is no /proc."""
     try:
@@ -159,7 +166,7 @@ class Worker:
             self.channel, theirs = context.Pipe()
             entry = (theirs, self._log, level, environment, work)
             self.process = context.Process(target=_enter, args=entry, daemon=True)
-            with _without_main():
+            with _without_main(), _of_a_daemon():
                 self.process.start()
         except OSError as error:  # too many files or processes, or too little memory
             self._folder.cleanup()
@@ -280,6 +287,17 @@ def _without_main() -> Iterator[None]:
 _STARTING = threading.Lock()
 
 
+@contextlib.contextmanager
+def _of_a_daemon() -> Iterator[None]:
+    """Let a daemon process, as a worker of Dask is, have children: it can't end them, and ours end with it anyway."""
+    config: dict[str, Any] = getattr(multiprocessing.current_process(), "_config", {})
+    before = {key: config.pop(key) for key in ("daemon",) if key in config}
+    try:
+        yield
+    finally:
+        config.update(before)
+
+
 def cap_memory(limit: int) -> None:
     """Let this process hold no more than ``limit`` bytes of its own: a larger request fails, instead of the machine."""
     try:
@@ -326,14 +344,14 @@ def limited(seconds: float, what: str) -> Iterator[None]:
     global _limited  # noqa: PLW0603 (it is the process's)
     with _limiting:
         _limited += 1
-        _parent.send(("limit", (seconds, what), 0))
+        _tell(_parent, ("limit", (seconds, what), 0))
     try:
         yield
     finally:
         with _limiting:
             _limited -= 1
             if not _limited:
-                _parent.send(("limit", None, 0))
+                _tell(_parent, ("limit", None, 0))
 
 
 def call(
@@ -391,6 +409,55 @@ def stream(
             yield value
 
 
+class Conversation(Generic[Q, T]):
+    """A process that answers what it is sent; see ``converse``. One thread receives, and one at a time sends."""
+
+    def __init__(self, worker: Worker, messages: Iterator[tuple[Literal["value", "done"], Any, int]]) -> None:
+        self._worker, self._messages = worker, messages
+
+    def send(self, request: Q) -> None:
+        """Send a request. Nothing is waited for."""
+        with contextlib.suppress(ConnectionError):  # where it has ended, receive tells how
+            self._worker.channel.send(request)
+
+    def kill(self) -> None:
+        """End the process at once; ``receive`` tells of it."""
+        self._worker.kill()
+
+    def receive(self) -> T:
+        """The next answer, once it is there.
+
+        Raises:
+            SegonnxError: see ``call``; the process is gone.
+        """
+        for kind, value, _ in self._messages:
+            if kind == "value":
+                answer: T = value
+                return answer
+        raise StageError("a process ended that was to answer")
+
+
+@contextlib.contextmanager
+def converse(
+    function: Callable[[Iterator[Q], Callable[[T], None], *Arguments, Progress], None],
+    /,
+    *args: *Arguments,
+    progress: Progress = silent,
+    bounds: Bounds | None = None,
+) -> Iterator[Conversation[Q, T]]:
+    """Run ``function(requests, answer, *args, progress)`` in a fresh process, and talk with it while the block runs.
+
+    Args:
+        function: what to run; it must be importable by its name. It gets the requests as they are sent, and calls
+            ``answer`` with each answer, from any of its threads. The requests end with the block.
+        args: the function's arguments.
+        progress: callback that gets the name of each step.
+        bounds: of the process; None lets it take what it likes.
+    """
+    with Worker(_answer_requests, function, args, bounds) as worker:
+        yield Conversation(worker, _messages(worker, _name(function), progress, bounds))
+
+
 def _name(function: Callable[..., Any]) -> str:
     return function.__name__.replace("_", " ").strip()
 
@@ -421,27 +488,52 @@ _limiting, _limited = threading.Lock(), 0
 """How many threads are in blocks whose time is limited, and who may change that."""
 
 
+_speaking = threading.Lock()
+
+
+def _tell(channel: Connection, message: object) -> None:
+    """Send a message to the parent, whole: several threads may do that."""
+    with _speaking:
+        channel.send(message)
+
+
 def _answer(channel: Connection, function: Callable[..., Any], args: tuple[Any, ...], bounds: Bounds | None) -> None:
     """Run the function, and tell the parent what came of it."""
     try:
         value = function(*args, _begin(channel, bounds))
     except Exception as error:  # noqa: BLE001 (whatever it was, the parent must hear of it)
-        channel.send(("error", translate(error), peak_rss_bytes()))
+        _tell(channel, ("error", translate(error), peak_rss_bytes()))
     else:
-        channel.send(("done", value, peak_rss_bytes()))
+        _tell(channel, ("done", value, peak_rss_bytes()))
 
 
 def _answer_each(
     channel: Connection, function: Callable[..., Any], args: tuple[Any, ...], bounds: Bounds | None
 ) -> None:
     """``_answer`` for a function that yields."""
-    try:
-        for value in function(*args, _begin(channel, bounds)):
-            channel.send(("value", value, 0))
-    except Exception as error:  # noqa: BLE001 (whatever it was, the parent must hear of it)
-        channel.send(("error", translate(error), peak_rss_bytes()))
-    else:
-        channel.send(("done", None, peak_rss_bytes()))
+
+    def each(progress: Progress) -> None:
+        for value in function(*args, progress):
+            _tell(channel, ("value", value, 0))
+
+    _answer(channel, each, (), bounds)
+
+
+def _answer_requests(
+    channel: Connection, function: Callable[..., Any], args: tuple[Any, ...], bounds: Bounds | None
+) -> None:
+    """``_answer`` for a function that gets requests. The parent may be gone once they have ended."""
+
+    def requests() -> Iterator[Any]:
+        with contextlib.suppress(EOFError, ConnectionError):
+            while True:
+                yield channel.recv()
+
+    def answer(value: Any) -> None:
+        _tell(channel, ("value", value, 0))
+
+    with contextlib.suppress(ConnectionError):
+        _answer(channel, function, (requests(), answer, *args), bounds)
 
 
 def _begin(channel: Connection, bounds: Bounds | None) -> Progress:
@@ -449,12 +541,17 @@ def _begin(channel: Connection, bounds: Bounds | None) -> Progress:
     _parent = channel
     if bounds is not None:
         bounds.hold()
-    return lambda step: channel.send(("step", step, 0))
+    return lambda step: _tell(channel, ("step", step, 0))
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there was no memory."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
+
+
+def ran_out_of_disk(error: BaseException) -> bool:
+    """Whether an error says that nothing more can be written."""
+    return any(words in str(error) for words in (*_NO_SPACE[:3], "the disk is full", "Read-only file system"))
 
 
 def translate(error: BaseException) -> SegonnxError:
@@ -488,7 +585,7 @@ class _ToParent(logging.handlers.QueueHandler):
 
     def enqueue(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):
-            self._channel.send(record)
+            _tell(self._channel, record)
 
 
 def _enter(channel: Connection, log: Path, level: int, environment: Mapping[str, str] | None, work: bytes) -> None:

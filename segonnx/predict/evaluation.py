@@ -90,6 +90,13 @@ def compare(reference: AnyArray, prediction: AnyArray, evaluated: Evaluated) -> 
     return found
 
 
+def jsonable(metrics: Mapping[str, Metrics]) -> dict[str, dict[str, float | None]]:
+    """Metrics for JSON, which has no NaN: a label that is nowhere has no Dice."""
+    return {
+        key: {name: None if math.isnan(value) else value for name, value in own.items()} for key, own in metrics.items()
+    }
+
+
 @dataclass
 class Evaluation:
     """The cases that were compared."""

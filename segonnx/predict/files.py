@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from segonnx.predict.evaluation import SUMMARY, Evaluated, Metrics
 from segonnx.predict.predictor import Artifact
 from segonnx.predict.preprocessing import Times
 from segonnx.predict.resampling import AnyArray
+from segonnx.predict.tasks import Task
 
 MASK_ENDING = ".nii.gz"
 """The ending of the files of masks."""
@@ -80,8 +81,20 @@ class Predicted:
     metrics: dict[str, Metrics] | None = None
 
 
+class Described(Protocol):
+    """What is known of an artifact, whether its networks are loaded or not."""
+
+    @property
+    def config(self) -> InferenceConfig:
+        """See ``Artifact``."""
+
+    @property
+    def task(self) -> Task | None:
+        """See ``Artifact``."""
+
+
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """A case that is to be predicted.
 
     Attributes:
@@ -112,6 +125,71 @@ class _Job:
         """The file of the image's geometry to make, for nnU-Net's commands."""
         return self.probabilities.with_suffix(".pkl")
 
+    def made(self, config: InferenceConfig, options: FileOptions) -> list[Path]:
+        """The files to make.
+
+        Raises:
+            InputError: They can't be written by the network's reader.
+        """
+        if self.masks:
+            return [self.mask(name) for name in self.masks]
+        made = images.outputs(self.path, config.reader, config.file_ending, highest=max(config.label_values))
+        return [*made, *([self.probabilities, self.properties] if options.probabilities else [])]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case that was read.
+
+    Attributes:
+        job: What is to be done.
+        image: Its image.
+        reference: The label map (z, y, x) that is right, if it is to be compared.
+        times: The seconds of each step.
+    """
+
+    job: Job
+    image: images.Image
+    reference: AnyArray | None
+    times: Times
+
+
+class Inputs:
+    """The files that are read, of which none may be written over.
+
+    Args:
+        jobs: The cases.
+
+    Attributes:
+        bytes: The size of each file.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._known: dict[tuple[int, int], Path] = {}
+        self.bytes: dict[Path, int] = {}
+        for file in (file for job in jobs for file in job.channels):
+            info = file.stat()
+            self._known[info.st_dev, info.st_ino] = file
+            self.bytes[file] = info.st_size
+
+    def require_free(self, path: Path, *, overwrite: bool) -> None:
+        """See to it that a file may be written.
+
+        Raises:
+            InputError: Something is there, and may not be replaced.
+        """
+        try:
+            info = path.lstat()
+        except OSError:
+            return
+        if not overwrite:
+            raise InputError(f"{path} exists: --overwrite replaces it")
+        files.require_replaceable(path)
+        with contextlib.suppress(OSError):  # a link to nothing
+            info = path.stat()
+        if (read := self._known.get((info.st_dev, info.st_ino))) is not None:
+            raise InputError(f"{path} is {read}, which is read: choose another place")
+
 
 def predict(
     artifact: Artifact,
@@ -139,22 +217,23 @@ def predict(
         InputError: A file is missing, can't be read, doesn't fit the network, or exists already.
         ResourceError: The disk is too small, or can't be written.
     """
-    config = artifact.config
-    images.require(config.reader)
-    if bool(config.previous_labels) != (previous is not None):
-        raise InputError(
-            "the artifact is the second stage of a cascade: give the first one's with --previous"
-            if config.previous_labels
-            else "the artifact is no second stage of a cascade: it takes no --previous"
-        )
-    _require_for_task(artifact, options)
-    jobs = _jobs(artifact, source, target, options)
+    require(artifact, options, previous=previous is not None)
+    found = jobs(artifact, source, target, options)
+    inputs = Inputs(found)
+    summary = [found[0].path.with_name(SUMMARY)] if options.evaluate is not None else []
+    for job in found:
+        for path in (*job.made(artifact.config, options), *summary):
+            inputs.require_free(path, overwrite=options.overwrite)
     described = nnunet_files.descriptions(artifact.described) if options.probabilities and source.is_dir() else {}
     for name, content in described.items():
-        _require_same(target / name, content, options)
+        require_same(target / name, content, options)
     compared = evaluation.Evaluation()
-    for job in jobs:
-        done = _predict_case(artifact, job, options, previous, progress)
+    for job in found:
+        progress(f"{job.case}: reading")
+        case = read(artifact, job, options)
+        labels = compute(artifact, case, options, previous, progress)
+        progress(f"{job.case}: writing")
+        done = write(artifact, case, labels, options)
         for name, content in described.items():
             files.write(target / name, content)
         if done.metrics is not None:
@@ -162,16 +241,37 @@ def predict(
             compared.add(job.reference, job.path, done.metrics)
         yield done
     if compared.cases:
-        files.write(jobs[0].path.with_name(SUMMARY), compared.text())
+        files.write(found[0].path.with_name(SUMMARY), compared.text())
 
 
-def _require_same(path: Path, content: bytes, options: FileOptions) -> None:
+def require(artifact: Described, options: FileOptions, *, previous: bool) -> None:
+    """Refuse what an artifact can't do.
+
+    Args:
+        artifact: The artifact.
+        options: How files are to be predicted.
+        previous: Whether there is a first stage of a cascade.
+
+    Raises:
+        InputError: The message says what it is.
+    """
+    images.require(artifact.config.reader)
+    if bool(artifact.config.previous_labels) != previous:
+        raise InputError(
+            "the artifact is the second stage of a cascade: give the first one's with --previous"
+            if artifact.config.previous_labels
+            else "the artifact is no second stage of a cascade: it takes no --previous"
+        )
+    _require_for_task(artifact, options)
+
+
+def require_same(path: Path, content: bytes, options: FileOptions) -> None:
     """Refuse to replace a file of another network."""
     if path.exists() and not options.overwrite and path.read_bytes() != content:
         raise InputError(f"{path} exists, of another network: --overwrite replaces it")
 
 
-def _require_for_task(artifact: Artifact, options: FileOptions) -> None:
+def _require_for_task(artifact: Described, options: FileOptions) -> None:
     """Refuse what is for tasks of other artifacts, and what tasks don't give.
 
     Raises:
@@ -197,47 +297,58 @@ def _require_for_task(artifact: Artifact, options: FileOptions) -> None:
         raise InputError("--evaluate compares label maps: leave --one-file-per-class out")
 
 
-def _jobs(artifact: Artifact, source: Path, target: Path, options: FileOptions) -> list[_Job]:
-    """List the cases to predict, once nothing stands in the way of writing their files."""
+def jobs(
+    artifact: Described, source: Path, target: Path, options: FileOptions, wrong: dict[str, str] | None = None
+) -> list[Job]:
+    """List the cases to predict.
+
+    Args:
+        artifact: The artifact to predict with.
+        source: See ``predict``.
+        target: See ``predict``.
+        options: How the files are predicted.
+        wrong: Gets the cases of a folder that can't be predicted, with what is wrong with each.
+
+    Raises:
+        InputError: There is no case, or ``target`` isn't what fits; or a case is wrong, and ``wrong`` is None.
+    """
     config = artifact.config
     masks: tuple[str, ...] = ()
     if artifact.task is not None and options.one_file_per_class:
         masks = artifact.task.masks(options.roi_subset)
-    cases = images.cases(source, len(config.channels), config.file_ending, natural=config.natural)
-    if source.is_dir():
-        _require_one_each(source, config.file_ending, [file for own in cases.values() for file in own])
-        if target.exists() and not target.is_dir():
-            raise InputError(f"{target} is a file; the label maps of a folder go into a folder")
-        ending = "" if masks else config.file_ending
-        jobs = [_Job(case, files, target / f"{case}{ending}", masks=masks) for case, files in cases.items()]
-    else:
+    cases = images.cases(source, len(config.channels), config.file_ending, natural=config.natural, wrong=wrong)
+    if not source.is_dir():
         if target.is_dir() and not masks:
             raise InputError(f"{target} is a folder; the label map of one image goes into a file")
         if masks and target.exists() and not target.is_dir():
             raise InputError(f"{target} is a file; the masks of an image go into a folder")
-        jobs = [_Job(case, files, target, masks=masks) for case, files in cases.items()]
-    inputs = {_identity(file): file for job in jobs for file in job.channels}
-    for job in jobs:
-        if source.is_dir() and job.path.parent != target:
-            raise InputError(f"the case {job.case!r} with the ending {config.file_ending!r} is no name of a file")
-        if masks:
-            made = [job.mask(name) for name in masks]
-        else:
-            made = images.outputs(job.path, config.reader, config.file_ending, highest=max(config.label_values))
-        made = [*made, *([job.probabilities, job.properties] if options.probabilities else [])]
-        made += [job.path.with_name(SUMMARY)] if options.evaluate is not None else []
-        for path in made:
-            if os.path.lexists(path) and not options.overwrite:
-                raise InputError(f"{path} exists: --overwrite replaces it")
-            files.require_replaceable(path)
-            if os.path.lexists(path) and (read := inputs.get(_identity(path))) is not None:
-                raise InputError(f"{path} is {read}, which is read: choose another place")
-    if options.evaluate is None:
-        return jobs
-    return [replace(job, reference=_reference(job, options.evaluate, source)) for job in jobs]
+        found = [Job(case, files, target, masks=masks) for case, files in cases.items()]
+    else:
+        _require_one_each(source, config.file_ending, cases, wrong)
+        if target.exists() and not target.is_dir():
+            raise InputError(f"{target} is a file; the label maps of a folder go into a folder")
+        ending = "" if masks else config.file_ending
+        found = [Job(case, files, target / f"{case}{ending}", masks=masks) for case, files in cases.items()]
+        for job in found:
+            if job.path.parent != target:
+                raise InputError(f"the case {job.case!r} with the ending {config.file_ending!r} is no name of a file")
+    return found if options.evaluate is None else _with_references(found, options.evaluate, source, wrong)
 
 
-def _reference(job: _Job, where: Path, source: Path) -> Path:
+def _with_references(found: list[Job], where: Path, source: Path, wrong: dict[str, str] | None) -> list[Job]:
+    """The cases with the file that each is to be compared with; see ``jobs``."""
+    result = []
+    for job in found:
+        try:
+            result.append(replace(job, reference=_reference(job, where, source)))
+        except InputError as error:
+            if wrong is None:
+                raise
+            wrong[job.case] = str(error)
+    return result
+
+
+def _reference(job: Job, where: Path, source: Path) -> Path:
     """The file of a case's label map that is right: of the predicted one's name, or else of the case's."""
     found: Path | None = where
     if source.is_dir() or not where.is_file():
@@ -253,53 +364,64 @@ def _reference(job: _Job, where: Path, source: Path) -> Path:
     return found
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    """What two paths of one file have in common."""
-    try:
-        info = path.stat()
-    except OSError:  # a link to nothing
-        info = path.lstat()
-    return info.st_dev, info.st_ino
-
-
-def _require_one_each(folder: Path, ending: str, taken: list[Path]) -> None:
+def _require_one_each(
+    folder: Path, ending: str, cases: dict[str, list[Path]], wrong: dict[str, str] | None = None
+) -> None:
     """See to it that no image of a folder is passed over: none is there twice, and none has another format.
 
     Args:
         folder: The folder.
         ending: The ending of the network's images.
-        taken: The files that are predicted.
+        cases: The files of each case. If ``wrong`` is given, wrong ones are taken out.
+        wrong: Gets the cases of such images, with what is wrong with each.
 
     Raises:
         InputError: An image would be passed over without a word.
     """
-    names = {file.name for file in taken}
-    stems = {images.stem(name): name for name in sorted(names)}
+    stems = {images.stem(file.name): (case, file.name) for case, own in cases.items() for file in own}
+    names = {name for _, name in stems.values()}
     for name in sorted(file.name for file in folder.iterdir() if file.is_file()):
         stem = images.stem(name)
         if name in names or name.startswith(".") or not name.lower().endswith(images.ENDINGS):
             continue
-        if (other := stems.get(stem)) is not None:
-            raise InputError(f"{folder} holds both {other} and {name}: an image must be there once")
-        if re.fullmatch(r".+_[0-9]{4}", stem):
-            raise InputError(f"{folder} holds {name} beside images of another kind ({ending}): take it away first")
+        if stem in stems:
+            case, other = stems[stem]
+            said = f"{folder} holds both {other} and {name}: an image must be there once"
+        elif (match := re.fullmatch(r"(.+)_[0-9]{4}", stem)) is not None and match[1] not in (wrong or {}):
+            case = match[1]
+            said = f"{folder} holds {name} beside images of another kind ({ending}): take it away first"
+        else:
+            continue
+        if wrong is None:
+            raise InputError(said)
+        wrong[case] = said
+        cases.pop(case, None)
 
 
-def _predict_case(
-    artifact: Artifact, job: _Job, options: FileOptions, previous: Artifact | None, progress: Progress
-) -> Predicted:
-    """Read a case, predict it, and write its files."""
+def read(artifact: Described, job: Job, options: FileOptions) -> Case:
+    """Read the image of a case, and the label map that it is to be compared with.
 
-    def window_progress(done: int, of: int) -> None:
-        progress(f"{job.case}: window {done} of {of}")
-
+    Raises:
+        InputError: A file can't be read, or they don't fit each other or the file to make.
+    """
     times = Times()
-    progress(f"{job.case}: reading")
     with times.of("read"):
         image = images.read(job.channels, artifact.config.reader, nan_as_zero=options.nan_as_zero)
         reference = None if job.reference is None else _read_reference(job.reference, image, artifact.config)
     if image.array.shape[1] > 1 and job.path.name.lower().endswith(images.FLAT):
         raise InputError(f"{job.path} would hold one slice of the {image.array.shape[1]} of {job.channels[0].name}")
+    return Case(job, image, reference, times)
+
+
+def compute(
+    artifact: Artifact, case: Case, options: FileOptions, previous: Artifact | None, progress: Progress
+) -> AnyArray:
+    """Compute the label map (z, y, x) of a case that was read, and write its probabilities if they are wanted."""
+    job, image = case.job, case.image
+
+    def window_progress(done: int, of: int) -> None:
+        progress(f"{job.case}: window {done} of {of}")
+
     first_labels = None
     if previous is not None:
         first_labels = previous.predict(
@@ -309,7 +431,7 @@ def _predict_case(
             step=options.step,
             postprocess=False,  # the second stage was trained on what the first one gives
             progress=window_progress,
-            times=times,
+            times=case.times,
         )
     with contextlib.ExitStack() as stack:
         probabilities = None
@@ -317,7 +439,7 @@ def _predict_case(
             shape = (len(artifact.config.label_values), *image.array.shape[1:])
             on_disk = _probabilities_on_disk(job.probabilities, shape, keep=options.probabilities)
             probabilities = stack.enter_context(on_disk)
-        labels = artifact.predict(
+        return artifact.predict(
             image.array,
             image.spacing,
             previous=first_labels,
@@ -328,10 +450,23 @@ def _predict_case(
             roi_subset=options.roi_subset,
             remove_small_blobs=options.remove_small_blobs,
             progress=window_progress,
-            times=times,
+            times=case.times,
         )
-        progress(f"{job.case}: writing")
-    with times.of("write"):
+
+
+def writes_of_image(job: Job) -> bool:
+    """Whether what is written of a case is made of its image's voxels, too."""
+    return bool(job.masks)
+
+
+def write(artifact: Artifact, case: Case, labels: AnyArray, options: FileOptions) -> Predicted:
+    """Write the label map of a case, or its masks, and compare it with the one that is right.
+
+    Raises:
+        ResourceError: A file can't be written.
+    """
+    job, image = case.job, case.image
+    with case.times.of("write"):
         if options.probabilities:
             files.write(job.properties, nnunet_files.properties(image))
         if artifact.task is not None and job.masks:
@@ -340,21 +475,36 @@ def _predict_case(
         else:
             images.write(labels, artifact.like(image, options.roi_subset), job.path)
     metrics = None
-    if reference is not None:
-        with times.of("evaluate"):
-            metrics = evaluation.compare(reference, labels, Evaluated.of(artifact.described))
-    return Predicted(job.case, job.path, labels.shape, dict(times.seconds), metrics)
+    if case.reference is not None:
+        with case.times.of("evaluate"):
+            metrics = evaluation.compare(case.reference, labels, Evaluated.of(artifact.described))
+    return Predicted(job.case, job.path, labels.shape, dict(case.times.seconds), metrics)
 
 
 def _read_reference(path: Path, image: images.Image, config: InferenceConfig) -> AnyArray:
     """Read a label map that a predicted one is compared with."""
     found = images.read([path], config.reader).array
-    if len(found) != 1:
-        raise InputError(f"{path} has {len(found)} channels; a label map has one")
-    if found.shape != (1, *image.array.shape[1:]):
-        raise InputError(f"{path} has the shape {found.shape[1:]}, its image {image.array.shape[1:]}")
+    require_like(found, image.array.shape[1:], path, "its image")
     reference: AnyArray = found[0]
     return reference
+
+
+def require_like(found: AnyArray, shape: Sequence[int], path: Path, other: str) -> None:
+    """See to it that a file holds one label map, of a shape.
+
+    Args:
+        found: What it holds, (C, z, y, x).
+        shape: The shape (z, y, x).
+        path: The file, for messages.
+        other: What has the shape, for messages.
+
+    Raises:
+        InputError: It doesn't.
+    """
+    if len(found) != 1:
+        raise InputError(f"{path} has {len(found)} channels; a label map has one")
+    if found.shape != (1, *shape):
+        raise InputError(f"{path} has the shape {found.shape[1:]}, {other} {tuple(shape)}")
 
 
 @contextmanager

@@ -78,7 +78,9 @@ def reader_of(path: Path, *, reorient: bool = False) -> str:
     return "NibabelIO" if name.endswith(".nii") else "SimpleITKIO"
 
 
-def cases(path: Path, channels: int, ending: str, *, natural: bool = False) -> dict[str, list[Path]]:
+def cases(
+    path: Path, channels: int, ending: str, *, natural: bool = False, wrong: dict[str, str] | None = None
+) -> dict[str, list[Path]]:
     """Find the cases, and the file of each of their channels.
 
     Hidden files are none, and names of other forms are passed over. Channels are in the order of their numbers, which
@@ -89,12 +91,13 @@ def cases(path: Path, channels: int, ending: str, *, natural: bool = False) -> d
         channels: The number of channels that the network takes.
         ending: The file ending to look for in a folder. If no file has it, every known ending counts.
         natural: Images are pictures: one file may hold several channels, and in a folder it may have any name.
+        wrong: Gets the cases that lack a channel, or have one too many, with what is wrong with each.
 
     Returns:
         The files of each case, in the order of the channels, by the case's name.
 
     Raises:
-        InputError: There is no case, or a case lacks a channel, or has one too many.
+        InputError: There is no case; or one is wrong, and ``wrong`` is None.
     """
     if path.is_file():
         if channels > 1 and not natural:
@@ -118,14 +121,18 @@ def cases(path: Path, channels: int, ending: str, *, natural: bool = False) -> d
         if natural:
             result[case] = [files[number] for number in sorted(files)]  # each may hold any number of channels
             continue
-        for number in numbers:
-            if number not in files:
-                raise InputError(
-                    f"{path}: the case {case} lacks {case}_{number:04}; the network takes {channels} channels"
-                )
-        if len(files) > channels:
-            raise InputError(f"{path}: the case {case} has {len(files)} channels; the network takes {channels}")
-        result[case] = [files[number] for number in numbers]
+        missing = [number for number in numbers if number not in files]
+        said = ""
+        if missing:
+            said = f"{path}: the case {case} lacks {case}_{missing[0]:04}; the network takes {channels} channels"
+        elif len(files) > channels:
+            said = f"{path}: the case {case} has {len(files)} channels; the network takes {channels}"
+        if not said:
+            result[case] = [files[number] for number in numbers]
+        elif wrong is None:
+            raise InputError(said)
+        else:
+            wrong[case] = said
     return result
 
 

@@ -237,11 +237,11 @@ class Artifact:
     def _open(
         self, folder: Path, content: Manifest, threads: int | None, concurrent: int, timeout: float | None
     ) -> None:
-        self.manifest = self.described = content
+        self.manifest = content
+        self.described, self.task = described(folder, content)
         self._workers = Workers(threads or hardware.usable_cores())
         load = _Loading(self._workers, concurrent, threading.Semaphore(concurrent), timeout)
         self.config = config_of(folder, content)
-        self.task: Task | None = None
         self.several = False
         if manifest.is_task(content):
             self._open_task(folder, content, load)
@@ -255,15 +255,12 @@ class Artifact:
                 path = folder / one["folder"]
                 network = _Network(path, contents[path], load)
                 self._members.append(_Member(one["folder"], network, one["averaged"], one["previous"]))
-            self.described = contents[folder / content["members"][0]["folder"]]
         self.channels = max(member.network.channels for member in self._members)
         self.several = sum(member.averaged for member in self._members) > 1
 
     def _open_task(self, folder: Path, content: Manifest, load: _Loading) -> None:
         """Read how a task's networks go together. Each is loaded when it is run, so that memory holds one."""
         contents = compounds.members(folder, content)
-        self.task = tasks.read(task_documents.read(folder, content))
-        self.described = {**content, "labels": _task_labels(self.task)}
         self.channels = max(len(own["labels"]) for own in contents.values())
         self._load = lambda name: _Network(folder / name, contents[folder / name], load)
 
@@ -397,6 +394,21 @@ class Artifact:
                 result, add = labels, True
         assert result is not None  # an artifact without one isn't intact
         return result
+
+
+def described(folder: Path, content: Manifest) -> tuple[Manifest, Task | None]:
+    """The manifest that says how an artifact's images are read and what its labels are, and what is known of a task.
+
+    Args:
+        folder: The artifact's folder, which was verified.
+        content: The content of its manifest.
+    """
+    if manifest.is_task(content):
+        task = tasks.read(task_documents.read(folder, content))
+        return {**content, "labels": _task_labels(task)}, task
+    if manifest.is_ensemble(content):
+        return compounds.members(folder, content)[folder / content["members"][0]["folder"]], None
+    return content, None
 
 
 def config_of(folder: Path, content: Manifest) -> InferenceConfig:

@@ -36,6 +36,8 @@ SECTIONS = {
     "input and logits, each moved once, the least that a pass can do, so the true place of a point is further left. "
     "Operations are those of the published method: a runtime that needs fewer can lie above the line.",
     "Time by kind of operator": "From passes under each runtime's own profiler, which slows them a little.",
+    "Cases": "How long each case took, where the time went, and when cases ended. Times of reading and writing pass "
+    "while other cases are in the network, so that the sum is more than what passed.",
 }
 TICKS = {"tickCount": 8}
 LOG = 8
@@ -94,7 +96,7 @@ def _time(title: str, rows: list[Row], names: dict[CaseKey, str]) -> Chart:
         "yOffset": {"field": "runtime", "type": "nominal", "sort": _present(rows)},
     }
     looks = _looks(rows)
-    spec = _spec(
+    spec = vega(
         values,
         height=16 * len(rows) + 12 * len({row.case for row in rows}),  # a step would be refused beside "container"
         layer=[
@@ -142,7 +144,7 @@ def _accuracy(rows: list[Row], names: dict[CaseKey, str]) -> list[Chart]:
         "field": "dsc", "type": "quantitative", "title": "published Dice score, %",
         "scale": {"zero": False, "padding": 18},
     }  # fmt: skip
-    spec = _spec(
+    spec = vega(
         values,
         height=300,
         layer=[
@@ -173,7 +175,7 @@ def _samples(rows: list[Row], names: dict[CaseKey, str]) -> list[Chart]:
                     values.append({"s": round(when, 3), "part": part, "runtime": row.backend})
                     when += seconds
         count = len(values)
-        spec = _spec(
+        spec = vega(
             values,
             height=150,
             mark={"type": "point", "filled": True, "size": 12 if count > 400 else 60, "opacity": 0.6},
@@ -219,7 +221,7 @@ def _roofline(rows: list[Row], names: dict[CaseKey, str], peaks: list[dict[str, 
     log = {"scale": {"type": "log", "nice": False, "padding": 12}, "axis": TICKS}
     x = {"field": "intensity", "type": "quantitative", "title": "operations per byte", **log}
     y = {"field": "gflops", "type": "quantitative", "title": "GFLOP/s", **log}
-    spec = _spec(
+    spec = vega(
         None,
         height=340,
         layer=[
@@ -249,7 +251,7 @@ def _kinds(rows: list[Row], names: dict[CaseKey, str]) -> list[Chart]:
             for kind in dict.fromkeys(operator.kind for operator in row.profile):
                 ms = 1e3 * sum(operator.seconds for operator in row.profile if operator.kind == kind)
                 values.append({"runtime": row.backend, "kind": kind, "ms": ms, "time": formatted.seconds(ms / 1e3)})
-        spec = _spec(
+        spec = vega(
             values,
             height=30 * len({value["runtime"] for value in values}),
             mark={"type": "bar"},
@@ -267,7 +269,13 @@ def _kinds(rows: list[Row], names: dict[CaseKey, str]) -> list[Chart]:
     return found
 
 
-def _spec(values: list[Any] | None, **content: Any) -> Spec:
+def vega(values: list[Any] | None, **content: Any) -> Spec:
+    """A specification for Vega-Lite.
+
+    Args:
+        values: the data, if the layers have none of their own.
+        content: further keys.
+    """
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "width": "container",

@@ -8,9 +8,11 @@ import hashlib
 import importlib.resources
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from segonnx.bench.result import CaseKey, Result
+from segonnx.bench.machines import Machines
+from segonnx.bench.result import CaseKey, Result, Row
 from segonnx.errors import InputError
 from segonnx.report import charts, rows
 
@@ -18,10 +20,53 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri
 """The page may load nothing, and run the scripts that it was written with alone."""
 
 
-def render(result: Result) -> str:
+def render(content: Machines) -> str:
     """The page as HTML.
 
     Whatever stands in the result is shown as text: it can't become markup or a script.
+
+    Raises:
+        InputError: a library that draws the page isn't installed.
+    """
+    several = len(content.results) > 1
+    machines = list(zip(content.titles, content.results, strict=True))
+    drawn = [chart for title, one in machines for chart in _charts(title, one, several=several)]
+    return page(
+        "page.html.jinja",
+        drawn,
+        name=f"{len(machines)} machines" if several else content.results[0].machine["cpu"],
+        machines=[
+            {
+                "title": title if several else one.machine["cpu"],
+                "result": one,
+                "facts": _machine(one),
+                "settings": _facts(one.settings),
+            }
+            for title, one in machines
+        ],
+        several=several,
+        warnings=_warnings(content),
+        findings=[
+            (f"{found}, {title}" if several else found, sentences)
+            for title, one in machines
+            for found, sentences in findings(one)
+        ],
+        header=[_COLUMNS[0], *([rows.PROCESSOR] if several else []), *_TITLES],
+        rows=[
+            [cells[0], *([(title, title, False)] if several else []), *cells[1:]]
+            for title, one, row in rows.of_machines(content)
+            for cells in [_cells(one, row)]
+        ],
+    )
+
+
+def page(template: str, drawn: Sequence[charts.Chart], **content: Any) -> str:
+    """A page as HTML, by a template of ``report/page``, which shows whatever it gets as text.
+
+    Args:
+        template: the file's name.
+        drawn: the page's charts.
+        content: what else the template shows.
 
     Raises:
         InputError: a library that draws the page isn't installed.
@@ -35,29 +80,41 @@ def render(result: Result) -> str:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     scripts = [_safe_script(_library()), _asset("page.js")]
     hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
-    drawn = charts.charts(result)
-    return environment.from_string(_asset("page.html.jinja")).render(
+    return environment.from_string(_asset(template)).render(
         policy=f"{POLICY}; script-src {hashes}",
         style=_asset("page.css"),
         scripts=scripts,
         data=_json([chart.spec for chart in drawn]),
         sections=_sections(drawn),
-        result=result,
-        findings=findings(result),
-        header=[rows.COLUMNS[name].title for name in _COLUMNS],
-        rows=[
-            [
-                (text, "" if cell.value is None else str(cell.value), rows.COLUMNS[name].number)
-                for name, text, cell in zip(
-                    _COLUMNS, rows.texts(row, result, _COLUMNS), rows.cells(row, result, _COLUMNS), strict=True
-                )
-            ]
-            for row in result.rows
-        ],
-        machine=_machine(result),
-        settings=_facts(result.settings),
-        overhead=result.overhead,
+        **content,
     )
+
+
+def _warnings(content: Machines) -> list[str]:
+    if len(content.results) == 1:
+        return [*content.results[0].warnings, *content.warnings]
+    own = [
+        f"{title}: {warning}"
+        for title, one in zip(content.titles, content.results, strict=True)
+        for warning in one.warnings
+    ]
+    return [*content.warnings, *content.differing(), *own]
+
+
+def _charts(title: str, result: Result, *, several: bool) -> list[charts.Chart]:
+    """The charts of one machine, which their titles name where there are several: none shows two machines."""
+    drawn = charts.charts(result)
+    return [replace(chart, title=f"{chart.title}, {title}") for chart in drawn] if several else drawn
+
+
+def _cells(result: Result, row: Row) -> list[tuple[str, str, bool]]:
+    """Of each figure of a row: as it is shown, what it is sorted by, and whether it is a number."""
+    return [
+        (text, "" if cell.value is None else str(cell.value), rows.COLUMNS[name].number)
+        for name, text, cell in zip(
+            _COLUMNS, rows.texts(row, result, _COLUMNS), rows.cells(row, result, _COLUMNS), strict=True
+        )
+    ]
 
 
 def findings(result: Result) -> list[tuple[str, list[str]]]:
@@ -110,6 +167,7 @@ _COLUMNS = (
     "model", "input", "threads", "runtime", "time", "vs eager", "verdict", "gflops", "of sgemm", "ns/voxel", "cpu",
     "load", "compile", "first result", "peak memory", "parameters", "max error", "rounds", "notes",
 )  # fmt: skip
+_TITLES = [rows.COLUMNS[name].title for name in _COLUMNS[1:]]
 
 
 def _machine(result: Result) -> list[tuple[str, str]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from segonnx.bench.comparison import Comparison
+from segonnx.bench.comparison import Comparisons
+from segonnx.bench.machines import Machines
 from segonnx.bench.result import Result, Row
 from segonnx.core import markdown
 from segonnx.core.markdown import escape
@@ -12,27 +13,47 @@ from segonnx.report import rows, tables
 
 _CASE = ("model", "parameters", "input", "threads", "runtime")
 _FIGURES = ("time", "vs eager", "verdict", "peak memory")
+_MEANING = (
+    "Time: median with the half-width of its 95 % interval; vs eager: median of the rounds' ratios with its 95 % "
+    "interval."
+)
 
 
-def result(content: Result) -> str:
-    """One table per family, with the machine below."""
+def result(content: Machines) -> str:
+    """One table per family, with the machine below; of several machines a column tells which."""
+    several = len(content.results) > 1
+    header = [*_CASE, *_FIGURES]
+    header[3:3] = [rows.PROCESSOR] if several else []
     parts = []
     for key, title in content.families().items():
-        lines = [_cells(row, content) for row in content.rows if row.family == key]
-        parts.append(f"### {escape(rows.title(title))}\n\n{_table([*_CASE, *_FIGURES], lines)}")
-    versions = ", ".join(f"{name} {version}" for name, version in content.machine["versions"].items())
-    parts.append(
-        f"{markdown.line(content.machine['cpu'])}; {escape(content.autocast)}; {escape(versions)}. Time: median with "
-        "the half-width of its 95 % interval; vs eager: median of the rounds' ratios with its 95 % interval."
-    )
+        lines = []
+        for processor, one, row in rows.of_machines(content, key):
+            cells = _cells(row, one)
+            cells[3:3] = [processor] if several else []
+            lines.append(cells)
+        parts.append(f"### {escape(rows.title(title))}\n\n{_table(header, lines)}")
+    if several:
+        parts.append("\n".join(map(_machine, content.titles, content.results)))
+        parts += map(markdown.line, content.differing())
+        parts.append(_MEANING)
+    else:
+        (one,) = content.results
+        versions = ", ".join(f"{name} {version}" for name, version in one.machine["versions"].items())
+        parts.append(f"{markdown.line(one.machine['cpu'])}; {escape(one.autocast)}; {escape(versions)}. {_MEANING}")
+    parts += map(markdown.line, content.warnings)
     return "\n\n".join(parts)
 
 
-def comparison(content: Comparison) -> str:
+def comparison(content: Comparisons) -> str:
     """The rows of a comparison, and what it means."""
     header, lines = tables.comparison_rows(content)
     summary = "\n".join(map(markdown.line, tables.comparison_summary(content)))
     return f"{_table(header, lines)}\n\n{summary}"
+
+
+def _machine(title: str, content: Result) -> str:
+    """A machine as an item of a list."""
+    return f"- {escape(title)}: {escape(rows.machine(content.machine))}; {escape(content.autocast)}"
 
 
 def _cells(row: Row, content: Result) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from segonnx.bench.result import Result
+from segonnx.bench.machines import Machines
 from segonnx.errors import InputError
 from segonnx.report import rows
 
@@ -20,11 +20,11 @@ WIDTH = 480
 """Of the bars' part, in pixels: with names, legend and figures the picture is about 700 wide."""
 
 
-def speedups_svg(result: Result, *, dark: bool) -> str:
-    """The speed-ups over PyTorch eager as an SVG: a group of bars for each model, a bar for each runtime.
+def speedups_svg(content: Machines, *, dark: bool) -> str:
+    """The speed-ups over PyTorch eager as an SVG: a group of bars for each model and machine, a bar for each runtime.
 
     Args:
-        result: of a bench that timed eager and at least one of ``RUNTIMES``.
+        content: of a bench that timed eager and at least one of ``RUNTIMES``.
         dark: draw for a dark ground instead of a light one; the ground itself is left transparent.
 
     Raises:
@@ -35,18 +35,18 @@ def speedups_svg(result: Result, *, dark: bool) -> str:
     except ImportError as error:
         raise InputError(f"{error.name} isn't installed: pip install 'segonnx[report]'") from None
 
-    made: str = vl_convert.vegalite_to_svg(_spec(result, dark=dark), vl_version="6.4")
+    made: str = vl_convert.vegalite_to_svg(_spec(content, dark=dark), vl_version="6.4")
     return made if made.endswith("\n") else made + "\n"
 
 
-def _spec(result: Result, *, dark: bool) -> dict[str, Any]:
-    names = rows.case_names(result)
+def _spec(content: Machines, *, dark: bool) -> dict[str, Any]:
+    names = rows.names(content)
     values = [
         {
-            "model": names[row.case], "runtime": RUNTIMES[row.backend], "times": row.speedup_over_eager,
+            "model": names[title, row.case], "runtime": RUNTIMES[row.backend], "times": row.speedup_over_eager,
             "text": f"{row.speedup_over_eager:.1f}x",
         }
-        for row in result.rows
+        for title, _, row in rows.of_machines(content)
         if row.backend in RUNTIMES and rows.timed(row) and row.speedup_over_eager is not None
     ]  # fmt: skip
     if not values:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from segonnx.bench import stats
+from segonnx.bench.machines import Machines
 from segonnx.bench.result import OK, CaseKey, Result, Row
 
 MISSING = "-"
+PROCESSOR = "processor"
+"""The heading of the column that tells of which machine a row is, where there are several."""
+_LIBRARIES = ("segonnx", "torch", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,47 @@ def case_names(result: Result) -> dict[CaseKey, str]:
             name += f", {threads} threads"
         names[case] = name
     return names
+
+
+def names(content: Machines) -> dict[tuple[str, CaseKey], str]:
+    """A name for every case of every machine, by the machine's title; where there are several it stands in the name."""
+    return {
+        (title, case): f"{name}, {title}" if len(content.results) > 1 else name
+        for title, one in zip(content.titles, content.results, strict=True)
+        for case, name in case_names(one).items()
+    }
+
+
+def of_machines(content: Machines, family: str | None = None) -> list[tuple[str, Result, Row]]:
+    """Every row with its result and the title of its machine; of several machines, what is of one case together.
+
+    Args:
+        content: the results.
+        family: of the rows; None takes all.
+    """
+    found = [
+        (title, one, row)
+        for title, one in zip(content.titles, content.results, strict=True)
+        for row in one.rows
+        if family in (None, row.family)
+    ]
+    if len(content.results) == 1:
+        return found
+    order = {case: place for place, case in enumerate(dict.fromkeys((row.model, row.input_shape) for *_, row in found))}
+    return sorted(found, key=lambda each: order[each[2].model, each[2].input_shape])
+
+
+def machine(content: Mapping[str, Any]) -> str:
+    """What a machine is, beside its title."""
+    versions = content["versions"]
+    facts = [
+        " ".join(map(str, content.get("flags", ()))),
+        f"{content['memory_bytes'] / 1e9:.1f} GB" if "memory_bytes" in content else "",
+        str(content.get("system") or ""),
+        f"Python {content['python']}" if content.get("python") else "",
+        *(f"{name} {versions[name]}" for name in _LIBRARIES if name in versions),
+    ]
+    return ", ".join(fact for fact in facts if fact)
 
 
 def title(family: str) -> str:

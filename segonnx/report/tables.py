@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from segonnx.bench.comparison import Comparison
+from segonnx.bench.comparison import Comparisons
+from segonnx.bench.machines import Machines
 from segonnx.bench.result import Result, Row
 from segonnx.errors import one_line
 from segonnx.report import rows
@@ -66,6 +67,50 @@ def family(result: Result, name: str) -> str:
     notes = ["* the source's figures, measured on another machine: ratios may carry over, times do not"]
     notes.append(f"{per}: " + ("slices of 512x512 per second, 4 per volume" if name == "3d" else "per second"))
     return "\n".join([printed, *notes])
+
+
+def by_processor(content: Machines, name: str) -> str:
+    """One family's table of several machines: each row is of one machine, and tells which."""
+    its = rows.of_machines(content, name)
+    sweep = ["input"] if len({row.input_shape for *_, row in its}) > 1 else []
+    first = ("model", *sweep)
+    names = (
+        "threads",
+        "runtime",
+        "time",
+        "images",
+        "vs eager",
+        "gflops",
+        "of sgemm",
+        "peak memory",
+        "max error",
+        "notes",
+    )
+    shown = {"runtime": "<backend", "images": "equiv/s" if name == "3d" else "img/s", "peak memory": "peak"}
+    shown |= {"model": "<model", "vs eager": "<vs eager", "notes": "<notes"}
+    headings = [shown.get(column, rows.COLUMNS[column].title) for column in (*first, *names)]
+    return table(
+        [*headings[: len(first)], f"<{rows.PROCESSOR}", *headings[len(first) :]],
+        [[*_line(row, one, first), title, *_line(row, one, names)] for title, one, row in its],
+        f"{content.families()[name]}, {'' if sweep else rows.shape(its[0][2].input_shape) + ', '}by processor type",
+    )
+
+
+def machine_notes(content: Machines) -> str:
+    """What a reader of tables by processor type must know: what each machine is, and what was found of its run."""
+    machines = list(zip(content.titles, content.results, strict=True))
+    lines = [f"{title}: {rows.machine(one.machine)}" for title, one in machines]
+    lines += [
+        f"{title}: {text}"
+        for title, one in machines
+        for text in (
+            one.autocast,
+            *(f"roofline peaks at {rows.peaks(found)}" for found in one.roofline_peaks),
+            *(f"warning: {warning}" for warning in one.warnings),
+        )
+    ]
+    lines += [f"warning: {warning}" for warning in (*content.warnings, *content.differing())]
+    return "\n".join(map(one_line, lines))
 
 
 def notes(result: Result) -> str:
@@ -194,22 +239,24 @@ def conclusions_table(found: Sequence[Conclusion]) -> str:
     return f"{printed}\n{rule}"
 
 
-def comparison(content: Comparison) -> str:
+def comparison(content: Comparisons) -> str:
     """What became of each row, and what it means."""
     header, lines = comparison_rows(content)
-    columns = [f"<{name}" if name in {"model", "runtime", "verdict"} else name for name in header]
+    words = {"model", "runtime", "verdict", rows.PROCESSOR}
+    columns = [f"<{name}" if name in words else name for name in header]
     return "\n".join([table(columns, lines), *comparison_summary(content)])
 
 
-def comparison_rows(content: Comparison) -> tuple[list[str], list[list[str]]]:
+def comparison_rows(content: Comparisons) -> tuple[list[str], list[list[str]]]:
     """The header and the cells of a comparison's table."""
     lines = []
-    for change in content.changes:
+    for title, change in content.changes:
         verdict = change.verdict or ("too few rounds" if change.speedup is not None else "failed before")
         lines.append(
             [
                 change.model,
                 rows.shape(change.input_shape),
+                *([title] if content.several else []),
                 str(change.threads),
                 change.backend,
                 rows.seconds(change.old_s) if change.old_s is not None else rows.MISSING,
@@ -218,19 +265,27 @@ def comparison_rows(content: Comparison) -> tuple[list[str], list[list[str]]]:
                 f"{verdict}: regression" if change.regression else verdict,
             ]
         )
-    return ["model", "input", "threads", "runtime", "old", "new", "speed-up", "verdict"], lines
+    where = [rows.PROCESSOR] if content.several else []
+    return ["model", "input", *where, "threads", "runtime", "old", "new", "speed-up", "verdict"], lines
 
 
-def comparison_summary(content: Comparison) -> list[str]:
+def comparison_summary(content: Comparisons) -> list[str]:
     """The last lines of a comparison: what differs, and how many rows are regressions."""
-    lines = [f"only in the old result: {name}" for name in content.only_old]
-    lines += [f"only in the new result: {name}" for name in content.only_new]
-    lines += [f"{name}: {old or 'none'} -> {new or 'none'}" for name, (old, new) in content.versions.items()]
-    lines += [f"compared nevertheless: {reason}" for reason in content.ignored]
+    lines = [f"only in the old result: {title}" for title in content.only_old]
+    lines += [f"only in the new result: {title}" for title in content.only_new]
+    for title, own in content.machines.items():
+        told = [f"only in the old result: {name}" for name in own.only_old]
+        told += [f"only in the new result: {name}" for name in own.only_new]
+        told += [f"{name}: {old or 'none'} -> {new or 'none'}" for name, (old, new) in own.versions.items()]
+        told += [f"compared nevertheless: {reason}" for reason in own.ignored]
+        lines += [f"{title}: {line}" if content.several else line for line in told]
     found = content.regressions
-    names = ", ".join(f"{change.model} {change.backend}" for change in found)
+    names = ", ".join(
+        f"{change.model} {change.backend}" + (f" on {title}" if content.several else "") for title, change in found
+    )
+    allowed = next(iter(content.machines.values())).fail_above
     lines.append(
-        f"{len(found)} of {len(content.changes)} rows slower by more than {100 * content.fail_above:g} %, or failed"
+        f"{len(found)} of {len(content.changes)} rows slower by more than {100 * allowed:g} %, or failed"
         + (f": {names}" if found else "")
     )
     return list(map(one_line, lines))

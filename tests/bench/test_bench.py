@@ -34,7 +34,6 @@ from segonnx.sources.catalog import ModelSpec
 from tests.bench import fakes
 from tests.conftest import ROOT, SMALL, message, steps_in_process
 from tests.conftest import run as segonnx
-from tests.report import results
 
 pytestmark = pytest.mark.usefixtures("copied_workers")
 
@@ -429,24 +428,6 @@ def test_a_file_that_is_no_result_is_refused(
         result_file.read(path)
     with pytest.raises(InputError, match="can't be read"):
         result_file.read(tmp_path / "none.json")
-
-
-def test_results_of_one_machine_are_shown_together() -> None:
-    one, other = results.make(("stunet-s",)), results.make(("unet-resnet18",))
-    other.warnings = ["hot"]
-    both = result_file.merge([one, other])
-    assert both.rows == one.rows + other.rows
-    assert both.ratios == one.ratios + other.ratios
-    assert both.roofline_peaks == one.roofline_peaks
-    assert both.overhead["wall_s"] == 200
-    assert both.overhead["parent_peak_rss_bytes"] == 10**8
-    assert both.warnings == ["hot"]
-    assert result_file.merge([one]) == one
-    with pytest.raises(InputError, match="two of these results hold stunet-s in eager"):
-        result_file.merge([one, one])
-    other.machine["cpu"] = "Other CPU"
-    with pytest.raises(InputError, match="their machines differ in cpu"):
-        result_file.merge([one, other])
 
 
 @pytest.mark.serial

@@ -43,6 +43,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
         "parity": {"inputs": [{"shape": list(SPEC.input_shape)}]},
         "rewrites": [],
         "arguments": {},
+        "digest": "2" * 64,
     }
     return content | changes
 
@@ -141,7 +142,7 @@ def as_version_2(content: dict[str, Any]) -> dict[str, Any]:
     """The same result as an older segonnx wrote it."""
     old = json.loads(json.dumps(content)) | {"schema_version": 2}
     for row in old["rows"]:
-        del row["weights"], row["published"]
+        del row["weights"], row["published"], row["artifact"]
     return old
 
 
@@ -162,3 +163,15 @@ def test_results_of_version_3_must_tell_whose_weights_they_are_of(tmp_path: Path
     (tmp_path / "bad.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="'weights' is a required property"):
         result.read(tmp_path / "bad.json")
+
+
+def test_results_of_version_3_are_read_and_those_of_version_4_must_tell_the_artifact(tmp_path: Path) -> None:
+    made = results.make(("stunet-s",))
+    content = json.loads(json.dumps(made.as_dict()))
+    for row in content["rows"]:
+        del row["artifact"]
+    (tmp_path / "r.json").write_text(json.dumps(content | {"schema_version": 3}))
+    assert result.read(tmp_path / "r.json").rows == made.rows
+    (tmp_path / "r.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="'artifact' is a required property"):
+        result.read(tmp_path / "r.json")

@@ -260,4 +260,4 @@ def test_a_label_map_stands_in_its_folder(ending: str, loaded: object, tmp_path:
     changed.config = replace(loaded.config, file_ending=ending)
     save(volume(), tmp_path / "in" / "a_0000.nii.gz")
     with pytest.raises(InputError):
-        files._jobs(changed, tmp_path / "in", tmp_path / "out", files.FileOptions())
+        files.jobs(changed, tmp_path / "in", tmp_path / "out", files.FileOptions())

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from segonnx.bench import stats, targets
+from segonnx.bench.machines import Machines
 from segonnx.bench.result import Ratio, Result, Row
 from segonnx.runtimes.base import Operator
 from segonnx.sources import catalog
@@ -96,6 +97,17 @@ def make(
                     b.speedup_over_eager, b.speedup_ci95, b.verdict = value, interval, verdict
         result.rows += rows
     return result
+
+
+def alone(result: Result) -> Machines:
+    """A result of one machine, as those of several are shown."""
+    return Machines([result])
+
+
+def elsewhere(result: Result, **facts: Any) -> Result:
+    """The result as another machine's, which differs in these facts and is half as fast."""
+    rows = [replace(row, rounds=[[2 * s for s in one] for one in row.rounds]) for row in result.rows]
+    return replace(result, machine={**result.machine, **facts}, rows=rows)
 
 
 def failed(row: Row, status: str) -> Row:

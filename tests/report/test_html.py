@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from segonnx.bench.machines import Machines
 from segonnx.bench.result import Result
 from segonnx.errors import InputError
 from segonnx.report import html
@@ -52,9 +53,11 @@ def show(browser: Any, tmp_path: Path) -> Open:
     """Opens the page of a result, waits until all is drawn, and sees to it that nothing went wrong."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    def show(result: Result, *, dark: bool = False, width: int = 1280) -> Any:
+    def show(result: Result | Machines, *, dark: bool = False, width: int = 1280) -> Any:
         path = tmp_path / "page.html"
-        path.write_text(html.render(result), encoding="utf-8")
+        path.write_text(
+            html.render(result if isinstance(result, Machines) else results.alone(result)), encoding="utf-8"
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
@@ -174,7 +177,7 @@ def test_a_script_that_gets_in_does_not_run(show: Open, monkeypatch: pytest.Monk
     """Behind the escaping stands the policy: a page with markup let through runs no script of it."""
     render = html.render
 
-    def careless(result: Result) -> str:
+    def careless(result: Machines) -> str:
         return render(result).replace("<main>", f"<main>{HOSTILE.removeprefix('</script>')}")
 
     monkeypatch.setattr(html, "render", careless)
@@ -202,6 +205,28 @@ def test_sweeps_are_told_apart(show: Open) -> None:
     assert "stunet-s, 1 threads" in text and "stunet-s, 2 threads" in text
 
 
+def test_machines_stay_apart() -> None:
+    one = results.make(("stunet-s", "unet-resnet18"))
+    other = results.elsewhere(results.make(("stunet-s",)), cpu="Other CPU")
+    other.warnings = ["hot"]
+    content = Machines([one, other], ["a third one died"])
+    page = html.render(content)
+    assert "<title>segonnx bench: 2 machines</title>" in page
+    for title, rows in zip(content.titles, (one.rows, other.rows), strict=True):
+        assert page.count(f'<td data-value="{title}">') == len(rows)
+        assert f"<h3>{title}</h3>" in page
+        assert f"<h3>3D segmentation, {title}</h3>" in page
+        assert f"<figcaption>stunet-s, {title}</figcaption>" in page
+    assert "<li>a third one died</li>" in page
+    assert "<li>2 cores of Other CPU: hot</li>" in page
+    charts = json.loads(page.split('id="charts">')[1].split("</script>")[0])
+    times = [chart for chart in charts if chart.get("layer") and "yOffset" in chart["layer"][0]["encoding"]]
+    assert [len(chart["data"]["values"]) for chart in times] == [4, 4, 4]  # two families here, one there
+    alone = html.render(results.alone(one))
+    assert "<title>segonnx bench: Example CPU</title>" in alone
+    assert "processor" not in alone.split("<thead>")[1].split("</thead>")[0]
+
+
 def test_findings_say_what_the_verdicts_say() -> None:
     result = results.make(("stunet-s", "unet-resnet18"))
     found = dict(html.findings(result))
@@ -215,7 +240,7 @@ def test_findings_say_what_the_verdicts_say() -> None:
 
 
 def test_the_page_holds_every_figure_without_scripts() -> None:
-    page = html.render(results.make())
+    page = html.render(results.alone(results.make()))
     for spec in catalog.systems():
         assert page.count(f'data-value="{spec.name}"') == 4
     assert "http://" not in page.split("<script", 1)[0]
@@ -239,4 +264,4 @@ def test_without_its_libraries_the_page_says_what_to_install(monkeypatch: pytest
 
     monkeypatch.setitem(sys.modules, "vl_convert", None)
     with pytest.raises(InputError, match=r"pip install 'segonnx\[report\]'"):
-        html.render(results.make(("stunet-s",)))
+        html.render(results.alone(results.make(("stunet-s",))))

@@ -37,22 +37,24 @@
   dark.addEventListener("change", (event) => draw(event.matches ? "dark" : "light"));
   window.addEventListener("beforeprint", () => { if (root.dataset.theme === "dark") draw("light"); });
 
-  const heads = [...document.querySelectorAll("thead th")];
-  const body = document.querySelector("tbody");
-  heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => {
-    const down = head.getAttribute("aria-sort") === "ascending";
-    heads.forEach((other) => other.removeAttribute("aria-sort"));
-    head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const value = (row) => row.children[column].dataset.value;
-    const numeric = [...body.rows].some((row) => row.children[column].classList.contains("number"));
-    const sorted = [...body.rows].sort((a, b) => {
-      const [x, y] = [value(a), value(b)];
-      if (x === "" || y === "") return (x === "") - (y === "");  // what has no value comes last, up or down
-      const order = numeric ? Number(x) - Number(y) : x.localeCompare(y, "en");
-      return down ? -order : order;
-    });
-    body.append(...sorted);
-  }));
+  for (const table of document.querySelectorAll("table")) {
+    const heads = [...table.querySelectorAll("thead th")];
+    const body = table.querySelector("tbody");
+    heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") === "ascending";
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const value = (row) => row.children[column].dataset.value;
+      const numeric = [...body.rows].some((row) => row.children[column].classList.contains("number"));
+      const sorted = [...body.rows].sort((a, b) => {
+        const [x, y] = [value(a), value(b)];
+        if (x === "" || y === "") return (x === "") - (y === "");  // what has no value comes last, up or down
+        const order = numeric ? Number(x) - Number(y) : x.localeCompare(y, "en");
+        return down ? -order : order;
+      });
+      body.append(...sorted);
+    }));
+  }
 
   draw(dark.matches ? "dark" : "light");
 })();
