@@ -1,12 +1,14 @@
 """The outlines of a mask, as polygons whose holes are keyholes.
 
-contourpy draws the lines at 0.5 between the centres of pixels: they pass half a pixel from each, so that every centre of
-the mask is inside, and no other. A hole becomes part of the polygon around it by a channel without width, which runs
-along the row of the hole's rightmost point to the next line there. On its way all pixels are the mask's, so that it
-crosses nothing; and that line has a point just there.
+contourpy draws the lines at 0.5 between the centres of pixels: they pass half a pixel from each, so that every centre
+of the mask is inside, and no other. A hole becomes part of the polygon around it by a channel without width, which
+runs along the row of the hole's rightmost point to the next line there. On its way all pixels are the mask's, so that
+it crosses nothing; and that line has a point just there.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +35,7 @@ def polygons(mask: Mask) -> list[Points]:
     lines = contour_generator(z=padded, fill_type=FillType.OuterOffset).filled(0.5, np.inf)
     found = []
     for points, offsets in zip(*lines, strict=True):
-        rings = [points[begin : end - 1] - 1 for begin, end in zip(offsets[:-1], offsets[1:], strict=True)]
+        rings = [points[begin : end - 1] - 1 for begin, end in itertools.pairwise(offsets)]
         found.append(_without_idle_points(_joined(rings)))
     return found
 
@@ -59,4 +61,5 @@ def _without_idle_points(ring: Points) -> Points:
     before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
     turns = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
     back = (before * after).sum(axis=1) < 0  # the end of a channel
-    return ring[turns | back]
+    kept: Points = ring[turns | back]
+    return kept

@@ -63,7 +63,9 @@ def find(source: Path, scratch: Path, progress: Progress) -> list[Found]:
         ResourceError: The disk has no room for what is in the zip file.
     """
     if source.is_dir():
-        found = [Found(path, str(path.relative_to(source))) for path in sorted(_walk(source)) if _is_dicom(path, source)]
+        found = [
+            Found(path, str(path.relative_to(source))) for path in sorted(_walk(source)) if _is_dicom(path, source)
+        ]
     elif source.suffix.lower() == ZIP:
         found = _unpacked(source, scratch, progress)
     else:

@@ -55,11 +55,9 @@ def read_labels(path: Path, grid: Grid) -> Array:
     array: Array = itk.GetArrayFromImage(image)
     corner = np.array(grid.shape[::-1]) - 1
     last = np.array(grid.origin) + grid.direction @ (corner * grid.spacing)
+    found = np.array([image.TransformIndexToPhysicalPoint(place) for place in ([0, 0, 0], corner.tolist())])
     same = array.shape == grid.shape and np.allclose(
-        [image.TransformIndexToPhysicalPoint(place) for place in ([0, 0, 0], corner.tolist())],
-        [grid.origin, last],
-        rtol=0,
-        atol=1e-2 * min(grid.spacing),
+        found, np.array([grid.origin, last]), rtol=0, atol=0.01 * min(grid.spacing)
     )
     if not same:
         raise ResourceError(f"can't write {path.name}: the label map isn't where its series is")

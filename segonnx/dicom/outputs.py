@@ -1,4 +1,4 @@
-"""What DICOM objects that are made of a label map have in common: whose they are, who made them, and how they appear."""
+"""What DICOM objects that are made of a label map have in common: whose they are, and what made them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ import numpy.typing as npt
 from segonnx._version import __version__
 from segonnx.core import files
 from segonnx.dicom import libraries
-from segonnx.dicom.segments import Code, Segment, text
+from segonnx.dicom.segments import Code, Segment, boxes, text
 from segonnx.dicom.series import Series
 from segonnx.errors import InputError, ResourceError, SegonnxError
 
 Array = npt.NDArray[Any]
-Box = tuple[slice, ...]
 
 MANUFACTURER = "segonnx"
 _EMPTY = (
@@ -55,28 +54,6 @@ def occurring(labels: Array, segments: Sequence[Segment]) -> list[Segment]:
     """
     there = {value for value, box in enumerate(boxes(labels), 1) if box is not None}
     return [one for one in segments if there.intersection(one.labels)] or list(segments[:1])
-
-
-def boxes(labels: Array) -> list[Box | None]:
-    """The box of each label from 1 on; None for those that don't occur."""
-    from scipy import ndimage
-
-    found: list[Box | None] = ndimage.find_objects(labels)
-    return found
-
-
-def around(found: Sequence[Box | None], labels: Sequence[int]) -> Box | None:
-    """The box of several labels; None if none occurs.
-
-    Args:
-        found: What ``boxes`` gave.
-        labels: The labels.
-    """
-    own = [box for label in labels if label <= len(found) and (box := found[label - 1]) is not None]
-    if not own:
-        return None
-    axes = zip(*own, strict=True)
-    return tuple(slice(min(one.start for one in axis), max(one.stop for one in axis)) for axis in axes)
 
 
 def source(series: Series) -> list[Any]:

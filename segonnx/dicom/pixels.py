@@ -139,13 +139,15 @@ def _decoded(one: Slice, content: Any) -> Array:
         with libraries.quiet():
             if syntax in JPEG:
                 return _jpeg(content, one)
-            from pydicom.pixels import pixel_array
+            from pydicom.pixels.utils import pixel_array
 
             return pixel_array(content, index=one.frame, raw=True, decoding_plugin=DECODERS.get(syntax, ""))
     except (InputError, MemoryError):
         raise
     except Exception as error:
-        raise InputError(f"{one} has pixels that can't be decoded ({syntax.name}): they end early, or are damaged") from error
+        raise InputError(
+            f"{one} has pixels that can't be decoded ({syntax.name}): they end early, or are damaged"
+        ) from error
 
 
 def _jpeg(content: Any, one: Slice) -> Array:

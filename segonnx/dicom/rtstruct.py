@@ -11,8 +11,8 @@ import numpy.typing as npt
 from segonnx.core import subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.dicom import contours, outputs
-from segonnx.dicom.outputs import Algorithm, Box
-from segonnx.dicom.segments import Segment, text
+from segonnx.dicom.outputs import Algorithm
+from segonnx.dicom.segments import Box, Segment, around, boxes, text
 from segonnx.dicom.series import Series
 from segonnx.dicom.slices import Slice
 
@@ -51,10 +51,10 @@ def make(
     with outputs.making("RTSTRUCT"):
         made = _set(series, source[0], algorithm)
         found = outputs.occurring(labels, segments)
-        boxes = outputs.boxes(labels)
+        places = boxes(labels)
         for number, one in enumerate(found, 1):
             progress(f"drawing the contours of structure {number} of {len(found)}")
-            _add(made, number, one, _contours(labels, one, outputs.around(boxes, one.labels), series))
+            _add(made, number, one, _contours(labels, one, around(places, one.labels), series))
             made.StructureSetROISequence[-1].ROIDerivationAlgorithmIdentificationSequence = outputs.identification(
                 algorithm
             )
@@ -87,7 +87,9 @@ def _set(series: Series, header: Any, algorithm: Algorithm) -> Any:
     made.ApprovalStatus = "UNAPPROVED"
     contained, study, frame = Dataset(), Dataset(), Dataset()
     contained.SeriesInstanceUID = header.SeriesInstanceUID
-    contained.ContourImageSequence = list({id(one.header): _reference(one, whole=True) for one in series.slices}.values())
+    contained.ContourImageSequence = list(
+        {id(one.header): _reference(one, whole=True) for one in series.slices}.values()
+    )
     study.ReferencedSOPClassUID = "1.2.840.10008.3.1.2.3.1"
     study.ReferencedSOPInstanceUID = header.StudyInstanceUID
     study.RTReferencedSeriesSequence = [contained]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,7 @@ def make(labels: Array, series: Series, segments: Sequence[Segment], algorithm: 
         return _segmentation(labels, series, source, segments, algorithm, kind)
 
 
-def _segmentation(  # noqa: PLR0913 (what ``make`` takes, and the source)
+def _segmentation(
     labels: Array, series: Series, source: list[Any], segments: Sequence[Segment], algorithm: Algorithm, kind: str
 ) -> Any:
     import highdicom
@@ -61,9 +60,7 @@ def _segmentation(  # noqa: PLR0913 (what ``make`` takes, and the source)
         source_images=source,
         pixel_array=_in_frame_order(_numbered(labels, found, numbers), series),
         segmentation_type=kind.upper(),
-        segment_descriptions=[
-            _described(one, number, identified) for one, number in zip(found, numbers, strict=True)
-        ],
+        segment_descriptions=[_described(one, number, identified) for one, number in zip(found, numbers, strict=True)],
         content_label="SEGMENTATION",
         content_description=text(algorithm.name),
         transfer_syntax_uid=RLELossless if kind == "labelmap" else ExplicitVRLittleEndian,
@@ -109,5 +106,5 @@ def _numbered(labels: Array, found: Sequence[Segment], numbers: Sequence[int]) -
 
 def _in_frame_order(array: Array, series: Series) -> Array:
     """Slices as highdicom takes them: in the order of the source's files, or of the frames in its file."""
-    frames = [one.frame for one in series.slices]
-    return array if frames[0] is None else array[np.argsort(frames)]
+    frames = [one.frame for one in series.slices if one.frame is not None]
+    return array[np.argsort(frames)] if frames else array

@@ -9,7 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
 
 from segonnx.core import files
 from segonnx.errors import InputError, one_line
@@ -27,6 +29,7 @@ _GOLDEN = 0.618034
 """The golden ratio: multiples of it spread evenly over the circle of hues."""
 
 Colour = tuple[int, int, int]
+Box = tuple[slice, ...]
 
 
 class Code(NamedTuple):
@@ -132,7 +135,9 @@ def read(path: Path) -> dict[str, Row]:
         raise InputError(f"{path} is no CSV file in UTF-8: {error}") from error
     head = [name.strip() for name in rows[0]] if rows else []
     if not set(COLUMNS[:_NEEDED]) <= set(head) <= set(COLUMNS) or len(set(head)) != len(head):
-        raise InputError(f"{path} must begin with the names of its columns: {','.join(COLUMNS)}; the first three are needed")
+        raise InputError(
+            f"{path} must begin with the names of its columns: {','.join(COLUMNS)}; the first three are needed"
+        )
     found: dict[str, Row] = {}
     for number, cells in enumerate(rows[1:], 2):
         if not any(cell.strip() for cell in cells):
@@ -152,9 +157,7 @@ def _row(row: Mapping[str, str], where: str) -> Row:
     for key in COLUMNS[1:_NEEDED]:
         if not row.get(key):
             raise InputError(f"{where} has no {key}")
-    codes: dict[str, Code | None] = {
-        key: _code(row[key], where) if row.get(key) else None for key in COLUMNS[1:-1]
-    }
+    codes: dict[str, Code | None] = {key: _code(row[key], where) if row.get(key) else None for key in COLUMNS[1:-1]}
     category, kind = codes.pop("category"), codes.pop("type")
     assert category is not None and kind is not None
     if codes["region_modifier"] is not None and codes["region"] is None:
@@ -173,8 +176,8 @@ def _code(given: str, where: str) -> Code:
     parts = [part.strip() for part in given.split(":", 2)]
     if len(parts) != 3 or not all(_WORD.fullmatch(part) for part in parts[:2]) or text(parts[2]) != parts[2]:
         raise InputError(
-            f"{where} has the code {given!r}; it must be SCHEME:VALUE:MEANING, such as SCT:10200004:Liver, of up to 16, "
-            "16 and 64 letters"
+            f"{where} has the code {given!r}; it must be SCHEME:VALUE:MEANING, such as SCT:10200004:Liver, of up to "
+            "16, 16 and 64 letters"
         )
     return Code(*parts)
 
@@ -183,3 +186,25 @@ def overlap(segments: Sequence[Segment]) -> bool:
     """Whether a voxel may belong to several segments."""
     labels = [label for segment in segments for label in segment.labels]
     return len(set(labels)) != len(labels)
+
+
+def boxes(labels: npt.NDArray[Any]) -> list[Box | None]:
+    """The box of each label from 1 on; None for those that don't occur."""
+    from scipy import ndimage
+
+    found: list[Box | None] = ndimage.find_objects(labels)
+    return found
+
+
+def around(found: Sequence[Box | None], labels: Sequence[int]) -> Box | None:
+    """The box of several labels; None if none occurs.
+
+    Args:
+        found: What ``boxes`` gave.
+        labels: The labels.
+    """
+    own = [box for label in labels if label <= len(found) and (box := found[label - 1]) is not None]
+    if not own:
+        return None
+    axes = zip(*own, strict=True)
+    return tuple(slice(min(one.start for one in axis), max(one.stop for one in axis)) for axis in axes)

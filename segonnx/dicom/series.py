@@ -252,8 +252,8 @@ def _require_upright(ordered: Sequence[Slice], places: Numbers, normal: Numbers)
     number = int(aside.argmax())
     degrees = math.degrees(math.atan2(aside[number], float(moved[number] @ normal)))
     raise InputError(
-        f"{ordered[number]} lies {aside[number]:.1f} mm beside the normal through {ordered[0]}, as from a gantry tilted "
-        f"by {degrees:.1f} degrees: such a series is no box of voxels, resample it first"
+        f"{ordered[number]} lies {aside[number]:.1f} mm beside the normal through {ordered[0]}, as from a gantry "
+        f"tilted by {degrees:.1f} degrees: such a series is no box of voxels, resample it first"
     )
 
 

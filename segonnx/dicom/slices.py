@@ -112,7 +112,9 @@ def read_header(found: Found) -> Header | None:
             if kind not in SINGLE and kind not in MULTIPLE:
                 return None
             header = Header(found, content)
-            missing = [key for key in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID") if not content.get(key)]
+            missing = [
+                key for key in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID") if not content.get(key)
+            ]
             _called(found, content), header.count, content.file_meta.TransferSyntaxUID  # which must be readable
     except MemoryError:
         raise

@@ -9,7 +9,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from segonnx.errors import InputError, ResourceError
 from segonnx.predict import evaluation, images, nnunet_files
 from segonnx.predict.config import InferenceConfig
 from segonnx.predict.evaluation import SUMMARY, Evaluated, Metrics
+from segonnx.predict.looks import Looks, Wanted
 from segonnx.predict.predictor import Artifact
 from segonnx.predict.preprocessing import Times
 from segonnx.predict.resampling import AnyArray
@@ -47,6 +48,10 @@ class FileOptions:
         roi_subset: The classes of a task that are wanted; see ``Artifact.predict``.
         remove_small_blobs: Drop small components of each class of a task; see ``Artifact.predict``.
         one_file_per_class: Write a mask of each class of a task, ``CLASS.nii.gz`` in a folder, and no label map.
+        looks: What is wanted beside a label map.
+        series: The UID or the number of the DICOM series to take, where there are several.
+        formats: What is written of a series, members of ``series_files.FORMATS``.
+        seg_type: The kind of DICOM SEG, a member of ``dicom.seg.KINDS``.
     """
 
     mirror: bool = False
@@ -59,6 +64,10 @@ class FileOptions:
     roi_subset: tuple[str, ...] | None = None
     remove_small_blobs: bool = False
     one_file_per_class: bool = False
+    looks: Wanted = field(default_factory=Wanted)
+    series: str | None = None
+    formats: tuple[str, ...] = ("nifti",)
+    seg_type: str = "binary"
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,8 @@ class Predicted:
         shape: The shape of the image, (z, y, x).
         seconds: The seconds that each step took.
         metrics: How well the label map agrees with the reference, if there is one; see ``evaluation.compare``.
+        also: What else was written of it.
+        notes: What a user should know of it, a line each.
     """
 
     case: str
@@ -78,6 +89,8 @@ class Predicted:
     shape: tuple[int, ...]
     seconds: dict[str, float]
     metrics: dict[str, Metrics] | None = None
+    also: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,13 +161,14 @@ def predict(
             else "the artifact is no second stage of a cascade: it takes no --previous"
         )
     _require_for_task(artifact, options)
-    jobs = _jobs(artifact, source, target, options)
+    looks = Looks(artifact, options.looks, several=source.is_dir())
+    jobs = _jobs(artifact, source, target, options, looks)
     described = nnunet_files.descriptions(artifact.described) if options.probabilities and source.is_dir() else {}
     for name, content in described.items():
         _require_same(target / name, content, options)
     compared = evaluation.Evaluation()
     for job in jobs:
-        done = _predict_case(artifact, job, options, previous, progress)
+        done = _predict_case(artifact, job, options, previous, looks, progress)
         for name, content in described.items():
             files.write(target / name, content)
         if done.metrics is not None:
@@ -197,7 +211,7 @@ def _require_for_task(artifact: Artifact, options: FileOptions) -> None:
         raise InputError("--evaluate compares label maps: leave --one-file-per-class out")
 
 
-def _jobs(artifact: Artifact, source: Path, target: Path, options: FileOptions) -> list[_Job]:
+def _jobs(artifact: Artifact, source: Path, target: Path, options: FileOptions, looks: Looks) -> list[_Job]:
     """List the cases to predict, once nothing stands in the way of writing their files."""
     config = artifact.config
     masks: tuple[str, ...] = ()
@@ -226,6 +240,7 @@ def _jobs(artifact: Artifact, source: Path, target: Path, options: FileOptions) 
             made = images.outputs(job.path, config.reader, config.file_ending, highest=max(config.label_values))
         made = [*made, *([job.probabilities, job.properties] if options.probabilities else [])]
         made += [job.path.with_name(SUMMARY)] if options.evaluate is not None else []
+        made += looks.paths(job.case)
         for path in made:
             if os.path.lexists(path) and not options.overwrite:
                 raise InputError(f"{path} exists: --overwrite replaces it")
@@ -286,7 +301,7 @@ def _require_one_each(folder: Path, ending: str, taken: list[Path]) -> None:
 
 
 def _predict_case(
-    artifact: Artifact, job: _Job, options: FileOptions, previous: Artifact | None, progress: Progress
+    artifact: Artifact, job: _Job, options: FileOptions, previous: Artifact | None, looks: Looks, progress: Progress
 ) -> Predicted:
     """Read a case, predict it, and write its files."""
 
@@ -339,11 +354,12 @@ def _predict_case(
                 images.write(mask, image, job.mask(name))
         else:
             images.write(labels, artifact.like(image, options.roi_subset), job.path)
+        looks.write(job.case, image, labels)
     metrics = None
     if reference is not None:
         with times.of("evaluate"):
             metrics = evaluation.compare(reference, labels, Evaluated.of(artifact.described))
-    return Predicted(job.case, job.path, labels.shape, dict(times.seconds), metrics)
+    return Predicted(job.case, job.path, labels.shape, dict(times.seconds), metrics, tuple(looks.paths(job.case)))
 
 
 def _read_reference(path: Path, image: images.Image, config: InferenceConfig) -> AnyArray:
