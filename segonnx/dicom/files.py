@@ -47,7 +47,7 @@ def is_source(path: Path) -> bool:
     return path.is_file() and (path.suffix.lower() == ZIP or _is_dicom(path))
 
 
-def find(source: Path, scratch: Path, progress: Progress) -> list[Found]:
+def find(source: Path, scratch: Path, progress: Progress, most_bytes: int | None = None) -> list[Found]:
     """The DICOM files of a folder and of all folders in it, or of a zip file.
 
     Files of other kinds are passed over, and so are hidden ones and DICOMDIR.
@@ -56,6 +56,7 @@ def find(source: Path, scratch: Path, progress: Progress) -> list[Found]:
         source: The folder, the zip file, or one DICOM file.
         scratch: A folder for what is in a zip file.
         progress: A progress callback.
+        most_bytes: The most bytes that a zip file may hold. None lets its own size decide.
 
     Raises:
         InputError: There is none, there are too many, a file whose name says that it is DICOM isn't, or the zip file is
@@ -67,7 +68,7 @@ def find(source: Path, scratch: Path, progress: Progress) -> list[Found]:
             Found(path, str(path.relative_to(source))) for path in sorted(_walk(source)) if _is_dicom(path, source)
         ]
     elif source.suffix.lower() == ZIP:
-        found = _unpacked(source, scratch, progress)
+        found = _unpacked(source, scratch, progress, most_bytes)
     else:
         found = [Found(source, source.name)]
     if not found:
@@ -115,7 +116,7 @@ def _has_mark(file: IO[bytes]) -> bool:
     return file.read(_PREAMBLE + len(_MARK))[_PREAMBLE:] == _MARK
 
 
-def _unpacked(path: Path, scratch: Path, progress: Progress) -> list[Found]:
+def _unpacked(path: Path, scratch: Path, progress: Progress, most_bytes: int | None) -> list[Found]:
     """Unpack the DICOM files of a zip file under names that tell nothing."""
     found = []
     with zips.opened(path) as (archive, size):
@@ -125,6 +126,8 @@ def _unpacked(path: Path, scratch: Path, progress: Progress) -> list[Found]:
         needed = sum(entry.file_size for entry in entries)
         if needed > MAX_GROWTH * size:
             raise InputError(f"{path} would grow more than {MAX_GROWTH}-fold: a bomb")
+        if most_bytes is not None and needed > most_bytes:
+            raise InputError(f"{path} holds {needed:,} bytes; at most {most_bytes:,} are taken")
         files.require_space(needed, scratch, "what the zip file holds", "free some space")
         for number, entry in enumerate(entries, 1):
             progress(f"unpacking file {number} of {len(entries)}")

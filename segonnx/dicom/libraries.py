@@ -25,6 +25,11 @@ NEEDED = {
 _LOGGERS = ("highdicom", "jpeg_ls", "openjpeg", "pydicom", "pylibjpeg")
 
 
+def installed() -> bool:
+    """Whether the extra is installed."""
+    return all(importlib.util.find_spec(module) for module in NEEDED)
+
+
 def require() -> None:
     """Check that the extra is installed.
 

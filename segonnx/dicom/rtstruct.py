@@ -20,6 +20,7 @@ Array = npt.NDArray[Any]
 
 DIGITS = 4
 """The digits of a millimetre behind the point."""
+_CONTOUR_DATA = 0x30060050
 _CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 _NUMBER = 2000
 """What is added to the number of the source's series."""
@@ -140,15 +141,25 @@ def _contours(labels: Array, segment: Segment, box: Box | None, series: Series) 
     along = grid.direction[:, :2] * grid.spacing[:2]
     corner = np.array([box[2].start, box[1].start])
     for one, plane in zip(series.slices[box[0]], labels[box], strict=True):
+        reference = [_reference(one)]
         for ring in contours.polygons(np.isin(plane, segment.labels)):
-            points = one.position + (ring + corner) @ along.T
             item = Dataset()
-            item.ContourImageSequence = [_reference(one)]
+            item.ContourImageSequence = reference
             item.ContourGeometricType = "CLOSED_PLANAR"
-            item.NumberOfContourPoints = len(points)
-            item.ContourData = [f"{number:.{DIGITS}f}" for number in points.ravel()]
+            item.NumberOfContourPoints = len(ring)
+            item[_CONTOUR_DATA] = _numbers(one.position + (ring + corner) @ along.T)
             found.append(item)
     return found
+
+
+def _numbers(points: Array) -> Any:
+    """Numbers as the bytes of their element: pydicom takes a minute to make a million of its own kind."""
+    from pydicom.dataelem import RawDataElement
+    from pydicom.tag import Tag
+
+    data = "\\".join([f"{number:.{DIGITS}f}" for number in points.ravel().tolist()]).encode("ascii")
+    data += b" " * (len(data) % 2)
+    return RawDataElement(Tag(_CONTOUR_DATA), "DS", len(data), data, 0, is_implicit_VR=True, is_little_endian=True)
 
 
 def _reference(one: Slice, *, whole: bool = False) -> Any:

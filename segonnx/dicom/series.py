@@ -95,7 +95,13 @@ def _first(given: Any) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def find(source: Path, wanted: str | None, scratch: Path, progress: Progress = subprocesses.silent) -> Series:
+def find(
+    source: Path,
+    wanted: str | None,
+    scratch: Path,
+    progress: Progress = subprocesses.silent,
+    most_bytes: int | None = None,
+) -> Series:
     """Find the series in a folder or a zip file.
 
     Args:
@@ -103,13 +109,14 @@ def find(source: Path, wanted: str | None, scratch: Path, progress: Progress = s
         wanted: The UID or the number of the series, where there are several.
         scratch: A folder for what is in a zip file. It must stay as long as the series is used.
         progress: A progress callback.
+        most_bytes: The most bytes that a zip file may hold. None lets its own size decide.
 
     Raises:
         InputError: There is no such series, there are several, or its slices don't make a volume. The message names
             the slice.
     """
     headers = []
-    every = files.find(source, scratch, progress)
+    every = files.find(source, scratch, progress, most_bytes)
     for number, found in enumerate(every, 1):
         progress(f"looking at file {number} of {len(every)}")
         if (header := slices.read_header(found)) is not None:
@@ -138,8 +145,9 @@ def choose(headers: Sequence[Header], wanted: str | None, source: Path) -> list[
         fitting = {uid: own for uid, own in series.items() if wanted in (uid, _number(own[0]))}
     if len(fitting) == 1:
         return next(iter(fitting.values()))
-    unsure = len({_number(own[0]) for own in fitting.values()}) < len(fitting) or wanted is not None
-    listed = "; ".join(_line(uid, own, unsure) for uid, own in (fitting or series).items())
+    shown = fitting or series
+    unsure = len({_number(own[0]) for own in shown.values()}) < len(shown)
+    listed = "; ".join(_line(uid, own, unsure) for uid, own in shown.items())
     if not fitting:
         raise InputError(f"{source} holds no series {wanted!r}, but {listed}")
     raise InputError(f"{source} holds {len(fitting)} series: choose one with --series: {listed}")

@@ -77,7 +77,7 @@ def predict(
             (scratch / "files").mkdir()
             found = series.find(source, options.series, scratch / "files", progress)
             _require_apart(found, [*targets.values()])
-            making = _Making(found, every, _algorithm(artifact), options.seg_type)
+            making = _Making(found, every, algorithm(artifact), options.seg_type)
             making.require([*targets])
             nifti.write(pixels.volume(found, progress), found.grid, scratch / _IMAGE)
         looks = replace(options.looks, window=options.looks.window or found.window)
@@ -151,7 +151,7 @@ class _Making:
                     self.make(kind, labels)
 
 
-def _algorithm(artifact: Artifact) -> Algorithm:
+def algorithm(artifact: Artifact) -> Algorithm:
     """What made the label maps of an artifact."""
     manifest = artifact.manifest
     return Algorithm(manifest["name"], manifest["created"], manifest["digest"])
@@ -203,10 +203,10 @@ def _targets(target: Path, options: FileOptions) -> dict[str, Path]:
     formats = [kind for kind in FORMATS if kind in options.formats]
     targets = {formats[0]: target} if len(formats) == 1 else {kind: _named(target, kind) for kind in formats}
     for kind, path in targets.items():
-        if kind == NIFTI:
-            continue  # which is looked at where it is written
-        if path.suffix.lower() != _ENDING:
+        if kind != NIFTI and path.suffix.lower() != _ENDING:
             raise InputError(f"{path} would hold DICOM: call it {_named(target, kind).name}, or the like")
+        if options.one_file_per_class:
+            continue  # a folder that may be there
         if path.is_dir():
             raise InputError(f"{path} is a folder; the label map of a series goes into a file")
         if os.path.lexists(path) and not options.overwrite:

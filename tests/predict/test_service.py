@@ -287,8 +287,8 @@ def served(module: Any, reader: str, *files: Path) -> bytes:
     module.reader = reader
     module.answer_ending, _ = module.ANSWERS.get(reader, (".nii.gz", ""))
     uploads = [UploadFile(io.BytesIO(file.read_bytes()), filename=file.name) for file in files]
-    answer: bytes = module._predict(uploads)
-    return answer
+    answer: tuple[bytes, str] = module._predict(uploads)
+    return answer[0]
 
 
 @pytest.mark.parametrize(
