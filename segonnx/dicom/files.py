@@ -143,7 +143,8 @@ def _unpacked(path: Path, scratch: Path, progress: Progress, most_bytes: int | N
 
 def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, path: Path) -> bool:
     """Unpack an entry, if it is a DICOM file."""
-    hidden = any(part.startswith((".", "__MACOSX")) for part in entry.filename.split("/"))
+    parts = [part for part in entry.filename.split("/") if part not in (".", "..")]
+    hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
     if hidden or entry.filename.upper().endswith("DICOMDIR"):
         return False
     with zips.reading(path, "unpacked"):

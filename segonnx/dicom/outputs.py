@@ -62,12 +62,12 @@ def source(series: Series) -> list[Any]:
     Raises:
         InputError: The series has no frame of reference.
     """
-    if not series.header.get("FrameOfReferenceUID"):
+    if not series.header.content.get("FrameOfReferenceUID"):
         raise InputError("the series has no FrameOfReferenceUID: nothing can be said of places in the patient")
     found: dict[int, Any] = {}
     for one in series.slices:
         if id(one.header) not in found:
-            header = copy.copy(one.header)
+            header = copy.copy(one.header.content)
             for keyword in _EMPTY:
                 if keyword not in header:
                     setattr(header, keyword, None)
@@ -89,7 +89,7 @@ def arguments(series: Series, algorithm: Algorithm, more: int) -> dict[str, Any]
 
     return {
         "series_instance_uid": generate_uid(prefix=None),
-        "series_number": max(1, min(more + int(series.header.get("SeriesNumber") or 0), _LAST_NUMBER)),
+        "series_number": max(1, min(more + int(series.header.content.get("SeriesNumber") or 0), _LAST_NUMBER)),
         "series_description": text(f"{MANUFACTURER}: {algorithm.name}"),
         "sop_instance_uid": generate_uid(prefix=None),
         "instance_number": 1,
@@ -162,7 +162,8 @@ def write(made: Any, path: Path) -> None:
     try:
         with files.staging(path) as scratch:
             file = scratch / "made"
-            made.save_as(file)
+            with libraries.quiet():
+                made.save_as(file)
             file.chmod(0o644)
             files.publish(file, path, check=files.require_replaceable)
     except OSError as error:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from segonnx.core import subprocesses
 from segonnx.core.subprocesses import Progress
-from segonnx.dicom import libraries
+from segonnx.dicom import libraries, slices
 from segonnx.dicom.series import Series
 from segonnx.dicom.slices import Slice
 from segonnx.errors import InputError
@@ -57,8 +57,8 @@ def volume(series: Series, progress: Progress = subprocesses.silent) -> Array:
     path, content = None, None
     for number, one in enumerate(series.slices):
         progress(f"decoding slice {number + 1} of {len(series.slices)}")
-        if content is None or one.found.path != path:
-            path, content = one.found.path, _content(one)
+        if content is None or one.header.found.path != path:
+            path, content = one.header.found.path, _content(one)
         values = _values(_stored(one, content), one)
         if made is None:
             made = np.empty(series.grid.shape, values.dtype)
@@ -91,7 +91,7 @@ def _content(one: Slice) -> Any:
 
     try:
         with libraries.quiet():
-            content = pydicom.dcmread(one.found.path)
+            content = pydicom.dcmread(one.header.found.path)
             whole = "PixelData" in content
     except MemoryError:
         raise
@@ -108,20 +108,22 @@ def _stored(one: Slice, content: Any) -> Array:
     Raises:
         InputError: They can't be decoded.
     """
-    header = one.header
-    kind = str(header.get("PhotometricInterpretation"))
-    if header.get("SamplesPerPixel", 1) != 1 or kind != "MONOCHROME2":
+    header = one.header.content
+    with slices.reading(one):
+        kind, samples = str(header.get("PhotometricInterpretation")), int(header.get("SamplesPerPixel") or 1)
+        allocated, stored = int(header.get("BitsAllocated") or 0), int(header.get("BitsStored") or 0)
+        highest, signed = int(header.get("HighBit", stored - 1)), header.get("PixelRepresentation") == 1
+    if samples != 1 or kind != "MONOCHROME2":
         raise InputError(f"{one} holds pixels of the kind {kind}, which isn't read: MONOCHROME2 is")
-    allocated, stored = int(header.get("BitsAllocated") or 0), int(header.get("BitsStored") or 0)
     if allocated not in (8, 16, 32) or not 0 < stored <= allocated:
         raise InputError(f"{one} has {stored} bits stored in {allocated}, which isn't read")
-    if int(header.get("HighBit", stored - 1)) != stored - 1:
-        raise InputError(f"{one} has its bits up to number {header.HighBit} of {stored}, which isn't read")
+    if highest != stored - 1:
+        raise InputError(f"{one} has its bits up to number {highest} of {stored}, which isn't read")
     raw = _decoded(one, content)
     if raw.shape != one.size or raw.dtype.kind not in "iu":
         raise InputError(f"{one} has pixels {raw.shape}, its header says {one.size}")
     bits = raw.astype(np.int64) & ((1 << stored) - 1)  # above them there may be anything, such as an overlay
-    if header.get("PixelRepresentation") == 1:
+    if signed:
         bits = np.where(bits >> (stored - 1), bits - (1 << stored), bits)
     return bits
 
@@ -132,7 +134,7 @@ def _decoded(one: Slice, content: Any) -> Array:
     Raises:
         InputError: They can't be decoded, or in no way that is known.
     """
-    syntax = one.header.file_meta.TransferSyntaxUID
+    syntax = one.header.content.file_meta.TransferSyntaxUID
     if syntax not in (*NATIVE, *DECODERS, *JPEG):
         raise InputError(f"{one} is compressed as {syntax.name}, which isn't read")
     try:

@@ -48,9 +48,8 @@ def make(
     Raises:
         InputError: None can be made of the series.
     """
-    source = outputs.source(series)
     with outputs.making("RTSTRUCT"):
-        made = _set(series, source[0], algorithm)
+        made = _set(series, outputs.source(series)[0], algorithm)
         found = outputs.occurring(labels, segments)
         places = boxes(labels)
         for number, one in enumerate(found, 1):
@@ -167,8 +166,8 @@ def _reference(one: Slice, *, whole: bool = False) -> Any:
     from pydicom.dataset import Dataset
 
     item = Dataset()
-    item.ReferencedSOPClassUID = one.header.SOPClassUID
-    item.ReferencedSOPInstanceUID = one.header.SOPInstanceUID
+    item.ReferencedSOPClassUID = one.header.kind
+    item.ReferencedSOPInstanceUID = one.header.content.SOPInstanceUID
     if one.frame is not None and not whole:
         item.ReferencedFrameNumber = one.frame + 1
     return item

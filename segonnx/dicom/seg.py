@@ -40,19 +40,17 @@ def make(labels: Array, series: Series, segments: Sequence[Segment], algorithm: 
     """
     if kind == "labelmap" and overlap(segments):
         raise InputError("the network's regions overlap, and a label map has one label for a voxel: --seg-type binary")
-    source = outputs.source(series)
-    if len(source) > 1 and series.slices[0].frame is not None:
-        raise InputError("the series is several files of many slices each, of which highdicom makes no SEG")
     with outputs.making("DICOM SEG"):
-        return _segmentation(labels, series, source, segments, algorithm, kind)
+        return _segmentation(labels, series, segments, algorithm, kind)
 
 
-def _segmentation(
-    labels: Array, series: Series, source: list[Any], segments: Sequence[Segment], algorithm: Algorithm, kind: str
-) -> Any:
+def _segmentation(labels: Array, series: Series, segments: Sequence[Segment], algorithm: Algorithm, kind: str) -> Any:
     import highdicom
     from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
+    source = outputs.source(series)
+    if len(source) > 1 and series.slices[0].frame is not None:
+        raise InputError("the series is several files of many slices each, of which highdicom makes no SEG")
     found = outputs.occurring(labels, segments)
     numbers = [one.value for one in found] if kind == "labelmap" else list(range(1, len(found) + 1))
     identified = outputs.identification(algorithm)

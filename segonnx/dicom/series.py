@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,26 +64,27 @@ class Series:
     grid: Grid
 
     @property
-    def header(self) -> Any:
+    def header(self) -> Header:
         """The header of the first slice's file."""
         return self.slices[0].header
 
     @property
     def window(self) -> tuple[float, float] | None:
         """The centre and the width of the window that its images are shown in, if they say so."""
-        found = [_first(self._shown(key)) for key in ("WindowCenter", "WindowWidth")]
-        centre, width = found
+        with slices.reading(self.header):
+            centre, width = (_any(self.header, "FrameVOILUTSequence", key) for key in ("WindowCenter", "WindowWidth"))
         return None if centre is None or width is None or width <= 0 else (centre, width)
 
-    def _shown(self, key: str) -> Any:
-        """A value of the window, which may stand in the functional groups of all frames, or of the first."""
-        groups = (
-            group
-            for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-            for group in (self.header.get(name) or [])[:1]
-        )
-        items = (item for group in groups for item in group.get("FrameVOILUTSequence") or [])
-        return next((one.get(key) for one in (self.header, *items) if one.get(key) is not None), None)
+
+def _any(header: Header, sequence: str, key: str) -> float | None:
+    """A number of a header: its own, or that of all frames or the first one, in this functional group."""
+    groups = (
+        group
+        for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+        for group in (header.content.get(name) or [])[:1]
+    )
+    items = (item for group in groups for item in group.get(sequence) or [])
+    return next((found for one in (header.content, *items) if (found := _first(one.get(key))) is not None), None)
 
 
 def _first(given: Any) -> float | None:
@@ -139,32 +140,27 @@ def choose(headers: Sequence[Header], wanted: str | None, source: Path) -> list[
     """
     series: dict[str, list[Header]] = {}
     for header in headers:
-        series.setdefault(str(header.content.SeriesInstanceUID), []).append(header)
+        series.setdefault(header.uid, []).append(header)
     fitting = series
     if wanted is not None:
-        fitting = {uid: own for uid, own in series.items() if wanted in (uid, _number(own[0]))}
+        fitting = {uid: own for uid, own in series.items() if wanted in (uid, own[0].number)}
     if len(fitting) == 1:
         return next(iter(fitting.values()))
     shown = fitting or series
-    unsure = len({_number(own[0]) for own in shown.values()}) < len(shown)
+    unsure = len({own[0].number for own in shown.values()}) < len(shown)
     listed = "; ".join(_line(uid, own, unsure) for uid, own in shown.items())
     if not fitting:
         raise InputError(f"{source} holds no series {wanted!r}, but {listed}")
     raise InputError(f"{source} holds {len(fitting)} series: choose one with --series: {listed}")
 
 
-def _number(header: Header) -> str:
-    return str(header.content.get("SeriesNumber", ""))
-
-
 def _line(uid: str, headers: Sequence[Header], unsure: bool) -> str:
     """A series in a few words, with its UID where its number doesn't tell it from others."""
     header = headers[0]
-    named = f"{_number(header) or 'without a number'}"
+    named = header.number or "without a number"
     if unsure:
         named += f" ({uid})"
-    description = str(header.content.get("SeriesDescription") or "no description")
-    return f"{named}: {description}, {header.modality}, {sum(one.count for one in headers)} slices"
+    return f"{named}: {header.description}, {header.modality}, {sum(one.count for one in headers)} slices"
 
 
 def of_slices(found: Iterable[Slice]) -> Series:
@@ -173,7 +169,7 @@ def of_slices(found: Iterable[Slice]) -> Series:
     Raises:
         InputError: They don't make one. The message names the slice.
     """
-    given = sorted(found, key=lambda one: (one.instance, one.frame or 0, one.found.name))
+    given = sorted(found, key=lambda one: (one.header.instance or 0, one.frame or 0, one.header.found.name))
     first = given[0]
     for one in given[1:]:
         _require_alike(one, first)
@@ -199,14 +195,6 @@ def of_slices(found: Iterable[Slice]) -> Series:
     return Series(ordered, grid)
 
 
-_SHARED = {
-    "StudyInstanceUID": "study",
-    "PatientID": "patient",
-    "FrameOfReferenceUID": "frame of reference",
-}
-"""What all slices of a series have in common."""
-
-
 def _require_alike(one: Slice, first: Slice) -> None:
     """See to it that two slices may be of one volume.
 
@@ -222,8 +210,8 @@ def _require_alike(one: Slice, first: Slice) -> None:
         )
     if not np.allclose(one.orientation, first.orientation, rtol=0, atol=TURNED):
         raise InputError(f"{one} lies in another direction than {first}: they make no volume")
-    for key, what in _SHARED.items():
-        if one.header is not first.header and str(one.header.get(key)) != str(first.header.get(key)):
+    for (what, own), (_, usual) in zip(one.header.whole, first.header.whole, strict=True):
+        if own != usual:
             raise InputError(f"{one} is of another {what} than {first}, and of the same series")
 
 
@@ -287,16 +275,9 @@ def _require_even(ordered: Sequence[Slice], heights: Numbers) -> None:
 
 def _thickness(one: Slice) -> float:
     """The thickness of the only slice in mm."""
-    groups = _groups(one)
-    for key in ("SpacingBetweenSlices", "SliceThickness"):
-        for given in (one.header.get(key), *(group.get(key) for group in groups)):
-            found = _first(given)
-            if found is not None and found > 0:
-                return found
+    with slices.reading(one):
+        given = [_any(one.header, "PixelMeasuresSequence", key) for key in ("SpacingBetweenSlices", "SliceThickness")]
+    for found in given:
+        if found is not None and found > 0:
+            return found
     raise InputError(f"{one} is the only slice, and says nothing of its thickness")
-
-
-def _groups(one: Slice) -> Iterator[Any]:
-    for name in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-        for group in (one.header.get(name) or [])[:1]:
-            yield from group.get("PixelMeasuresSequence") or []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from segonnx.dicom import libraries
 from segonnx.dicom.files import Found
-from segonnx.errors import InputError
+from segonnx.errors import InputError, SegonnxError
 
 SINGLE = {
     "1.2.840.10008.5.1.4.1.1.2": "CT",
@@ -31,12 +32,46 @@ _DEFERRED = 2**16
 
 
 @dataclass(frozen=True)
+class Header:
+    """The header of a file that holds slices.
+
+    Attributes:
+        found: The file.
+        content: The header, as pydicom has it. Its values are read when they are asked for: ask in ``reading``.
+        kind: Its storage class.
+        uid: The UID of its series.
+        number: The number of its series; empty if it has none.
+        description: What its series is.
+        instance: Its number in the series. None if it has none.
+        count: The number of slices that it says it holds.
+        whole: What all files of a series have in common: what it is, and its value.
+    """
+
+    found: Found
+    content: Any
+    kind: str
+    uid: str
+    number: str
+    description: str
+    instance: int | None
+    count: int
+    whole: tuple[tuple[str, str], ...]
+
+    @property
+    def modality(self) -> str:
+        """CT, MR or PET."""
+        return (SINGLE | MULTIPLE)[self.kind]
+
+    def __str__(self) -> str:
+        return self.found.name if self.instance is None else f"instance {self.instance} ({self.found.name})"
+
+
+@dataclass(frozen=True)
 class Slice:
     """A slice of a series.
 
     Attributes:
-        found: Its file.
-        header: The file's header, as pydicom has it.
+        header: The header of its file.
         frame: Its number in a file of many, from 0 on. None if the file holds one slice.
         size: Its (rows, columns).
         spacing: The distances of rows and of columns in mm.
@@ -46,8 +81,7 @@ class Slice:
         intercept: What is then added.
     """
 
-    found: Found
-    header: Any
+    header: Header
     frame: int | None
     size: tuple[int, int]
     spacing: tuple[float, float]
@@ -57,44 +91,35 @@ class Slice:
     intercept: float
 
     def __str__(self) -> str:
-        return _called(self.found, self.header, self.frame)
-
-    @property
-    def instance(self) -> int:
-        """The number of its file in the series; -1 where it has none."""
-        number = self.header.get("InstanceNumber")
-        return -1 if number is None else int(number)
+        return _called(self.header, self.frame)
 
 
-def _called(found: Found, header: Any, frame: int | None = None) -> str:
+def _called(header: Header, frame: int | None) -> str:
     """What messages call a slice: by its frame or instance number, and its file."""
-    if frame is not None:
-        return f"frame {frame + 1} of {found.name}"
-    number = header.get("InstanceNumber")
-    return found.name if number is None else f"instance {number} ({found.name})"
+    return str(header) if frame is None else f"frame {frame + 1} of {header.found.name}"
 
 
-@dataclass(frozen=True)
-class Header:
-    """The header of a file that holds slices.
+@contextlib.contextmanager
+def reading(what: object) -> Iterator[None]:
+    """Read values of a header quietly, and say in one line without them that they can't be read.
 
-    Attributes:
-        found: The file.
-        content: The header, as pydicom has it.
+    Args:
+        what: The file or the slice, for the message.
+
+    Raises:
+        InputError: The block raised something that nobody expected.
     """
+    try:
+        with libraries.quiet():
+            yield
+    except (SegonnxError, MemoryError):
+        raise
+    except Exception as error:
+        raise InputError(f"{what} is no intact DICOM file: its header can't be read") from error
 
-    found: Found
-    content: Any
 
-    @property
-    def modality(self) -> str:
-        """CT, MR or PET."""
-        return (SINGLE | MULTIPLE)[self.content.SOPClassUID]
-
-    @property
-    def count(self) -> int:
-        """The number of slices that it says it holds."""
-        return int(self.content.get("NumberOfFrames") or 1) if self.content.SOPClassUID in MULTIPLE else 1
+_WHOLE = {"StudyInstanceUID": "study", "PatientID": "patient", "FrameOfReferenceUID": "frame of reference"}
+"""What all files of a series have in common."""
 
 
 def read_header(found: Found) -> Header | None:
@@ -105,28 +130,35 @@ def read_header(found: Found) -> Header | None:
     """
     import pydicom
 
-    try:
-        with libraries.quiet():
-            content = pydicom.dcmread(found.path, stop_before_pixels=True, defer_size=_DEFERRED)
-            kind = content.get("SOPClassUID")
-            if kind not in SINGLE and kind not in MULTIPLE:
-                return None
-            header = Header(found, content)
-            missing = [
-                key for key in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID") if not content.get(key)
-            ]
-            _called(found, content), header.count, content.file_meta.TransferSyntaxUID  # which must be readable
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise _damaged(found.name) from error
-    if missing:
-        raise InputError(f"{_called(found, content)} has no {missing[0]}")
+    with reading(found.name):
+        content = pydicom.dcmread(found.path, stop_before_pixels=True, defer_size=_DEFERRED)
+        kind = str(content.get("SOPClassUID"))
+        if kind not in SINGLE and kind not in MULTIPLE:
+            return None
+        instance = content.get("InstanceNumber")
+        header = Header(
+            found=found,
+            content=content,
+            kind=kind,
+            uid=str(content.get("SeriesInstanceUID") or ""),
+            number=str(_given(content, "SeriesNumber")),
+            description=str(content.get("SeriesDescription") or "no description"),
+            instance=None if instance is None else int(instance),
+            count=int(content.get("NumberOfFrames") or 1) if kind in MULTIPLE else 1,
+            whole=tuple((what, str(_given(content, key))) for key, what in _WHOLE.items()),
+        )
+        for key in ("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"):
+            if not content.get(key):
+                raise InputError(f"{header} has no {key}")
+        if not content.file_meta.TransferSyntaxUID:
+            raise InputError(f"{header} has no TransferSyntaxUID")
     return header
 
 
-def _damaged(what: str) -> InputError:
-    return InputError(f"{what} is no intact DICOM file: its header can't be read")
+def _given(content: Any, key: str) -> Any:
+    """A value of a header; empty if it has none."""
+    found = content.get(key)
+    return "" if found is None else found
 
 
 def slices(header: Header) -> Iterator[Slice]:
@@ -135,25 +167,19 @@ def slices(header: Header) -> Iterator[Slice]:
     Raises:
         InputError: It doesn't say where they are, or how their numbers are meant, or that makes no sense.
     """
-    try:
-        with libraries.quiet():
-            found = list(_frames(header) if header.content.SOPClassUID in MULTIPLE else [_slice(header, None, [])])
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:
-        raise _damaged(_called(header.found, header.content)) from error
+    with reading(header):
+        found = list(_frames(header) if header.kind in MULTIPLE else [_slice(header, None, [])])
     yield from found
 
 
 def _frames(header: Header) -> Iterator[Slice]:
     """The slices of a file of many."""
-    content = header.content
-    shared = content.get("SharedFunctionalGroupsSequence") or [None]
-    own = content.get("PerFrameFunctionalGroupsSequence") or []
+    shared = header.content.get("SharedFunctionalGroupsSequence") or []
+    own = header.content.get("PerFrameFunctionalGroupsSequence") or []
     if len(own) != header.count:
         raise InputError(f"{header.found.name} has {header.count} frames, and says of {len(own)} where they are")
     for number, groups in enumerate(own):
-        yield _slice(header, number, [groups, *(one for one in shared if one is not None)])
+        yield _slice(header, number, [groups, *shared])
 
 
 def _slice(header: Header, frame: int | None, groups: Sequence[Any]) -> Slice:
@@ -164,7 +190,7 @@ def _slice(header: Header, frame: int | None, groups: Sequence[Any]) -> Slice:
         frame: See ``Slice``.
         groups: Of a file of many, the functional groups of the frame, and those of all frames.
     """
-    content, name = header.content, _called(header.found, header.content, frame)
+    content, name = header.content, _called(header, frame)
 
     def value(sequence: str, key: str) -> Any:
         if frame is None:
@@ -201,6 +227,12 @@ def _slice(header: Header, frame: int | None, groups: Sequence[Any]) -> Slice:
     if content.get("ModalityLUTSequence"):
         raise InputError(f"{name} has a table of values (ModalityLUTSequence), which isn't read")
     return Slice(
-        header.found, content, frame, size, (spacing[0], spacing[1]), (x, y, z), orientation, slope,
-        number("RescaleIntercept", 0.0),
-    )  # fmt: skip
+        header=header,
+        frame=frame,
+        size=size,
+        spacing=(spacing[0], spacing[1]),
+        position=(x, y, z),
+        orientation=orientation,
+        slope=slope,
+        intercept=number("RescaleIntercept", 0.0),
+    )

@@ -98,10 +98,9 @@ def predict(
             notes = tuple(_notes(outputs.occurring(labels, every), labels))
         seconds = {step: times.seconds.get(step, 0.0) + done.seconds.get(step, 0.0) for step in times.seconds}
         first, *others = targets.values()
-        number = found.header.get("SeriesNumber")
         yield replace(
             done,
-            case="series" if number is None else f"series {number}",
+            case=f"series {found.header.number}".strip(),
             path=first,
             shape=found.grid.shape,
             seconds=done.seconds | seconds,
@@ -231,7 +230,7 @@ def _require_apart(found: Series, made: list[Path]) -> None:
     Raises:
         InputError: One would be.
     """
-    read = [one.found.path for one in found.slices]
+    read = [one.header.found.path for one in found.slices]
     for path in made:
         if path.exists() and any(core_files.same_file(path, one) for one in read):
             raise InputError(f"{path} is a slice of the series, which is read: choose another place")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -46,7 +47,7 @@ class Maker:
     spacing: Sequence[float] = (0.7, 0.9)
     distance: float = 2.5
     origin: Sequence[float] = (-20.0, 31.0, 7.0)
-    orientation: Sequence[float] = (1, 0, 0, 0, 1, 0)
+    orientation: Sequence[float] | np.ndarray = (1, 0, 0, 0, 1, 0)
     shift: np.ndarray | None = None
     elements: dict[str, Any] = field(default_factory=dict)
     uid: str = field(default_factory=generate_uid)
@@ -69,7 +70,7 @@ class Maker:
         header = Dataset()
         header.file_meta = FileMetaDataset()
         header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = kind
+        header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = UID(kind)
         header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = generate_uid()
         header.SpecificCharacterSet = "ISO_IR 100"
         header.PatientName, header.PatientID, header.PatientBirthDate, header.PatientSex = (
@@ -173,18 +174,18 @@ def _encode(header: Dataset, syntax: str) -> None:
     kind = np.dtype(f"<{'i' if header.PixelRepresentation else 'u'}{header.BitsAllocated // 8}")
     stored = np.frombuffer(header.PixelData, kind)
     if syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian):
-        header.file_meta.TransferSyntaxUID = syntax
+        header.file_meta.TransferSyntaxUID = UID(syntax)
     elif syntax == ExplicitVRBigEndian:
         header.PixelData = stored.astype(kind.newbyteorder(">")).tobytes()
-        header.file_meta.TransferSyntaxUID = syntax
+        header.file_meta.TransferSyntaxUID = UID(syntax)
     elif syntax.startswith(("1.2.840.10008.1.2.4.5", "1.2.840.10008.1.2.4.7")):  # which pydicom doesn't write
         frames = stored.view(kind.str.replace("i", "u")).reshape(-1, header.Rows, header.Columns)
         bits = {"lossless": True, "bitspersample": header.BitsStored}
         if syntax.endswith("51"):
             bits = {"level": 100, "bitspersample": 12}
-        header.PixelData = encapsulate([imagecodecs.jpeg_encode(frame, **bits) for frame in frames])
+        header.PixelData = encapsulate([bytes(imagecodecs.jpeg_encode(frame, **bits)) for frame in frames])
         header["PixelData"].VR, header["PixelData"].is_undefined_length = "OB", True
-        header.file_meta.TransferSyntaxUID = syntax
+        header.file_meta.TransferSyntaxUID = UID(syntax)
     else:
         header.compress(syntax, generate_instance_uid=False)
 

@@ -253,11 +253,13 @@ def test_a_label_map_stands_in_its_folder(ending: str, loaded: object, tmp_path:
     from dataclasses import replace
 
     from segonnx.predict import files
+    from segonnx.predict.looks import Looks
     from segonnx.predict.predictor import Artifact
 
     assert isinstance(loaded, Artifact)
+    options = files.FileOptions()
     changed = copy.copy(loaded)
     changed.config = replace(loaded.config, file_ending=ending)
     save(volume(), tmp_path / "in" / "a_0000.nii.gz")
     with pytest.raises(InputError):
-        files._jobs(changed, tmp_path / "in", tmp_path / "out", files.FileOptions())
+        files._jobs(changed, tmp_path / "in", tmp_path / "out", options, Looks(changed, options.looks, several=True))
