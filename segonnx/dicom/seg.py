@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ Array = npt.NDArray[Any]
 
 KINDS = ("binary", "labelmap")
 """The kinds of SEG."""
+_LEAST = 8
+"""The pixels of a slice whose bits highdicom packs as DICOM wants it; of fewer each frame gets bytes of its own."""
 _NUMBER = 1000
 """What is added to the number of the source's series."""
 
@@ -40,6 +43,8 @@ def make(labels: Array, series: Series, segments: Sequence[Segment], algorithm: 
     """
     if kind == "labelmap" and overlap(segments):
         raise InputError("the network's regions overlap, and a label map has one label for a voxel: --seg-type binary")
+    if kind == "binary" and math.prod(series.grid.shape[1:]) < _LEAST:
+        raise InputError(f"the series' slices have fewer than {_LEAST} pixels, which highdicom packs wrongly")
     with outputs.making("DICOM SEG"):
         return _segmentation(labels, series, segments, algorithm, kind)
 

@@ -27,6 +27,8 @@ _WORD = re.compile(r"[A-Za-z0-9._-]{1,16}")
 _COLOUR = re.compile(r"#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 _GOLDEN = 0.618034
 """The golden ratio: multiples of it spread evenly over the circle of hues."""
+_HUES, _LIGHTNESS = 13, (0.5, 0.7, 0.35)
+"""The hues that are told apart easily; then they come again, lighter or darker."""
 
 Colour = tuple[int, int, int]
 Box = tuple[slice, ...]
@@ -90,8 +92,7 @@ def private(value: int, name: str) -> Codes:
 
 def colour(value: int) -> Colour:
     """The colour of a label that nobody gave any: always the same one."""
-    lightness = (0.55, 0.7, 0.4)[value // 12 % 3]
-    red, green, blue = colorsys.hls_to_rgb(value * _GOLDEN % 1, lightness, 0.8)
+    red, green, blue = colorsys.hls_to_rgb(value * _GOLDEN % 1, _LIGHTNESS[value // _HUES % len(_LIGHTNESS)], 0.8)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 

@@ -66,7 +66,7 @@ def directions(rng: np.random.Generator, number: int) -> np.ndarray:
 def case(number: int, folder: Path) -> Case:
     """The case of this number."""
     rng = np.random.default_rng(number)
-    shape = tuple(int(size) for size in rng.integers(3, 9, 3))
+    shape = (int(rng.integers(2, 6)), *(int(size) for size in rng.integers(3, 8, 2)))
     stored = np.zeros(shape, np.uint16)
     corners = [(z, y, x) for z in (0, shape[0] - 1) for y in (0, shape[1] - 1) for x in (0, shape[2] - 1)]
     for value, corner in enumerate(corners, 1):
@@ -110,8 +110,8 @@ def every(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Case, Path]]:
         folder.mkdir()
         one = case(number, folder)
         for kind in seg.KINDS:
-            outputs.write(seg.make(one.labels, one.series, SEGMENTS, ALGORITHM, kind), folder / f"{kind}.dcm")
-        outputs.write(rtstruct.make(one.labels, one.series, SEGMENTS, ALGORITHM), folder / "rtstruct.dcm")
+            seg.make(one.labels, one.series, SEGMENTS, ALGORITHM, kind).save_as(folder / f"{kind}.dcm")
+        rtstruct.make(one.labels, one.series, SEGMENTS, ALGORITHM).save_as(folder / "rtstruct.dcm")
         found_.append((one, folder))
     return found_
 
@@ -154,7 +154,7 @@ def test_every_mark_of_a_seg_is_where_dicoms_formula_says(kind: str, every: list
 
 @pytest.mark.parametrize("kind", seg.KINDS)
 def test_every_mark_of_a_seg_is_where_highdicom_reads_it(kind: str, every: list[tuple[Case, Path]]) -> None:
-    for one, folder in every:
+    for one, folder in every if kind == "binary" else every[:JUDGED]:
         volume = highdicom.seg.segread(folder / f"{kind}.dcm").get_volume(combine_segments=True)
         there = {value: volume.map_indices_to_reference(np.argwhere(volume.array == value)) for value in one.marks}
         require_there(there, one)

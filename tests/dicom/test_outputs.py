@@ -285,6 +285,23 @@ def test_several_files_of_many_slices_make_no_seg(tmp_path: Path) -> None:
         seg.make(label_map(series.grid.shape), series, SEGMENTS, ALGORITHM, "binary")
 
 
+@pytest.mark.parametrize("size", [(1, 7), (2, 3), (1, 8), (3, 3), (5, 7), (9, 15)])
+def test_slices_of_odd_sizes_are_packed_right_or_refused(size: tuple[int, int], tmp_path: Path) -> None:
+    Maker(numbers((4, *size))).write(tmp_path / "in")
+    series = found(tmp_path / "in", tmp_path)
+    labels = (np.random.default_rng(0).random(series.grid.shape) < 0.6).astype(np.uint8)
+    labels[:, 0, 0] = 1
+    if size[0] * size[1] < 8:
+        with pytest.raises(InputError, match="fewer than 8 pixels"):
+            seg.make(labels, series, SEGMENTS, ALGORITHM, "binary")
+        return
+    read = written(seg.make(labels, series, SEGMENTS, ALGORITHM, "binary"), tmp_path / "a.dcm")
+    heights = [
+        float(own.PlanePositionSequence[0].ImagePositionPatient[2]) for own in read.PerFrameFunctionalGroupsSequence
+    ]
+    np.testing.assert_array_equal(read.pixel_array[np.argsort(heights)], labels)
+
+
 def test_nothing_found_is_an_empty_segment(one: Series, tmp_path: Path) -> None:
     labels = np.zeros(one.grid.shape, np.uint8)
     for kind in seg.KINDS:

@@ -29,10 +29,10 @@ LOOK = Look("planes", None, ct=True)
 
 
 def phantom() -> tuple[np.ndarray, np.ndarray]:
-    """An image and its label map (z, y, x), axes to the left, to the back and up; a mark at the right, front and top."""
+    """Image and label map (z, y, x), axes to the left, to the back and up; a mark at the right, front and top."""
     labels = np.zeros((20, 30, 40), np.uint8)
     labels[15:19, 2:8, 3:9] = 1
-    labels[1:4, 20:28, 30:38] = 2
+    labels[1:6, 20:28, 30:38] = 2
     return (labels * 100).astype(np.int16), labels
 
 
@@ -59,7 +59,7 @@ def test_up_is_up_and_the_patients_right_is_at_the_left(reader: str, direction: 
     assert axial.aspect == pytest.approx(1.5) and coronal.aspect == pytest.approx(2)
     assert sagittal.aspect == pytest.approx(2 / 1.5)
     # The second mark is larger: each plane goes through it, which lies at the left, at the back and below.
-    for plane, (rows, columns) in ((axial, (20, 30)), (coronal, (16, 30)), (sagittal, (16, 20))):
+    for plane, (rows, columns) in ((axial, (20, 30)), (coronal, (14, 30)), (sagittal, (14, 20))):
         y, x = np.argwhere(plane.labels == 2).min(axis=0)
         assert (y, x) == (rows, columns)
     assert axial.title == "axial, 2 of 20"

@@ -147,12 +147,13 @@ def test_a_task_has_the_labels_of_its_nifti_file_and_codes_where_it_has_them(tas
     ours, theirs = (SimpleITK.ReadImage(str(tmp_path / name)) for name in ("a.nii.gz", "b.nii.gz"))
     np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(ours), SimpleITK.GetArrayFromImage(theirs))
     assert SimpleITK.GetArrayFromImage(ours).any()
-    for value in np.unique(SimpleITK.GetArrayFromImage(ours))[1:]:
-        expected = judges.places(ours, int(value))
-        (image_,) = judges.by_dcmqi(tmp_path / "a.seg.dcm", tmp_path / f"dcmqi{value}")[:1]
-        names = [item.SegmentLabel for item in pydicom.dcmread(tmp_path / "a.seg.dcm").SegmentSequence]
-        found = judges.places(image_, names.index(Artifact(task).task.labels[int(value)]) + 1)  # type: ignore[union-attr]
-        np.testing.assert_allclose(found, expected, atol=1e-3)
+    parts = judges.by_dcmqi(tmp_path / "a.seg.dcm", tmp_path / "dcmqi")
+    names = [item.SegmentLabel for item in pydicom.dcmread(tmp_path / "a.seg.dcm").SegmentSequence]
+    classes = {1: "body_trunc", 2: "body_extremities"}
+    for value in np.unique(SimpleITK.GetArrayFromImage(ours))[1:].tolist():
+        number = names.index(classes[value]) + 1
+        found = judges.in_order(np.concatenate([judges.places(part, number) for part in parts]))
+        np.testing.assert_allclose(found, judges.places(ours, value), atol=1e-3)
     with_masks = run("predict", task, tmp_path / "in", tmp_path / "masks", "--one-file-per-class")
     assert with_masks.returncode == 0 and (tmp_path / "masks" / "body.nii.gz").is_file()
 
@@ -306,7 +307,7 @@ def test_nothing_that_identifies_is_logged_or_named(
     with libraries.quiet():
         headers = Maker(np.zeros((3, 26, 30), np.uint16), elements=elements).headers()
         for number, header in enumerate(headers):
-            if kind == "bad" and number == 1:
+            if kind == "bad":
                 header.StudyDate = "secret"
             save(header, folder / f"{number}.dcm")
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
