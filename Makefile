@@ -9,6 +9,8 @@ STAMP := $(VENV)/.installed
 OLD := .venv-old
 # TotalSegmentator, which judges our label maps. It sees torch and nnU-Net of the other environment: 6 GB once.
 JUDGES := .venv-totalsegmentator
+# Debian's programs for DICOM, unpacked and not installed: one of them judges what we write.
+DICOM3TOOLS := .dicom3tools
 # Of these examples/brain_extraction.py and its test read files alone: trained networks and an image.
 DATA := deepbet nilearn
 # Tests of one file stay together, and share what they made first.
@@ -21,7 +23,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,openvino,predict,report,pyperf,sign,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,openvino,predict,dicom,preview,report,pyperf,sign,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt $(DATA)
 	touch $(STAMP)
 
@@ -32,7 +34,7 @@ $(OLD)/.installed:
 	$(OLD)/bin/python -m pip install --quiet 'onnxruntime==1.16.3' 'numpy<2' 'opencv-python-headless==4.10.0.84' \
 		&& touch $@ || { rm -r $(OLD); echo "no old runtimes for this Python (they need 3.11): their tests are skipped"; }
 
-judges: $(JUDGES)/.installed
+judges: $(JUDGES)/.installed $(DICOM3TOOLS)/.installed
 
 $(JUDGES)/.installed: $(STAMP)
 	$(PYTHON) -m venv $(JUDGES)
@@ -40,6 +42,12 @@ $(JUDGES)/.installed: $(STAMP)
 		> $$($(JUDGES)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/segonnx.pth
 	$(JUDGES)/bin/python -m pip install --quiet --no-deps 'totalsegmentator==2.18.0' 'dicom2nifti==2.6.2' 'pydicom>=3' \
 		&& touch $@
+
+$(DICOM3TOOLS)/.installed:
+	mkdir -p $(DICOM3TOOLS)
+	cd $(DICOM3TOOLS) && (apt-get download dicom3tools && dpkg-deb -x dicom3tools_*.deb . && rm dicom3tools_*.deb) \
+		|| echo "no dicom3tools could be had: their tests are skipped"
+	touch $@
 
 # A network of each family: exported, verified, timed in four runtimes. Then a trained one on a real image.
 DEMO := encoder-mobilenetv3-small unet-resnet18 stunet-s
@@ -118,4 +126,4 @@ reference: install
 	$(BIN)/python tools/make_reference.py
 
 clean:
-	rm -rf $(VENV) $(OLD) $(JUDGES) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*
+	rm -rf $(VENV) $(OLD) $(JUDGES) $(DICOM3TOOLS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage*

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,8 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, expansion: int = 2, down: bool = False, up: bool = False) -> None:
         super().__init__()
         stride = 2 if down or up else 1
-        kind, more = (nn.ConvTranspose3d, {"output_padding": 1}) if up else (nn.Conv3d, {})
+        kind: Any = nn.ConvTranspose3d if up else nn.Conv3d
+        more = {"output_padding": 1} if up else {}
         self.depthwise = kind(inputs, inputs, 3, stride, 1, groups=inputs, **more)
         self.norm = nn.GroupNorm(inputs, inputs)
         self.pointwise = nn.Sequential(

@@ -9,6 +9,7 @@ MONAI's networks need MONAI (`pip install --no-deps monai einops`). All weights 
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,9 +33,8 @@ Built = tuple["nn.Module", tuple[int, ...]]
 
 
 def _deepbet() -> Built:
-    from examples.brain_extraction import BOX, load
-
-    return load(BOX[0])[0], (1, 1, 128, 128, 128)
+    example = importlib.import_module("examples.brain_extraction")
+    return example.load(example.BOX[0])[0], (1, 1, 128, 128, 128)
 
 
 def _nnunet(

@@ -3,10 +3,12 @@
     pip install 'segonnx[predict]' 'fastapi>=0.165' uvicorn python-multipart
     SEGONNX_ARTIFACT=artifacts/NAME uvicorn --app-dir examples service:app
     curl --fail-with-body -F image=@ct.nii.gz -o labels.nii.gz http://127.0.0.1:8000/predict
+    curl --fail-with-body -F image=@series.zip -o labels.dcm http://127.0.0.1:8000/predict
 
 A network of several channels takes ``-F image=@...`` for each, in order. An image that doesn't fit is answered with 4xx
 and one line, as is one that holds NaN. The answer is a .nii.gz file, for a network of pictures a .png, and for one of
-stacks (nnU-Net's Tiff3DIO) a .tif file. Put a server in front that knows who may ask.
+stacks (nnU-Net's Tiff3DIO) a .tif file. A zip file of one DICOM series is answered with a DICOM SEG, where
+``segonnx[dicom]`` is installed; nothing of its headers is logged. Put a server in front that knows who may ask.
 
 Files are decoded in a process of their own. Where Linux has Landlock (5.13 and later), that sees no other file.
 
@@ -48,8 +50,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from segonnx.core import confinement, hardware, subprocesses
+from segonnx.dicom import libraries
 from segonnx.errors import InputError, ResourceError, SegonnxError, StageError
-from segonnx.predict import images, uploads
+from segonnx.predict import images, segments, series_files, uploads
 from segonnx.predict.predictor import Artifact
 from segonnx.predict.preprocessing import Times
 
@@ -72,6 +75,7 @@ ENDINGS = {
     "TotalSegmentatorIO": NIFTI,
 }
 ANSWERS = {"NaturalImage2DIO": (".png", "image/png"), "Tiff3DIO": (".tif", "image/tiff")}
+SERIES = (".zip", "application/dicom")
 
 try:
     artifact = Artifact(os.environ.get("SEGONNX_ARTIFACT", "SEGONNX_ARTIFACT (unset)"), concurrent=RUNNING)
@@ -227,7 +231,7 @@ async def predict(request: Request, image: list[UploadFile]) -> Response:
 async def _answer(sent: list[UploadFile], gone: threading.Event) -> Response:
     """Predict once there is a place, and answer with the label map or with what is wrong."""
     try:
-        labels = await anyio.to_thread.run_sync(_predict, sent, gone, limiter=slots)
+        made, kind = await anyio.to_thread.run_sync(_predict, sent, gone, limiter=slots)
     except Gone:
         return Response(status_code=499)
     except HTTPException as error:
@@ -244,7 +248,7 @@ async def _answer(sent: list[UploadFile], gone: threading.Event) -> Response:
     except Exception:
         log.exception("a prediction failed")
         return JSONResponse({"detail": "the service failed"}, 500)
-    return Response(labels, media_type=answer_type)
+    return Response(made, media_type=kind)
 
 
 @app.exception_handler(RequestValidationError)
@@ -253,21 +257,28 @@ async def refuse(_: Request, __: RequestValidationError) -> JSONResponse:
     return JSONResponse({"detail": "send a form whose field image is a file, once for each channel"}, 422)
 
 
-def _predict(sent: list[UploadFile], gone: threading.Event | None = None) -> bytes:
-    """Predict, and return the bytes of the label map's file. No file stays behind, whatever happens."""
+def _predict(sent: list[UploadFile], gone: threading.Event | None = None) -> tuple[bytes, str]:
+    """Predict, and return the bytes of the label map's file, and their type. No file stays behind, whatever happens."""
     _require_count(sent)
     times = WhileWanted(gone or threading.Event())
     with tempfile.TemporaryDirectory(prefix="segonnx-") as name:
         folder = Path(name)
         try:
             paths = [_save(upload, folder / f"channel_{i}") for i, upload in enumerate(sent)]
-            image = uploads.decode(paths, reader, MAX_VOXELS, timeout=MAX_DECODE, progress=times.go_on)
+            series = paths[0].suffix == SERIES[0]
+            given: Any = paths[0] if series else paths
+            decode = uploads.decode_series if series else uploads.decode
+            image = decode(given, reader, MAX_VOXELS, timeout=MAX_DECODE, progress=times.go_on)
             _require_size(image)
             labels = artifact.predict(image.array, image.spacing, progress=times.go_on, times=times)
         except InputError as error:
             raise type(error)(str(error).replace(f"{folder}/", "")) from error
-        images.write(labels, artifact.like(image), folder / f"labels{answer_ending}")
-        return (folder / f"labels{answer_ending}").read_bytes()
+        path = folder / f"labels{answer_ending}"
+        images.write(labels, artifact.like(image), path)
+        if not series:
+            return path.read_bytes(), answer_type
+        found, made_by = segments.of(artifact), series_files.algorithm(artifact)
+        return uploads.segmentation(path, found, made_by, timeout=MAX_DECODE, progress=times.go_on), SERIES[1]
 
 
 def _require_count(sent: list[UploadFile]) -> None:
@@ -280,6 +291,8 @@ def _require_count(sent: list[UploadFile]) -> None:
 def _save(upload: UploadFile, stem: Path) -> Path:
     """Write an upload as it is to a file whose name is ours, but for its ending."""
     endings = ENDINGS[reader]
+    if reader in series_files.READERS and len(artifact.config.channels) == 1 and libraries.installed():
+        endings = (*endings, SERIES[0])
     ending = next((known for known in endings if (upload.filename or "").lower().endswith(known)), None)
     if ending is None:
         raise InputError(f"{stem.name}: the file's name must end with one of {', '.join(endings)}")

@@ -24,10 +24,11 @@ ROOMS: dict[str, set[str]] = {
     "bench": {"runtimes", "artifacts", "sources", "core"},
     "exporters": {"optimize", "models", "artifacts", "sources", "core"},
     "runtimes": {"artifacts", "core"},
-    "predict": {"artifacts", "core"},
+    "predict": {"artifacts", "dicom", "core"},
     "optimize": {"core"},
     "models": {"sources", "core"},
     "artifacts": {"core"},
+    "dicom": {"core"},
     "sources": {"core"},
     "core": set(),
 }  # fmt: skip
@@ -42,7 +43,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {}
 TOP = {"__init__.py", "__main__.py", "_version.py", "cli.py", "errors.py", "py.typed"}
 """The files of the package that are in no room."""
 
-WITHOUT_TORCH = ("artifacts", "runtimes", "bench", "report", "predict")
+WITHOUT_TORCH = ("artifacts", "dicom", "runtimes", "bench", "report", "predict")
 """The rooms that run without the export extra."""
 
 

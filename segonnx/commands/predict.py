@@ -65,6 +65,39 @@ TELL_S = 60.0
     metavar="FILE.jsonl",
     help="Of a folder: append a line for each case that ends; `segonnx report` shows them.",
 )
+@click.option("--series", metavar="UID|NUMBER", help="Of DICOM: the series to take, where there are several.")
+@click.option(
+    "--format",
+    "formats",
+    type=click.Choice(["nifti", "dicom-seg", "dicom-rtstruct"]),
+    multiple=True,
+    default=["nifti"],
+    show_default=True,
+    help="Of DICOM: what to write; several times for several.",
+)
+@click.option(
+    "--seg-type",
+    type=click.Choice(["binary", "labelmap"]),
+    default="binary",
+    show_default=True,
+    help="Of dicom-seg: a bit for each segment, which every viewer reads, or a label for each voxel.",
+)
+@click.option("--codes", type=options.PATH, metavar="FILE.csv", help="SNOMED codes and colours of the labels.")
+@click.option("--preview", type=options.PATH, metavar="FILE.png", help="Write a picture of the label map.")
+@click.option(
+    "--preview-layout",
+    "layout",
+    type=click.Choice(["planes", "slices"]),
+    default="planes",
+    show_default=True,
+    help="A plane of each direction, or slices.",
+)
+@click.option(
+    "--statistics",
+    type=options.PATH,
+    metavar="FILE.csv|FILE.json",
+    help="Write volume, mean, deviation and place of each label.",
+)
 @options.overwrite("Replace what is there already, but for what is done in the same way.")
 @options.json_file("Write what was done, with times by step.")
 def command(artifact: Path, source: Path, target: Path, json_path: Path | None, **how: Any) -> None:
@@ -72,8 +105,9 @@ def command(artifact: Path, source: Path, target: Path, json_path: Path | None, 
 
     INPUT is an image, or a folder of files CASE_0000.nii.gz, CASE_0001.nii.gz, ... (the channels of a case); OUTPUT a
     file, or for a folder, a folder. There, cases that are done are skipped, and one that fails doesn't end the run,
-    which then ends with exit code 1. The artifact must be of a folder that nnU-Net trained, of a task of
-    TotalSegmentator, or of a network for pictures. Its graph runs in a process that has bounds on memory and time.
+    which then ends with exit code 1. Or INPUT is a DICOM series, in a folder or a zip file. The artifact must be of a
+    folder that nnU-Net trained, of a task of TotalSegmentator, or of a network for pictures. Its graph runs in a
+    process that has bounds on memory and time.
 
     \b
     segonnx predict artifacts/liver ct.nii.gz liver.nii.gz
@@ -85,16 +119,18 @@ def command(artifact: Path, source: Path, target: Path, json_path: Path | None, 
     """
     from segonnx.artifacts import manifest
     from segonnx.core.subprocesses import Bounds
-    from segonnx.predict import bounded
+    from segonnx.predict import bounded, series_files
     from segonnx.predict.cohort import Cohort, CohortOptions
     from segonnx.predict.executors import Local
     from segonnx.predict.files import FileOptions
+    from segonnx.predict.looks import Wanted
 
     previous, threads, postprocess = how.pop("previous"), how.pop("threads"), how.pop("postprocess")
     bounds = Bounds(how.pop("timeout"), how.pop("max_memory"))
     through = {key: how.pop(key) for key in ("part", "fail_fast", "report")}
     subset = how.pop("roi_subset")
     how["roi_subset"] = None if subset is None else tuple(dict.fromkeys(subset.split(",")))
+    how["looks"] = Wanted(**{key: how.pop(key) for key in ("preview", "layout", "statistics", "codes")})
     settings = FileOptions(postprocess=postprocess is not False, **how)
     folders = (artifact, *(() if previous is None else (previous,)))
     for path in (json_path, through["report"]):
@@ -113,7 +149,8 @@ def command(artifact: Path, source: Path, target: Path, json_path: Path | None, 
             display.echo(f"{artifact} carries no postprocessing; --postprocess changes nothing", err=True)
         artifacts = (checked, None if previous is None else bounded.check(previous, bounds, display))
         run = {"threads": threads, "bounds": bounds}
-        if source.is_dir():
+        if source.is_dir() and not series_files.is_series(source, checked.config, settings):
+            series_files.require_no_format(source, settings)
             cohort = Cohort(artifacts, source, target, settings, CohortOptions(**through), display)
             progress = _counted(cohort, display)
             executor = Local(artifacts, settings, cohort.recipe, **run, progress=progress)
@@ -122,6 +159,8 @@ def command(artifact: Path, source: Path, target: Path, json_path: Path | None, 
             for case in bounded.predict(artifacts, source, target, settings, **run, progress=display):
                 done.append(case)
                 display.echo(_line(case))
+                for note in case.notes:
+                    display.echo(note, err=True)
         if settings.evaluate is not None and (done or cohort is not None):
             display.echo(_evaluated(target if cohort is not None else target.parent))
     options.write_json(json_path, [_as_json(case) for case in done])
@@ -186,7 +225,7 @@ def _through(cohort: Cohort, executor: Executor, display: Display) -> list[Predi
 def _as_json(case: Predicted) -> dict[str, Any]:
     from segonnx.predict import evaluation
 
-    content = asdict(case) | {"path": str(case.path)}
+    content = asdict(case) | {"path": str(case.path), "also": [str(path) for path in case.also]}
     if case.metrics is None:
         del content["metrics"]
     else:
@@ -199,7 +238,8 @@ def _line(case: Predicted) -> str:
     dice = ""
     if case.metrics is not None:
         dice = "; Dice " + ", ".join(f"{key} {metrics['Dice']:.4f}" for key, metrics in case.metrics.items())
-    return f"{case.case}: {'x'.join(map(str, case.shape))} -> {case.path} ({times}){dice}"
+    made = ", ".join(map(str, (case.path, *case.also)))
+    return f"{case.case}: {'x'.join(map(str, case.shape))} -> {made} ({times}){dice}"
 
 
 def _evaluated(folder: Path) -> str:

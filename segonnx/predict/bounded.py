@@ -15,7 +15,7 @@ from segonnx.artifacts.verify import verify
 from segonnx.core import subprocesses
 from segonnx.core.subprocesses import Bounds, Progress
 from segonnx.errors import InputError
-from segonnx.predict import files
+from segonnx.predict import series_files
 from segonnx.predict.config import InferenceConfig
 from segonnx.predict.files import FileOptions, Predicted
 from segonnx.predict.predictor import Artifact, config_of
@@ -64,12 +64,12 @@ def predict(
     bounds: Bounds,
     progress: Progress,
 ) -> Iterator[Predicted]:
-    """Predict the image in a file, or the cases of a folder one after another.
+    """Predict the image in a file, a DICOM series, or the cases of a folder one after another.
 
     Args:
         artifacts: What to predict with: the artifact, and of a cascade the first stage.
-        source: See ``files.predict``.
-        target: See ``files.predict``.
+        source: See ``series_files.predict``.
+        target: See ``series_files.predict``.
         options: How the files are predicted.
         threads: The number of ONNX Runtime's threads. None takes all cores.
         bounds: Of the process. Its ``timeout`` holds for loading, a window, and each other step.
@@ -79,7 +79,7 @@ def predict(
         Each case, once its label map is written.
 
     Raises:
-        SegonnxError: See ``files.predict``.
+        SegonnxError: See ``series_files.predict``.
         StageError: A step took too long.
         ResourceError: The memory ran out.
     """
@@ -105,4 +105,4 @@ def _predict(
         None if one is None else Artifact.verified(one.folder, one.manifest, threads, timeout) for one in artifacts
     )
     assert loaded is not None
-    yield from files.predict(loaded, source, target, options, previous=first, progress=progress)
+    yield from series_files.predict(loaded, source, target, options, previous=first, progress=progress)

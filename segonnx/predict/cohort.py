@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from segonnx._version import __version__
+from segonnx.artifacts.manifest import Manifest
 from segonnx.core import files, subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import CheckFailed, InputError, ResourceError, SegonnxError
@@ -77,6 +78,7 @@ class CohortOptions:
 class _Described:
     """What is known of an artifact that isn't loaded; see ``files.Described``."""
 
+    described: Manifest
     config: InferenceConfig
     task: Task | None
 
@@ -120,6 +122,8 @@ def recipe(artifacts: tuple[Verified, Verified | None], options: FileOptions) ->
             "roi_subset": None if options.roi_subset is None else list(options.roi_subset),
             "remove_small_blobs": options.remove_small_blobs,
             "one_file_per_class": options.one_file_per_class,
+            "preview": options.looks.preview is not None,
+            "statistics": options.looks.statistics is not None,
         },
     }
 
@@ -190,8 +194,8 @@ class Cohort:
         artifact, previous = artifacts
         self._target, self._options, self._how, self._progress = target, options, how, progress
         described, task = predictor.described(artifact.folder, artifact.manifest)
-        self._artifact = _Described(artifact.config, task)
-        case_files.require(self._artifact, options, previous=previous is not None)
+        self._artifact = _Described(described, artifact.config, task)
+        case_files.require(self._artifact, options, previous=previous is not None, several=True)
         if options.evaluate is not None and how.part is not None:
             raise InputError("--evaluate compares all cases: leave it out of the parts, and --part out of a last run")
         self._described = nnunet_files.descriptions(described) if options.probabilities else {}

@@ -8,9 +8,8 @@ import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -21,10 +20,10 @@ from segonnx.errors import InputError, ResourceError
 from segonnx.predict import evaluation, images, nnunet_files
 from segonnx.predict.config import InferenceConfig
 from segonnx.predict.evaluation import SUMMARY, Evaluated, Metrics
-from segonnx.predict.predictor import Artifact
+from segonnx.predict.looks import Looks, Wanted
+from segonnx.predict.predictor import Artifact, Described
 from segonnx.predict.preprocessing import Times
 from segonnx.predict.resampling import AnyArray
-from segonnx.predict.tasks import Task
 
 MASK_ENDING = ".nii.gz"
 """The ending of the files of masks."""
@@ -48,6 +47,10 @@ class FileOptions:
         roi_subset: The classes of a task that are wanted; see ``Artifact.predict``.
         remove_small_blobs: Drop small components of each class of a task; see ``Artifact.predict``.
         one_file_per_class: Write a mask of each class of a task, ``CLASS.nii.gz`` in a folder, and no label map.
+        looks: What is wanted beside a label map.
+        series: The UID or the number of the DICOM series to take, where there are several.
+        formats: What is written of a series, members of ``series_files.FORMATS``.
+        seg_type: The kind of DICOM SEG, a member of ``dicom.seg.KINDS``.
     """
 
     mirror: bool = False
@@ -60,6 +63,10 @@ class FileOptions:
     roi_subset: tuple[str, ...] | None = None
     remove_small_blobs: bool = False
     one_file_per_class: bool = False
+    looks: Wanted = field(default_factory=Wanted)
+    series: str | None = None
+    formats: tuple[str, ...] = ("nifti",)
+    seg_type: str = "binary"
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,8 @@ class Predicted:
         shape: The shape of the image, (z, y, x).
         seconds: The seconds that each step took.
         metrics: How well the label map agrees with the reference, if there is one; see ``evaluation.compare``.
+        also: What else was written of it.
+        notes: What a user should know of it, a line each.
     """
 
     case: str
@@ -79,18 +88,8 @@ class Predicted:
     shape: tuple[int, ...]
     seconds: dict[str, float]
     metrics: dict[str, Metrics] | None = None
-
-
-class Described(Protocol):
-    """What is known of an artifact, whether its networks are loaded or not."""
-
-    @property
-    def config(self) -> InferenceConfig:
-        """See ``Artifact``."""
-
-    @property
-    def task(self) -> Task | None:
-        """See ``Artifact``."""
+    also: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +102,7 @@ class Job:
         path: The file of the label map to make, or the folder of the masks.
         reference: The file of the label map that is right, if it is to be compared.
         masks: The names of the masks to make in the folder, without their ending; empty for a label map.
+        several: It is one of a folder.
     """
 
     case: str
@@ -110,6 +110,7 @@ class Job:
     path: Path
     reference: Path | None = None
     masks: tuple[str, ...] = ()
+    several: bool = False
 
     def mask(self, name: str) -> Path:
         """The file of a mask."""
@@ -131,10 +132,11 @@ class Job:
         Raises:
             InputError: They can't be written by the network's reader.
         """
+        looks = options.looks.paths(self.case, several=self.several)
         if self.masks:
-            return [self.mask(name) for name in self.masks]
+            return [*(self.mask(name) for name in self.masks), *looks]
         made = images.outputs(self.path, config.reader, config.file_ending, highest=max(config.label_values))
-        return [*made, *([self.probabilities, self.properties] if options.probabilities else [])]
+        return [*made, *([self.probabilities, self.properties] if options.probabilities else []), *looks]
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def predict(
         InputError: A file is missing, can't be read, doesn't fit the network, or exists already.
         ResourceError: The disk is too small, or can't be written.
     """
-    require(artifact, options, previous=previous is not None)
+    require(artifact, options, previous=previous is not None, several=source.is_dir())
     found = jobs(artifact, source, target, options)
     inputs = Inputs(found)
     summary = [found[0].path.with_name(SUMMARY)] if options.evaluate is not None else []
@@ -244,13 +246,14 @@ def predict(
         files.write(found[0].path.with_name(SUMMARY), compared.text())
 
 
-def require(artifact: Described, options: FileOptions, *, previous: bool) -> None:
+def require(artifact: Described, options: FileOptions, *, previous: bool, several: bool) -> None:
     """Refuse what an artifact can't do.
 
     Args:
         artifact: The artifact.
         options: How files are to be predicted.
         previous: Whether there is a first stage of a cascade.
+        several: Whether a folder is to be predicted.
 
     Raises:
         InputError: The message says what it is.
@@ -263,6 +266,7 @@ def require(artifact: Described, options: FileOptions, *, previous: bool) -> Non
             else "the artifact is no second stage of a cascade: it takes no --previous"
         )
     _require_for_task(artifact, options)
+    Looks(artifact, options.looks, several=several)
 
 
 def require_same(path: Path, content: bytes, options: FileOptions) -> None:
@@ -328,7 +332,9 @@ def jobs(
         if target.exists() and not target.is_dir():
             raise InputError(f"{target} is a file; the label maps of a folder go into a folder")
         ending = "" if masks else config.file_ending
-        found = [Job(case, files, target / f"{case}{ending}", masks=masks) for case, files in cases.items()]
+        found = [
+            Job(case, files, target / f"{case}{ending}", masks=masks, several=True) for case, files in cases.items()
+        ]
         for job in found:
             if job.path.parent != target:
                 raise InputError(f"the case {job.case!r} with the ending {config.file_ending!r} is no name of a file")
@@ -454,9 +460,9 @@ def compute(
         )
 
 
-def writes_of_image(job: Job) -> bool:
+def writes_of_image(job: Job, options: FileOptions) -> bool:
     """Whether what is written of a case is made of its image's voxels, too."""
-    return bool(job.masks)
+    return bool(job.masks or options.looks.paths(job.case, several=job.several))
 
 
 def write(artifact: Artifact, case: Case, labels: AnyArray, options: FileOptions) -> Predicted:
@@ -474,11 +480,13 @@ def write(artifact: Artifact, case: Case, labels: AnyArray, options: FileOptions
                 images.write(mask, image, job.mask(name))
         else:
             images.write(labels, artifact.like(image, options.roi_subset), job.path)
+        Looks(artifact, options.looks, several=job.several).write(job.case, image, labels)
     metrics = None
     if case.reference is not None:
         with case.times.of("evaluate"):
             metrics = evaluation.compare(case.reference, labels, Evaluated.of(artifact.described))
-    return Predicted(job.case, job.path, labels.shape, dict(case.times.seconds), metrics)
+    also = tuple(options.looks.paths(job.case, several=job.several))
+    return Predicted(job.case, job.path, labels.shape, dict(case.times.seconds), metrics, also)
 
 
 def _read_reference(path: Path, image: images.Image, config: InferenceConfig) -> AnyArray:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -174,6 +174,22 @@ class _Member:
     network: _Network
     averaged: bool
     previous: str | None
+
+
+class Described(Protocol):
+    """What is known of an artifact, whether its networks are loaded or not."""
+
+    @property
+    def described(self) -> Manifest:
+        """See ``Artifact``."""
+
+    @property
+    def config(self) -> InferenceConfig:
+        """See ``Artifact``."""
+
+    @property
+    def task(self) -> Task | None:
+        """See ``Artifact``."""
 
 
 class Artifact:

@@ -147,12 +147,14 @@ class Task:
         subset: The stage that finds the classes that a user asks for, and the margin around them; its values are
             empty. None if there is no such choice.
         derived: The masks beside those of the classes; see task.schema.json.
+        codes: By class, its codes and its colour; see task.schema.json.
     """
 
     name: str
     stages: tuple[Stage, ...]
     subset: Around | None
     derived: tuple[Mapping[str, Any], ...]
+    codes: Mapping[str, Mapping[str, Any]]
 
     @property
     def labels(self) -> Mapping[int, str]:
@@ -252,7 +254,7 @@ def read(document: TaskDocument) -> Task:
         )
         for stage in document["stages"]
     )
-    return Task(document["name"], stages, around(document["subset"]), tuple(document["derived"]))
+    return Task(document["name"], stages, around(document["subset"]), tuple(document["derived"]), document["codes"])
 
 
 def _table(given: Mapping[str, int] | None) -> AnyArray | None:

@@ -7,6 +7,7 @@ What ``headers`` looks for is refused; what it doesn't know finds nothing here.
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,9 @@ import numpy as np
 
 from segonnx.core import confinement, subprocesses
 from segonnx.core.subprocesses import Bounds, Progress
+from segonnx.dicom import nifti, outputs, pixels, seg, series
+from segonnx.dicom.outputs import Algorithm
+from segonnx.dicom.segments import Segment
 from segonnx.errors import InputError
 from segonnx.predict import headers, images
 from segonnx.predict.images import Image
@@ -24,9 +28,11 @@ VOXEL_BYTES = 64
 """The most memory that decoding takes for each voxel: numbers of 8 bytes, as read, turned and copied."""
 ROOM_BYTES = 2**30
 """The most memory that it takes beside that, threads included."""
-LIBRARIES = (__name__, "SimpleITK", "nibabel", "tifffile", "imageio.v3")
+LIBRARIES = (__name__, "SimpleITK", "nibabel", "tifffile", "imageio.v3", "highdicom")
 """What takes longer to import than most images to read; what isn't installed is left out."""
-_ARRAY = "decoded.npy"
+HEADER_BYTES = 2**28
+"""The most bytes of a series beside its voxels."""
+_ARRAY, _SERIES, _FILES, _MADE = "decoded.npy", "series.nii", "files", "made.dcm"
 _PACKED = ".gz"
 # SimpleITK goes by what a file holds, and may take another of its readers than the one of the file's ending.
 _SIMPLEITK = {".nii": "NiftiImageIO", ".png": "PNGImageIO", ".tif": "TIFFImageIO", ".tiff": "TIFFImageIO"}
@@ -70,6 +76,75 @@ def _decode(paths: tuple[Path, ...], reader: str, most: int, progress: Progress)
         found = decoded(paths, reader, most, progress)
     np.save(folder / _ARRAY, found.array, allow_pickle=False)
     return replace(found, array=np.empty(0))
+
+
+def decode_series(
+    path: Path, reader: str, most: int, *, timeout: float, progress: Progress = subprocesses.silent
+) -> Image:
+    """Read a DICOM series in such a process, as ``decode`` does.
+
+    Args:
+        path: A zip file, in a folder with nothing else in it, which must stay for ``segmentation``.
+        reader: A key of ``images.READERS``, of volumes in NIfTI files.
+        most: The most voxels.
+        timeout: The most seconds.
+        progress: A progress callback. What it raises ends the process.
+
+    Raises:
+        SegonnxError: See ``decode``.
+    """
+    work = (path, reader, most)
+    found = subprocesses.call(_decode_series, *work, progress=progress, bounds=Bounds(timeout), preload=LIBRARIES).value
+    array = np.load(path.parent / _ARRAY, allow_pickle=False)
+    (path.parent / _ARRAY).unlink()
+    return replace(found, array=array)
+
+
+def _decode_series(path: Path, reader: str, most: int, progress: Progress) -> Image:
+    images.require(reader)
+    folder = path.parent
+    with subprocesses.room(VOXEL_BYTES * most + HEADER_BYTES + ROOM_BYTES):
+        confinement.confine(folder)
+        (folder / _FILES).mkdir()
+        found = series.find(path, None, folder / _FILES, progress, 8 * most + HEADER_BYTES)
+        _require(math.prod(found.grid.shape), most)
+        nifti.write(pixels.volume(found, progress), found.grid, folder / _SERIES)
+        image = images.read([folder / _SERIES], reader)
+    np.save(folder / _ARRAY, image.array, allow_pickle=False)
+    return replace(image, array=np.empty(0))
+
+
+def segmentation(
+    labels: Path,
+    segments: Sequence[Segment],
+    algorithm: Algorithm,
+    *,
+    timeout: float,
+    progress: Progress = subprocesses.silent,
+) -> bytes:
+    """The bytes of a DICOM SEG, which such a process makes of the series that ``decode_series`` read.
+
+    Args:
+        labels: The label map's file, beside the series'.
+        segments: What its labels are.
+        algorithm: What made it.
+        timeout: The most seconds.
+        progress: A progress callback. What it raises ends the process.
+
+    Raises:
+        SegonnxError: See ``decode``.
+    """
+    work = (labels, tuple(segments), algorithm)
+    subprocesses.call(_make_segmentation, *work, progress=progress, bounds=Bounds(timeout), preload=LIBRARIES)
+    return (labels.parent / _MADE).read_bytes()
+
+
+def _make_segmentation(labels: Path, segments: tuple[Segment, ...], algorithm: Algorithm, progress: Progress) -> None:
+    folder = labels.parent
+    confinement.confine(folder)
+    found = series.find(folder / _FILES, None, folder, progress)
+    made = seg.make(nifti.read_labels(labels, found.grid), found, segments, algorithm, "binary")
+    outputs.write(made, folder / _MADE)
 
 
 def decoded(paths: Sequence[Path], reader: str, most: int, progress: Progress = subprocesses.silent) -> Image:

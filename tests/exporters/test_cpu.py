@@ -60,7 +60,7 @@ def test_where_more_was_rewritten_the_graph_stays_and_a_line_says_what_does_not_
 def test_a_graph_is_made_for_the_processors_that_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "blocks", lambda: "avx2")
     for cpu in ("avx2", "native"):
-        found = segonnx.export(grouped(), torch.randn(1, 3, 32, 32), tmp_path / cpu, cpu=cpu)  # type: ignore[arg-type]
+        found = segonnx.export(grouped(), torch.randn(1, 3, 32, 32), tmp_path / cpu, cpu=cpu)
         assert "cpu_graph" not in found.manifest
         assert found.manifest["arguments"]["cpu"] == "avx2"
 

@@ -308,7 +308,9 @@ def test_numbers_of_channels(
     graph.weights.append(numpy_helper.from_array(RNG.uniform(0.5, 1, sizes).astype(np.float32), "w9"))
     x = graph.add("Exp", x)
     graph.add(operator, *(("w9", x) if first and operator != "PRelu" else (x, "w9")))
-    graph.weights += [numpy_helper.from_array(np.float32(bound), name) for name, bound in (("low", 0.1), ("high", 2))]
+    graph.weights += [
+        numpy_helper.from_array(np.array(bound, np.float32), name) for name, bound in (("low", 0.1), ("high", 2))
+    ]
     graph.add("Clip", graph.last, "low", "high")
     model = check(graph, UnrollDepthPass(depth_chunks=chunks))
     assert operators(model)["Clip"] == size[0] / chunks_of(size[0], chunks)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,21 +23,27 @@ from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import highdicom
 import httpx
 import imageio.v3
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK
 import tifffile
 from fastapi import UploadFile
 
 from segonnx.core import subprocesses
+from segonnx.dicom import libraries
 from segonnx.errors import InputError
 from segonnx.predict import images, uploads
 from segonnx.predict.predictor import Artifact
 from segonnx.predict.preprocessing import Times
 from segonnx.predict.readers import READERS
 from tests.conftest import ROOT, SMALL, steps_in_process
+from tests.dicom.series_maker import PATIENT, Maker
+from tests.dicom.series_maker import save as save_slice
+from tests.dicom.test_files import packed
 from tests.predict.conftest import SHAPE, SPACING, save, volume
 from tests.predict.test_headers import ascii_nifti
 
@@ -149,6 +156,93 @@ def test_pictures_of_8_bits_are_served(tmp_path: Path) -> None:
         found = SimpleITK.GetArrayFromImage(labels(service.predict(tmp_path / "a.png"), tmp_path / "labels.png"))
     for artifact in taken:
         np.testing.assert_array_equal(found, artifact.predict(colours.transpose(2, 0, 1)[:, None], (1.0,) * 3)[0])
+
+
+def zipped(folder: Path, headers: list[Any] | None = None) -> Path:
+    """A zip file of a DICOM series, under a patient's name."""
+    made = Maker((volume(2, (6, 24, 20)).astype(int) + 1024).clip(0, 4000).astype(np.uint16), (1.5, 1.5), 3.0)
+    for number, header in enumerate(headers or made.headers()):
+        save_slice(header, folder / "series" / f"{PATIENT}_{number}.dcm")
+    return packed(folder / "series", folder / f"{PATIENT}.zip", f"{PATIENT}/")
+
+
+def test_a_series_in_a_zip_file_comes_back_as_a_seg(service: Service, loaded: Artifact, tmp_path: Path) -> None:
+    path = zipped(tmp_path)
+    answer = service.predict(path)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "application/dicom"
+    (tmp_path / "a.dcm").write_bytes(answer.content)
+    made = pydicom.dcmread(tmp_path / "a.dcm")
+    assert made.PatientName == PATIENT
+    reader = SimpleITK.ImageSeriesReader()
+    names = reader.GetGDCMSeriesFileNames(str(tmp_path / "series"))
+    reader.SetFileNames(names)
+    image = reader.Execute()
+    expected = loaded.predict(SimpleITK.GetArrayFromImage(image), image.GetSpacing()[::-1])
+    uids = [pydicom.dcmread(name, stop_before_pixels=True).SOPInstanceUID for name in names]
+    found = highdicom.seg.Segmentation.from_dataset(made).get_pixels_by_source_instance(
+        uids, combine_segments=True, assert_missing_frames_are_empty=True
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert len(np.unique(expected)) > 1
+    assert not service.left()
+    assert not [line for line in service.log if "Doe" in line or "Jane" in line]
+
+
+def _missing(headers: list[Any]) -> list[Any]:
+    return [*headers[:2], *headers[3:]]
+
+
+def _cut(headers: list[Any]) -> list[Any]:
+    headers[2].PixelData = bytes(100)
+    return headers
+
+
+def _breaking(headers: list[Any]) -> list[Any]:
+    for header in headers:
+        header.StudyDate = "on Jane's birthday"
+    return headers
+
+
+def _large(headers: list[Any]) -> list[Any]:
+    for header in headers:
+        header.Rows, header.Columns, header.PixelData = 200, 200, bytes(80_000)
+    return headers
+
+
+BAD_SERIES: dict[str, tuple[Callable[[list[Any]], list[Any]], int, str]] = {
+    "a slice is missing": (
+        _missing,
+        422,
+        "a slice is missing between instance 2 (file 2 of the zip file) and instance 4",
+    ),
+    "pixels end early": (_cut, 422, "instance 3 (file 3 of the zip file) has pixels that can't be decoded"),
+    "too large": (_large, 413, "the image is too large"),
+    "breaks the rules": (_breaking, 422, "no DICOM SEG can be made of this series"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SERIES)
+def test_a_bad_series_is_refused_in_one_line(service: Service, kind: str, tmp_path: Path) -> None:
+    change, status, line = BAD_SERIES[kind]
+    with libraries.quiet():
+        path = zipped(tmp_path, change(Maker(volume(2, (6, 24, 20)).astype(np.int16)).headers()))
+    answer = service.predict(path)
+    assert (answer.status_code, line in answer.text) == (status, True), answer.text
+    for text in (answer.text, *service.log):
+        assert "Doe" not in text and "Jane" not in text
+    assert str(service.temporary) not in answer.text and not service.left()
+
+
+def test_a_zip_file_of_something_else_is_refused_in_one_line(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"no zip file")
+    answer = service.predict(tmp_path / "a.zip")
+    assert answer.status_code == 422 and "channel_0.zip is no zip file, or a damaged one" in answer.text
+    with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.dcm", bytes(128) + b"DICM" + bytes(10**8))
+    answer = service.predict(tmp_path / "b.zip")
+    assert answer.status_code == 422 and "a bomb" in answer.text
+    assert not service.left()
 
 
 def bad(kind: str, folder: Path) -> list[Path]:
@@ -287,8 +381,8 @@ def served(module: Any, reader: str, *files: Path) -> bytes:
     module.reader = reader
     module.answer_ending, _ = module.ANSWERS.get(reader, (".nii.gz", ""))
     uploads = [UploadFile(io.BytesIO(file.read_bytes()), filename=file.name) for file in files]
-    answer: bytes = module._predict(uploads)
-    return answer
+    answer: tuple[bytes, str] = module._predict(uploads)
+    return answer[0]
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,14 @@ class Reader(ABC):
         del geometry
         return ()
 
+    def matrix(self, geometry: Any) -> AnyArray | None:
+        """The matrix (4, 4) from voxels (x, y, z) of the array to mm to the left, to the back and up, as in DICOM.
+
+        None if the reader's files don't say where their voxels are, or are flat.
+        """
+        del geometry
+        return None
+
     def together(self, geometries: Sequence[Any]) -> Any:
         """The geometry of an image, from those of its files."""
         return geometries[0]

@@ -88,6 +88,14 @@ class SimpleITKIO(Reader):
     def place(self, geometry: Geometry) -> Sequence[float]:
         return (*geometry.spacing, *geometry.origin, *geometry.direction)
 
+    def matrix(self, geometry: Geometry) -> AnyArray | None:
+        if len(geometry.spacing) == 2:
+            return None
+        matrix = np.eye(4)
+        matrix[:3, :3] = np.reshape(geometry.direction, (3, 3)) * geometry.spacing
+        matrix[:3, 3] = geometry.origin
+        return matrix
+
     def blank(self, *, flat: bool) -> Geometry:
         axes = 2 if flat else 3
         return Geometry((1.0,) * axes, (0.0,) * axes, tuple(np.eye(axes).ravel().tolist()))

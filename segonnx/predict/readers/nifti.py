@@ -80,6 +80,10 @@ class NibabelIO(Reader):
         numbers: list[float] = geometry.turned.ravel().tolist()
         return numbers
 
+    def matrix(self, geometry: Geometry) -> AnyArray:
+        to_dicom: AnyArray = np.diag([-1.0, -1.0, 1.0, 1.0])  # NIfTI's axes run to the right and to the front
+        return to_dicom @ geometry.turned
+
     def _turned_back(self, image: Any, geometry: Geometry) -> Any:
         """The image as its file has it."""
         del geometry

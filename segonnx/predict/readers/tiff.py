@@ -64,6 +64,10 @@ class Tiff3DIO(Reader):
         tifffile.imwrite(path, labels, compression="zlib")
         path.with_suffix(".json").write_text(json.dumps({"spacing": list(geometry)}, indent=4))
 
+    def matrix(self, geometry: Sequence[float]) -> AnyArray:
+        matrix: AnyArray = np.diag([*reversed(geometry), 1.0]).astype(float)
+        return matrix
+
     def blank(self, *, flat: bool) -> Sequence[float]:
         del flat
         return (1, 1, 1)
