@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import contextlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from segonnx.commands import options
+from segonnx.core import cluster
 from segonnx.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from segonnx.core.progress import Display
-    from segonnx.core.subprocesses import Progress
+    from segonnx.core.subprocesses import Bounds, Progress
+    from segonnx.predict.bounded import Verified
     from segonnx.predict.cohort import Cohort
     from segonnx.predict.executors import Executor
-    from segonnx.predict.files import Predicted
+    from segonnx.predict.files import FileOptions, Predicted
 
 TELL_S = 60.0
 """How often a line tells how far a cohort is."""
@@ -98,6 +103,14 @@ TELL_S = 60.0
     metavar="FILE.csv|FILE.json",
     help="Write volume, mean, deviation and place of each label.",
 )
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Of a folder: do its cases on the workers of a Dask cluster, whose scheduler is at tcp://HOST:8786.",
+)
+@click.option(
+    "--transfer", is_flag=True, help="Of --scheduler: send images and label maps. [default: workers see the same paths]"
+)
 @options.overwrite("Replace what is there already, but for what is done in the same way.")
 @options.json_file("Write what was done, with times by step.")
 def command(artifact: Path, source: Path, target: Path, json_path: Path | None, **how: Any) -> None:
@@ -115,48 +128,61 @@ def command(artifact: Path, source: Path, target: Path, json_path: Path | None, 
     segonnx predict artifacts/fine ct.nii.gz labels.nii.gz --previous artifacts/coarse
     segonnx predict artifacts/liver imagesTs/ labels/ --evaluate labelsTs/
     segonnx predict artifacts/liver cohort/ labels/ --part 3/16 --report part3.jsonl
+    segonnx predict artifacts/liver cohort/ labels/ --scheduler tcp://10.0.0.5:8786
     segonnx predict artifacts/totalsegmentator-total ct.nii.gz labels.nii.gz --roi-subset liver,spleen
     """
     from segonnx.artifacts import manifest
     from segonnx.core.subprocesses import Bounds
     from segonnx.predict import bounded, series_files
     from segonnx.predict.cohort import Cohort, CohortOptions
-    from segonnx.predict.executors import Local
     from segonnx.predict.files import FileOptions
     from segonnx.predict.looks import Wanted
 
     previous, threads, postprocess = how.pop("previous"), how.pop("threads"), how.pop("postprocess")
     bounds = Bounds(how.pop("timeout"), how.pop("max_memory"))
+    scheduler, transfer = how.pop("scheduler"), how.pop("transfer")
     through = {key: how.pop(key) for key in ("part", "fail_fast", "report")}
     subset = how.pop("roi_subset")
     how["roi_subset"] = None if subset is None else tuple(dict.fromkeys(subset.split(",")))
-    how["looks"] = Wanted(**{key: how.pop(key) for key in ("preview", "layout", "statistics", "codes")})
+    looks = {key: how.pop(key) for key in ("preview", "layout", "statistics", "codes")}
+    if scheduler is not None:  # workers stand in other folders
+        how["evaluate"] = None if how["evaluate"] is None else how["evaluate"].absolute()
+        source, target = source.absolute(), target.absolute()
+        looks |= {key: looks[key].absolute() for key in ("preview", "statistics", "codes") if looks[key] is not None}
+    if transfer and (given := [key for key in ("preview", "statistics", "codes") if looks[key] is not None]):
+        raise InputError(
+            f"--{given[0]} isn't sent back by workers: leave --transfer out, where they see the same paths"
+        )
+    how["looks"] = Wanted(**looks)
     settings = FileOptions(postprocess=postprocess is not False, **how)
     folders = (artifact, *(() if previous is None else (previous,)))
     for path in (json_path, through["report"]):
         options.require_writable(path, *folders)
     for folder in folders:
         options.require_outside(target, folder)
-    if not source.is_dir() and (given := [key for key, value in through.items() if value]):
-        raise InputError(f"--{given[0].replace('_', '-')} is for a folder of cases, and {source} is none")
+    _require_folder(source, {**through, "scheduler": scheduler})
+    if transfer and scheduler is None:
+        raise InputError("--transfer sends images to workers: it needs --scheduler ADDRESS")
     done: list[Predicted] = []
     cohort = None
-    with options.display() as display, options.orderly_end():
+    with options.display() as display, options.orderly_end(), contextlib.ExitStack() as stack:
+        client = None if scheduler is None else stack.enter_context(cluster.connect(scheduler))
         checked = bounded.check(artifact, bounds, display)
         if settings.mirror and not checked.config.mirror_axes and not manifest.is_task(checked.manifest):
             display.echo(f"{artifact}: its network was trained without mirroring; --tta changes nothing", err=True)
         if postprocess and not checked.config.postprocessing:
             display.echo(f"{artifact} carries no postprocessing; --postprocess changes nothing", err=True)
         artifacts = (checked, None if previous is None else bounded.check(previous, bounds, display))
-        run = {"threads": threads, "bounds": bounds}
         if source.is_dir() and not series_files.is_series(source, checked.config, settings):
             series_files.require_no_format(source, settings)
             cohort = Cohort(artifacts, source, target, settings, CohortOptions(**through), display)
-            progress = _counted(cohort, display)
-            executor = Local(artifacts, settings, cohort.recipe, **run, progress=progress)
-            done = _through(cohort, executor, display)
+            work = _Work(cohort, artifacts, settings, threads, bounds)
+            executor = work.here(display) if client is None else work.on(client, display, transfer=transfer)
+            done = _through(cohort, executor, display, carried=client is None)
         else:
-            for case in bounded.predict(artifacts, source, target, settings, **run, progress=display):
+            for case in bounded.predict(
+                artifacts, source, target, settings, threads=threads, bounds=bounds, progress=display
+            ):
                 done.append(case)
                 display.echo(_line(case))
                 for note in case.notes:
@@ -167,6 +193,55 @@ def command(artifact: Path, source: Path, target: Path, json_path: Path | None, 
     if cohort is not None and (left := cohort.not_done):
         names = ", ".join(ended.case for ended in left)
         raise CheckFailed(f"{len(left):,} of {cohort.mine:,} cases aren't done: {names}")
+
+
+def _require_folder(source: Path, given: dict[str, Any]) -> None:
+    """Refuse options for folders where there is one image."""
+    if not source.is_dir() and (names := [name for name, value in given.items() if value]):
+        raise InputError(f"--{names[0].replace('_', '-')} is for a folder of cases, and {source} is none")
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What an executor needs to know."""
+
+    cohort: Cohort
+    artifacts: tuple[Verified, Verified | None]
+    settings: FileOptions
+    threads: int | None
+    bounds: Bounds
+
+    def here(self, display: Display) -> Executor:
+        """An executor of this machine."""
+        from segonnx.predict.executors import Local
+
+        progress = _counted(self.cohort, display)
+        return Local(
+            self.artifacts,
+            self.settings,
+            self.cohort.recipe,
+            threads=self.threads,
+            bounds=self.bounds,
+            progress=progress,
+        )
+
+    def on(self, client: Client, display: Display, *, transfer: bool) -> Executor:
+        """An executor of a cluster."""
+        from segonnx.predict.cluster_executor import Cluster
+        from segonnx.predict.remote import Run
+
+        recipe = self.cohort.recipe
+        run = Run(
+            self.cohort.name,
+            (recipe["artifact"], recipe["previous"]),
+            self.settings,
+            recipe,
+            self.threads,
+            self.bounds,
+            None if transfer else self.cohort.mark,
+        )
+        progress = _counted(self.cohort, display)
+        return Cluster(client, self.artifacts, run, progress=progress, tell=lambda line: display.echo(line, err=True))
 
 
 def _counted(cohort: Cohort, display: Display) -> Progress:
@@ -193,7 +268,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def _through(cohort: Cohort, executor: Executor, display: Display) -> list[Predicted]:
+def _through(cohort: Cohort, executor: Executor, display: Display, *, carried: bool) -> list[Predicted]:
     """Go through a cohort, and tell what comes of it. The answer is what was done now."""
     import time
     from collections import Counter
@@ -205,7 +280,7 @@ def _through(cohort: Cohort, executor: Executor, display: Display) -> list[Predi
         )
     done: list[Predicted] = []
     told = time.monotonic()
-    for ended in cohort.predict(executor):
+    for ended in cohort.predict(executor, carried=carried):
         if ended.predicted is not None:
             done.append(ended.predicted)
             display.echo(_line(ended.predicted))

@@ -259,11 +259,27 @@ class Cohort:
             Each case, once it has ended.
 
         Raises:
-            SegonnxError: Something is wrong that isn't a case's; a case failed, and that is to end the run; or files
-                that are there stand in the way of every case.
+            SegonnxError: Something is wrong that isn't a case's; a case failed, and that is to end the run; or every
+                case is refused, which is wrong use: it names the first.
         """
+        held: list[Ended] = []
+        only_refused = True
+        for ended in self._predict(executor, carried=carried):
+            held.append(ended)
+            only_refused = only_refused and ended.status == "refused"
+            if not only_refused:
+                yield from held
+                held.clear()
+        if held:
+            others = f" ({len(held) - 1:,} more cases are refused)" if len(held) > 1 else ""
+            raise InputError(f"{held[0].error}{others}")
+        self._write_summary()
+
+    def _predict(self, executor: Executor, *, carried: bool) -> Iterator[Ended]:
         for name, said in self._wrong.items():
             yield self._not_done(name, "refused", InputError(said))
+        if not self._jobs:
+            return
         with Claims(self._folder, carried=carried, name=self.name) as self._claims:
             yield from self._look()
             with executor:
@@ -275,8 +291,6 @@ class Cohort:
                         break
             for item in self._elsewhere:
                 yield self._end(item.job.case, "elsewhere")
-        self._require_any()
-        self._write_summary()
 
     def _look(self) -> Iterator[Ended]:
         """Find out which cases are done."""
@@ -452,17 +466,6 @@ class Cohort:
             self._bytes_done += self._sizes[case]
         self.ended[case] = Ended(case, status, predicted, error)
         return self.ended[case]
-
-    def _require_any(self) -> None:
-        """Refuse a folder of which nothing can be done as it stands: that is wrong use, and no case's failure.
-
-        Raises:
-            InputError: It names what is wrong with the first case.
-        """
-        refused = [ended for ended in self.ended.values() if ended.status == "refused"]
-        if refused and len(refused) == self.mine:
-            others = f" ({len(refused) - 1:,} more cases are refused)" if len(refused) > 1 else ""
-            raise InputError(f"{refused[0].error}{others}")
 
     def _write_summary(self) -> None:
         """Write how well all label maps agree with those that are right, if they were compared."""

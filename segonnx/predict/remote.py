@@ -214,6 +214,11 @@ def forget(target: Path) -> None:
     shutil.rmtree(target.parent, ignore_errors=True)
 
 
+def _tasks() -> list[str]:
+    """The cases that this worker has in hand; for tests."""
+    return [case for server in _servers.values() for case in server._waiting]
+
+
 def close(name: str) -> None:
     """Forget a run."""
     with _lock:

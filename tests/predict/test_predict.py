@@ -55,7 +55,8 @@ def test_every_case_of_a_folder_is_predicted(hand: Path, loaded: Artifact, tmp_p
     save(volume(), tmp_path / "in" / "without_a_channel.nii.gz")
     done = run("predict", hand, tmp_path / "in", tmp_path / "out", "--tta", "--step", 1)
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["case_0.nii.gz", "case_1.nii.gz"]
+    shown = sorted(path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith("."))
+    assert shown == ["case_0.nii.gz", "case_1.nii.gz"]
     found = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "out" / "case_1.nii.gz")))
     np.testing.assert_array_equal(found, loaded.predict(volume(1), SPACING, mirror=True, step=1))
 
@@ -65,8 +66,8 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(hand: Path, exports: Pa
     save(np.full(SHAPE, np.nan, np.float32), tmp_path / "nan.mha")
     (tmp_path / "text.nii.gz").write_text("no image")
     (tmp_path / "empty").mkdir()
-    for name in ("case_0001", "other_0000"):
-        save(volume(), tmp_path / "gap" / f"{name}.nii.gz")
+    for number in (1, 3):
+        save(volume(), tmp_path / "gap" / f"case_000{number}.nii.gz")
     (tmp_path / "there.nii.gz").write_text("mine")
     out = tmp_path / "out.nii.gz"
     for arguments, text in (
@@ -77,12 +78,12 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(hand: Path, exports: Pa
         ((hand, tmp_path / "text.nii.gz", out), "can't be read as an image"),
         ((hand, tmp_path / "nan.mha", out), "aren't finite"),
         ((hand, tmp_path / "empty", tmp_path / "labels"), "holds no CASE_0000.nii.gz"),
-        ((hand, tmp_path / "gap", tmp_path / "labels"), "lacks case_0000"),
         ((hand, tmp_path / "ct.nii.gz", tmp_path / "there.nii.gz"), "--overwrite"),
         ((hand, tmp_path / "ct.nii.gz", tmp_path / "out.txt"), "aren't written to such files"),
         ((hand, tmp_path / "ct.nii.gz", tmp_path / "out.jpg"), "aren't written to such files"),
         ((hand, tmp_path / "ct.nii.gz", tmp_path / "empty"), "is a folder"),
-        ((hand, tmp_path / "gap", tmp_path / "there.nii.gz"), "lacks case_0000"),
+        ((hand, tmp_path / "gap", tmp_path / "labels"), "lacks case_0000"),
+        ((hand, tmp_path / "gap", tmp_path / "there.nii.gz"), "is a file"),
     ):
         done = run("predict", *arguments)
         assert done.returncode == 2, done.stderr
