@@ -76,6 +76,7 @@ def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     input_kind: Literal["float", "uint8-nhwc", "uint8-nchw"] = "float",
+    weights_dtype: Literal["float32", "float16", "bfloat16"] = "float32",
     test_inputs: Sequence[torch.Tensor | Sequence[torch.Tensor] | Mapping[str, torch.Tensor]] = (),
     unused: Mapping[str, str] | None = None,
     dynamic: bool = False,
@@ -121,6 +122,9 @@ def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
             ``uint8-nchw`` are pictures of 8 bits, (N, H, W, C) and (N, C, H, W), which the graph scales to 0..1 and
             normalises with ``mean`` and ``std``. The example and ``test_inputs`` are what the module takes; the file is
             checked on the pictures that are nearest to them.
+        weights_dtype: ``float16`` and ``bfloat16`` store the weights in 16 bits, which halves the file; a runtime
+            widens them when it loads it, and computes in float32. The file is checked against the module with the same
+            rounded weights, and the manifest says how far that is from the module's own.
         test_inputs: more inputs to check the file on, each like ``example_input``.
         unused: regular expressions of the names of parameters that inference doesn't use (heads for training), each
             with the reason. Parameters that aren't in the file without a reason are an error.
@@ -168,6 +172,7 @@ def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
         mean=mean,
         std=std,
         input_kind=input_kind,
+        weights_dtype=weights_dtype,
         test_inputs=test_inputs,
         unused=unused or {},
         dynamic=dynamic,

@@ -14,6 +14,7 @@ from segonnx.bench.rounds import Rule
 from segonnx.core import hardware
 from segonnx.core.decisions import Decision
 from segonnx.core.subprocesses import STEP_S, Bounds, Progress
+from segonnx.core.tolerances import Tolerance
 from segonnx.errors import InputError
 from segonnx.runtimes.base import Options, Runtime
 
@@ -127,6 +128,7 @@ class Target:
         gives: what the artifact gives: ``logits``, ``probabilities`` or ``labels``.
         rule: how labels follow from it, where it gives none itself.
         backends: the runtimes that time it; None for all of the settings.
+        effect: what storing its weights in fewer bits did, as its manifest says; None where they are the network's.
     """
 
     name: str
@@ -149,6 +151,7 @@ class Target:
     gives: str = "logits"
     rule: Decision | None = None
     backends: tuple[str, ...] | None = None
+    effect: Tolerance | None = None
 
     @property
     def images(self) -> float:

@@ -16,6 +16,7 @@ from segonnx.bench.plan import Settings, Target, TorchNetwork
 from segonnx.bench.result import Published, WeightsKind
 from segonnx.core import hardware, synthetic_inputs
 from segonnx.core.subprocesses import Bounds, Progress
+from segonnx.core.tolerances import Tolerance
 from segonnx.errors import InputError, ResourceError
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
@@ -95,7 +96,16 @@ def from_artifact(
         published=published(spec, own, weights) if spec is not None and known else None,
         gives=content["outputs"][0].get("kind", "logits"),
         rule=None if gives_labels(content) else given_rule(content),
+        effect=_effect(content),
     )
+
+
+def _effect(content: Manifest) -> Tolerance | None:
+    """How far an artifact's network is from the one that its weights were made from, as its manifest says."""
+    if (storage := content["weights"].get("storage")) is None:
+        return None
+    effect = storage["effect"]
+    return Tolerance(effect["max_rel_error"], effect["rms_rel_error"], effect["label_agreement"])
 
 
 def from_spec(spec: ModelSpec, make_network: MakeNetwork) -> Target:

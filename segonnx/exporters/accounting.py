@@ -16,6 +16,7 @@ import numpy.typing as npt
 from segonnx.core.subprocesses import Progress
 from segonnx.errors import ParityError
 from segonnx.exporters.provenance import CONSTANTS, Origin
+from segonnx.exporters.rounding import TINIEST, UNIT, Rounded, rounded
 
 FOLD_TOLERANCE = 1e-5
 """How far a folded weight may lie from the one computed here in float64, relative to the largest number in it."""
@@ -56,6 +57,7 @@ def account(
     origins: Mapping[str, Origin],
     unused: Mapping[str, str],
     progress: Progress,
+    stored: Rounded | None = None,
 ) -> Account:
     """Hold the initializers of an ONNX file against the network's tensors, one at a time.
 
@@ -67,6 +69,7 @@ def account(
         origins: what each initializer is said to be made of.
         unused: patterns of names of parameters that may be missing, with the reason.
         progress: callback that gets the name of each step.
+        stored: which initializers hold the network's weights in 16 bits; None where all are float32.
 
     Raises:
         ParityError: a tensor differs from the network's, has no explanation, or is missing without a reason.
@@ -89,7 +92,10 @@ def account(
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         assert tensor is not None
-        _explain(name, tensor.numpy(), origins.get(name), read, constants)
+        if stored is not None and name in stored.sources:
+            _explain_rounded(name, tensor.numpy(), origins.get(name), read, stored.dtype)
+        else:
+            _explain(name, tensor.numpy(), origins.get(name), read, constants)
         if isinstance(tensor, ir.ExternalTensor):
             tensor.release()  # unmaps its pages
     here = {name: origins[name] for name in model.graph.initializers}
@@ -142,6 +148,21 @@ def _explain(
             raise ParityError(f"{name} in the ONNX file isn't what PyTorch's graph computes there")
     elif origin.kind == "constant" and found.dtype.kind == "f" and found.size > FEW and np.ptp(found) != 0:
         raise ParityError(f"the ONNX file holds {name} {found.shape}, whose values the network doesn't explain")
+
+
+def _explain_rounded(name: str, found: npt.NDArray[Any], origin: Origin | None, read: Read, dtype: str) -> None:
+    """Raise unless the initializer is what its origin says, each number rounded to the nearest that the type has."""
+    if found.dtype.name != dtype or origin is None:
+        raise ParityError(f"the ONNX file holds {name} in {found.dtype}, and it should be in {dtype}")
+    if origin.kind == "batch_norm_weight":
+        expected, scale = _fold(origin, read)
+        allowed = FOLD_TOLERANCE * scale + UNIT[dtype] * np.abs(expected) + TINIEST[dtype] / 2
+        same = found.shape == expected.shape and bool(np.all(np.abs(found.astype(np.float64) - expected) <= allowed))
+    else:
+        own = read(origin.sources[0])
+        same = np.array_equal(found, rounded(own if origin.kind == "parameter" else own.T, dtype))
+    if not same:
+        raise ParityError(f"{name} in the ONNX file isn't the network's, rounded to {dtype}")
 
 
 def _close(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> bool:

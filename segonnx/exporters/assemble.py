@@ -14,6 +14,7 @@ from segonnx.exporters import accounting
 from segonnx.exporters.accounting import Account
 from segonnx.exporters.activation import Activation
 from segonnx.exporters.provenance import Origin
+from segonnx.exporters.rounding import Rounded
 
 if TYPE_CHECKING:
     import onnx
@@ -51,6 +52,7 @@ class Converted:
         outputs: the names of the graph's outputs, the segmentation's first.
         activation: what the network ends in, where that makes probabilities.
         cpu: the graph that is rewritten for ONNX Runtime's CPU provider; None where nothing was rewritten.
+        rounded: which weights are stored in 16 bits; None where all are float32.
     """
 
     opset: int
@@ -62,6 +64,7 @@ class Converted:
     outputs: tuple[str, ...] = ("logits",)
     activation: Activation | None = None
     cpu: Graph | None = None
+    rounded: Rounded | None = None
 
     @property
     def graphs(self) -> dict[str, Graph]:
@@ -114,7 +117,13 @@ def assemble(
         _require_valid(artifact / name, converted)
         accounts.append(
             accounting.account(
-                artifact / name, weights_path, converted.parameters, graph.origins, converted.unused, progress
+                artifact / name,
+                weights_path,
+                converted.parameters,
+                graph.origins,
+                converted.unused,
+                progress,
+                converted.rounded,
             )
         )
     return accounts[0]

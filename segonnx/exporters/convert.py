@@ -27,6 +27,7 @@ from segonnx.exporters.assemble import Converted, Graph
 from segonnx.exporters.opsets import OPSET, TORCH_LEAST
 from segonnx.exporters.prepare import STATE
 from segonnx.exporters.provenance import CONSTANTS
+from segonnx.exporters.rounding import WeightsDtype
 from segonnx.sources.catalog import ModelSpec
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Conversion:
         choices: what differs from the rewrites' defaults.
         opset: of the graph's operators.
         ir_version: of the file's format; None takes the least that the opset has.
+        weights_dtype: the type that weights are stored in.
         path: the ONNX file of the graph as PyTorch writes it; the weights go beside it, into a file with ``.data``
             appended to its name. If rewrites change the graph, theirs goes beside it, too, as ``CPU_MODEL``.
     """
@@ -62,6 +64,7 @@ class Conversion:
     path: Path
     opset: int = OPSET
     ir_version: int | None = None
+    weights_dtype: WeightsDtype = "float32"
 
 
 def convert(conversion: Conversion, progress: Progress) -> Converted:
@@ -97,7 +100,7 @@ def convert_network(built: BuiltModel, conversion: Conversion, progress: Progres
     import onnx_ir as ir
     import onnxscript.optimizer
 
-    from segonnx.exporters import provenance
+    from segonnx.exporters import provenance, rounding
     from segonnx.models import checkpoints
     from segonnx.optimize import apply
 
@@ -117,6 +120,12 @@ def convert_network(built: BuiltModel, conversion: Conversion, progress: Progres
         _finish(one, conversion)
         constants |= provenance.computed(one, traced)
     provenance.save(constants, path.with_name(CONSTANTS))
+    origins = [provenance.explain(one, traced, tensors, constants) for one in graphs]
+    parameters = dict(built.module.named_parameters())
+    stored = None
+    if conversion.weights_dtype != "float32":
+        progress("rounding the weights")
+        stored = rounding.round_weights(graphs, origins[0], parameters, conversion.weights_dtype, path.parent)
     progress("writing the ONNX file")
     ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=1024)
     if changed:
@@ -124,21 +133,22 @@ def convert_network(built: BuiltModel, conversion: Conversion, progress: Progres
     found = [
         Graph(
             operators=dict(sorted(Counter(node.op_type for node in one.graph).items())),
-            origins=provenance.explain(one, traced, tensors, constants),
+            origins=explained,
             rewrites=changed if one is rewritten else (),
         )
-        for one in graphs
+        for one, explained in zip(graphs, origins, strict=True)
     ]
     return Converted(
         opset=model.graph.opset_imports[""],
         ir_version=model.ir_version,
         plain=found[0],
         cpu=found[1] if changed else None,
-        parameters=tuple(name for name, _ in built.module.named_parameters()),
+        parameters=tuple(parameters),
         unused=dict(built.unused),
         inputs=(spec.input, *(one.name for one in spec.more_inputs)),
         outputs=(_output(spec), *spec.more_outputs),
         activation=activation,
+        rounded=stored,
     )
 
 

@@ -45,6 +45,7 @@ class Findings:
         random_weights: whether the weights were made from the seed.
         tuning: the choice of the rewrites; None where the package's defaults were taken.
         also: the parity in other runtimes.
+        rounding: how far the network with its rounded weights is from itself; None where they are float32.
     """
 
     spec: ModelSpec
@@ -55,6 +56,7 @@ class Findings:
     random_weights: bool
     tuning: Mapping[str, Any] | None
     also: Sequence[Replayed] = ()
+    rounding: Difference | None = None
 
 
 def arguments(
@@ -105,6 +107,7 @@ def arguments(
         "std": list(settings.std or ()) if normalised else None,
         "labels_sha256": None if settings.labels is None else _digest(sorted(settings.labels.items())),
         "weights_prefix": settings.weights_prefix,
+        "weights_dtype": None if settings.weights_dtype == "float32" else settings.weights_dtype,
         "check_with": list(settings.check_with) or None,
         "plans_sha256": _digest([spec.options, spec.described]) if spec.described else None,
     }
@@ -286,7 +289,26 @@ def _weights(spec: ModelSpec, settings: Settings, findings: Findings) -> dict[st
         seed = settings.seed
         source, licence = f"random weights (seed {seed}); they predict nothing", "apache-2.0"
     weights = {"source": source, "sha256": findings.prepared.weights_sha256, "licence": licence, "seed": seed}
-    return {**weights, "trusted": True} if settings.trust and settings.checkpoints else weights
+    if settings.trust and settings.checkpoints:
+        weights["trusted"] = True
+    return weights | _storage(findings)
+
+
+def _storage(findings: Findings) -> dict[str, Any]:
+    """What the manifest says of weights in 16 bits."""
+    stored, effect = findings.converted.rounded, findings.rounding
+    if stored is None or effect is None:
+        return {}
+    keys = ("max_rel_error", "rms_rel_error", "label_agreement")
+    return {
+        "storage": {
+            "dtype": stored.dtype,
+            "tensors": len(stored.sources),
+            "numbers": stored.numbers,
+            "float32": dict(stored.kept),
+            "effect": {key: getattr(effect, key) for key in keys},
+        }
+    }
 
 
 def _short(path: Path) -> str:

@@ -23,6 +23,7 @@ from segonnx.exporters.module_inputs import MORE_TYPES, Call, dtype_of
 from segonnx.exporters.module_outputs import Key, OutputAxes
 from segonnx.exporters.opsets import OPSET
 from segonnx.exporters.pipeline import Exported
+from segonnx.exporters.rounding import WEIGHTS_DTYPES, WeightsDtype
 from segonnx.exporters.settings import Cpu, InputKind, OutputKind, Settings
 from segonnx.optimize import Optimize
 from segonnx.sources.catalog import ModelSpec, MoreInput
@@ -64,6 +65,7 @@ class ModuleExport:
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     input_kind: InputKind = "float"
+    weights_dtype: WeightsDtype = "float32"
     threads: int = field(default_factory=hardware.usable_cores)
 
 
@@ -101,6 +103,7 @@ def export(
             overwrite=how.overwrite,
             threads=how.threads,
             check_with=how.check_with,
+            weights_dtype=how.weights_dtype,
         )
         return pipeline.export(spec, settings, progress, BuiltModel(module, unused, inputs=tuple(files)))
 
@@ -114,6 +117,8 @@ def _check_arguments(call: Call, path: Path, how: ModuleExport) -> None:
     if path.suffix.lower() in SUFFIXES:
         folder = str(path.with_suffix(""))
         raise InputError(f"path={str(path)!r} names a file; an artifact is a folder, such as {folder!r}")
+    if how.weights_dtype not in WEIGHTS_DTYPES:
+        raise InputError(f"weights_dtype={how.weights_dtype!r} is none of {', '.join(WEIGHTS_DTYPES)}")
     if how.divisor < 1:
         raise InputError(f"divisor={how.divisor}: spatial sizes are multiples of a whole number from 1")
     image = tuple(call.image.shape)

@@ -109,7 +109,7 @@ def export(
     manifest_entries.require_writable(
         spec, settings, arguments, shape, random_weights=steps.random_weights, tuning=tuning, reasons=reasons
     )
-    resources.require_memory(spec, shape, times=2 if settings.tune else 1)
+    resources.require_memory(spec, shape, times=2 if settings.tune else 1, rounded=settings.weights_dtype != "float32")
     with files.staging(target) as work:
         resources.require_disk(spec, shape, work)
         job = _Job(spec, settings, shape, work, steps)
@@ -167,6 +167,10 @@ class _Job:
         name = outputs.name_of(spec, output)
         if output is None:
             converted = replace(converted, outputs=(name, *converted.outputs[1:]))
+        rounding = None
+        if converted.rounded is not None:
+            preparation = Preparation(spec, self.shape, prepared.inputs, self.work)
+            rounding = self.steps.round(preparation, converted.rounded)
         account = self.steps.spawn("assemble", assemble, self.work / MODEL, converted, self.work / STATE, self.artifact)
         (self.work / STATE).unlink()
         settings = self.settings
@@ -178,7 +182,7 @@ class _Job:
             self.steps.spawn(runtime, elsewhere.measure, self.artifact, check, output, runtime)
             for runtime in settings.check_with
         ]
-        return Findings(spec, prepared, converted, account, measured, self.steps.random_weights, tuning, also)
+        return Findings(spec, prepared, converted, account, measured, self.steps.random_weights, tuning, also, rounding)
 
     def _tune(self, test_input: ParityInput) -> Tuning:
         """Choose the rewrites by timing them, on the graph as torch writes it."""
@@ -203,8 +207,9 @@ class _Job:
     def _conversion(self, optimize: Optimize, chosen: Choices, path: Path) -> Conversion:
         settings = self.settings
         return Conversion(
-            self.spec, self.shape, settings.dynamic, optimize, chosen, path, settings.opset, settings.ir_version
-        )
+            self.spec, self.shape, settings.dynamic, optimize, chosen, path, settings.opset, settings.ir_version,
+            settings.weights_dtype if path.name == MODEL else "float32",
+        )  # fmt: skip
 
     def write(self, findings: Findings, arguments: dict[str, Any]) -> Manifest:
         """Write the artifact's other files, the manifest last."""

@@ -11,7 +11,7 @@ from segonnx.exporters.assemble import EXTERNAL_BYTES
 from segonnx.sources.catalog import ModelSpec
 
 
-def memory_needed(spec: ModelSpec, shape: tuple[int, ...]) -> int:
+def memory_needed(spec: ModelSpec, shape: tuple[int, ...], *, rounded: bool = False) -> int:
     """Bytes that the largest process of an export takes, rounded up from measured peaks.
 
     The weights and a quarter (they're mapped from a file, and once loaded by the runtime), and once more where the
@@ -21,20 +21,21 @@ def memory_needed(spec: ModelSpec, shape: tuple[int, ...]) -> int:
     Args:
         spec: the network.
         shape: the input's, (N, C, spatial...).
+        rounded: PyTorch runs the network with rounded weights, too, which are copies.
     """
     from segonnx.optimize.unroll_depth import MAX_BYTES
 
     parameters = _parameters(spec)
-    return (9 if 4 * parameters <= MAX_BYTES else 5) * parameters + 6 * _logits_bytes(spec, shape) + 10**9
+    return (9 if rounded or 4 * parameters <= MAX_BYTES else 5) * parameters + 6 * _logits_bytes(spec, shape) + 10**9
 
 
-def require_memory(spec: ModelSpec, shape: tuple[int, ...], times: int = 1) -> None:
-    """See to it that the machine has ``times`` the memory that an export needs.
+def require_memory(spec: ModelSpec, shape: tuple[int, ...], times: int = 1, *, rounded: bool = False) -> None:
+    """See to it that the machine has ``times`` the memory that an export needs; see ``memory_needed``.
 
     Raises:
         ResourceError: it has less.
     """
-    needed, available = times * memory_needed(spec, shape), hardware.available_memory()
+    needed, available = times * memory_needed(spec, shape, rounded=rounded), hardware.available_memory()
     if needed > available:
         raise ResourceError(
             f"{spec.name} needs about {needed / 1e9:.1f} GB of memory to export, {available / 1e9:.1f} GB are "

@@ -11,6 +11,7 @@ from segonnx.core.subprocesses import Bounds
 from segonnx.errors import InputError
 from segonnx.exporters.naming import Labels
 from segonnx.exporters.prepare import Weights
+from segonnx.exporters.rounding import WeightsDtype
 from segonnx.optimize import Optimize
 from segonnx.sources.catalog import ModelSpec
 
@@ -63,6 +64,7 @@ class Settings:
         std: the standard deviation, alike.
         labels: the names of the classes by their values, where the user says them.
         weights_prefix: what the names of the network's tensors begin with in a checkpoint; None finds it.
+        weights_dtype: the type that weights are stored in; arithmetic is float32 whatever it is.
         check_with: more runtimes that must compute what PyTorch does, names of ``file_runs``.
     """
 
@@ -92,6 +94,7 @@ class Settings:
     std: tuple[float, ...] | None = None
     labels: Labels | None = None
     weights_prefix: str | None = None
+    weights_dtype: WeightsDtype = "float32"
     check_with: tuple[str, ...] = ()
 
     @property

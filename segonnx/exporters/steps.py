@@ -20,11 +20,13 @@ from segonnx.artifacts.verify import verify
 from segonnx.core import subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.core.synthetic_inputs import ParityInput
+from segonnx.core.tolerances import Difference
 from segonnx.errors import InputError, VerifyError
 from segonnx.exporters.assemble import Converted
 from segonnx.exporters.convert import Conversion, convert, convert_network
 from segonnx.exporters.parity_inputs import of_module
 from segonnx.exporters.prepare import Preparation, Prepared, Weights, adapt, needs_adapting, prepare, prepare_network
+from segonnx.exporters.rounding import Rounded, answers, network_answers
 from segonnx.sources.catalog import ModelSpec
 
 if TYPE_CHECKING:
@@ -96,6 +98,10 @@ class Steps(abc.ABC):
     def convert(self, name: str, conversion: Conversion) -> Converted:
         """Convert the network to ONNX; ``name`` is the step's."""
 
+    @abc.abstractmethod
+    def round(self, preparation: Preparation, stored: Rounded) -> Difference:
+        """Write down the network's answers with its rounded weights, and give how far they are from its own."""
+
 
 class SpecSteps(Steps):
     """The steps of a network that a spec describes: each step builds it in a process of its own."""
@@ -128,6 +134,9 @@ class SpecSteps(Steps):
     def convert(self, name: str, conversion: Conversion) -> Converted:
         return self.spawn(name, convert, conversion)
 
+    def round(self, preparation: Preparation, stored: Rounded) -> Difference:
+        return self.spawn("round", answers, preparation, stored, self._threads)
+
 
 class ModuleSteps(Steps):
     """The steps of a module of the caller's, which may be defined in a script or hold what can't be pickled."""
@@ -154,6 +163,9 @@ class ModuleSteps(Steps):
 
     def convert(self, name: str, conversion: Conversion) -> Converted:
         return self._run(name, convert_network, self._built, conversion)
+
+    def round(self, preparation: Preparation, stored: Rounded) -> Difference:
+        return self._run("round", network_answers, self._built, preparation, stored)
 
     def _run(self, name: str, function: Callable[[*Arguments, Progress], T], *arguments: *Arguments) -> T:
         """Run ``function(*arguments, progress)`` in this process, with the errors of ``spawn``."""

@@ -161,7 +161,7 @@ class _Values:
         if node.op_type == "Constant" and "value" in given:
             found = numpy_helper.to_array(given["value"].t, str(self._folder))
             return found
-        if node.op_type not in ("Concat", "Reshape", "Unsqueeze", "Identity"):
+        if node.op_type not in ("Concat", "Reshape", "Unsqueeze", "Identity", "Cast"):
             return None
         parts = [self.of(one) for one in node.input]
         if any(part is None for part in parts):
@@ -173,6 +173,8 @@ def _computed(operator: str, parts: list[AnyArray], given: Mapping[str, Any]) ->
     """What one of a few operators makes of numbers."""
     if operator == "Concat":
         return np.concatenate(parts, given["axis"].i)
+    if operator == "Cast":  # of weights in 16 bits
+        return parts[0].astype(np.float32) if given["to"].i == 1 else None
     if operator == "Identity":
         return parts[0]
     if len(parts) != 2 or 0 in parts[1] or "allowzero" in given:

@@ -133,6 +133,25 @@ def test_the_table_has_the_sources_columns_and_figures(result: dict[str, Any]) -
     ]
 
 
+def test_rounded_weights_may_differ_from_eagers_by_what_rounding_does(
+    tmp_path: Path,
+) -> None:
+    with steps_in_process():
+        how = pipeline.Settings(tmp_path, shape=(64, 64), weights_dtype="bfloat16")
+        made = pipeline.export(catalog.find(SMALL), how)
+    settings = Settings(("eager", "ort"), (1,), Rule(rounds=1))
+    target = bench_targets.from_artifact(made.folder, lambda _: None)
+    _, ort = run.bench([target], settings, None, lambda _: None).rows
+    assert ort.status == OK
+    assert ort.compared_with == "eager"
+    assert ort.max_abs_error is not None
+    assert ort.max_abs_error > 1e-3  # float32's own error is a hundredth of that
+    _, ort = run.bench([replace(target, effect=None)], settings, None, lambda _: None).rows
+    assert ort.status.startswith("its logits differ")
+    alone = run.bench([target], replace(settings, backends=("ort",)), None, lambda _: None).rows[0]
+    assert (alone.status, alone.compared_with) == (OK, "recorded")
+
+
 def test_an_artifact_is_held_against_its_recorded_logits(exports: Path) -> None:
     model = bench_targets.from_artifact(exports / SMALL, lambda _: None)
     done = run.bench([model], Settings(("ort",), (1,), Rule(rounds=1)), None, lambda _: None)
