@@ -65,11 +65,9 @@ def test_what_was_chosen_is_in_the_manifest(tuned: Path) -> None:
     assert made["kept"] == min(medians, key=medians.__getitem__)
     assert {"stock", "default"} <= set(medians) <= {"stock", "default", "tuned"}
     assert made["machine"]["threads"] >= 1
-    assert made["search"]["races"] > 0
+    assert made["search"]["races"] > 0 or not made["search"]["complete"]  # a slow machine has no time for any
     content = verify(tuned).manifest
-    rewritten = content.get("cpu_graph", content)[
-        "rewrites"
-    ]  # the plain graph may be the fastest of so small a network
+    rewritten = content.get("cpu_graph", content)["rewrites"]  # the plain graph may be the fastest of so small a one
     assert not set(rewritten) & set(made["without"])
     assert "StableInstanceNormPass" in rewritten or "UnrollDepthPass" in rewritten or "cpu_graph" not in content
 
