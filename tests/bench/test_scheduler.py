@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -23,6 +23,7 @@ from segonnx.core import cluster, slots, subprocesses, synthetic_inputs
 from tests import clusters
 from tests.conftest import SMALL, message, run
 
+T = TypeVar("T")
 KINDS = ["Processor A", "Processor B"]
 ROUNDS = ("--backend", "ort", "--threads", 1, "--rounds", 2, "--processes", 1, "--no-roofline")
 
@@ -39,14 +40,20 @@ def address(folder: Path) -> Iterator[str]:
         yield found
 
 
+def wait_for(happens: Callable[[], T]) -> T:
+    """What a function gives, once that is something."""
+    until = time.monotonic() + 120
+    while not (found := happens()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return found
+
+
 @pytest.fixture
 def client(address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     monkeypatch.setattr(slots, "LOOK_S", 0.1)
     with cluster.connect(address) as found:
-        until = time.monotonic() + 60
-        while len(cluster.members(found)) < 3:  # what a test before killed is started anew
-            assert time.monotonic() < until
-            time.sleep(0.1)
+        wait_for(lambda: len(cluster.members(found)) == 3)  # what a test before killed is started anew
         yield found
 
 
@@ -138,11 +145,7 @@ def test_a_worker_that_dies_lacks_rows_and_the_rest_stand(client: Client, work: 
     def act(step: str, machine: Machine) -> None:
         if step.endswith("timing") and not killed:
             (pid,) = client.run(_pid, workers=[machine.member.address]).values()
-            until = time.monotonic() + 60
-            while not (own := children(client, machine.member.address)):
-                assert time.monotonic() < until
-                time.sleep(0.05)
-            killed.extend(own)
+            killed.extend(wait_for(lambda: children(client, machine.member.address)))
             os.kill(pid, signal.SIGKILL)
 
     found = steps(client, work, act)
@@ -154,8 +157,7 @@ def test_a_worker_that_dies_lacks_rows_and_the_rest_stand(client: Client, work: 
     assert [row.status for row in whole.results[0].rows] == ["ok"]
     assert whole.warnings == [missing]
     assert found.failed == [missing]
-    psutil.wait_procs([psutil.Process(pid) for pid in killed if psutil.pid_exists(pid)], timeout=30)
-    assert not any(psutil.pid_exists(pid) for pid in killed)  # what timed on it is gone, too
+    wait_for(lambda: not any(map(psutil.pid_exists, killed)))  # what timed on it is gone, too
 
 
 def test_an_interrupt_keeps_what_was_measured_and_leaves_nothing(client: Client, work: Work) -> None:
@@ -163,21 +165,14 @@ def test_an_interrupt_keeps_what_was_measured_and_leaves_nothing(client: Client,
 
     def act(step: str, machine: Machine) -> None:
         if step.endswith("timing"):
-            until = time.monotonic() + 60
-            while not (own := children(client, machine.member.address)):
-                assert time.monotonic() < until
-                time.sleep(0.05)
-            measuring.extend(own)
+            measuring.extend(wait_for(lambda: children(client, machine.member.address)))
             raise KeyboardInterrupt
 
     found = steps(client, work, act)
     assert found.interrupted
     assert [part.result.machine["cpu"] for part in found.parts] == KINDS[:1]
     assert found.machines().warnings == ["interrupted: what had been measured until then is here"]
-    until = time.monotonic() + 60
-    while any(psutil.pid_exists(pid) for pid in measuring) or any(client.processing().values()):
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    wait_for(lambda: not any(map(psutil.pid_exists, measuring)) and not any(client.processing().values()))
 
 
 def test_what_fails_on_one_machine_is_told_and_exits_with_1(
