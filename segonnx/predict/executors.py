@@ -100,6 +100,11 @@ class Local:
             if self._talk is not None:
                 self._talk.send(request)
 
+    @property
+    def busy(self) -> bool:
+        """Whether there is an answer to come."""
+        return bool(self._dead or self._in_hand)
+
     def receive(self) -> Answer:
         """See ``Executor``."""
         if self._dead:
@@ -118,7 +123,9 @@ class Local:
                 self._stack, self._talk = contextlib.ExitStack(), None
                 self._dead.extend(Answer(case, error=error, again=len(self._in_hand) > 1) for case in self._in_hand)
                 self._in_hand.clear()
-            return self._dead.popleft() if self._dead else self.receive()
+            if not self._dead:
+                raise
+            return self._dead.popleft()
         with self._lock:
             del self._in_hand[answer.case]
         return answer

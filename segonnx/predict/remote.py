@@ -97,7 +97,9 @@ class _Server:
                 return future.result(LOOK_S)
             except NotYetError:
                 if self._closed or cluster.unwanted():
-                    self._local.kill()
+                    with self._asked:
+                        self._waiting.pop(request.job.case, None)
+                        self._local.kill()
                     raise StoppedError from None
 
     def close(self) -> None:
@@ -127,9 +129,9 @@ class _Server:
     def _wait(self) -> bool:
         """Wait for something to receive. False where nothing came for long: the process has ended then."""
         with self._asked:
-            if not self._waiting and not self._closed:
+            if not self._local.busy and not self._closed:
                 self._asked.wait(IDLE_S)
-            if self._waiting and not self._closed:
+            if self._local.busy and not self._closed:
                 return True
             self._local.__exit__(None, None, None)
             self._thread = None
