@@ -278,7 +278,8 @@ def _predict(sent: list[UploadFile], gone: threading.Event | None = None) -> tup
         if not series:
             return path.read_bytes(), answer_type
         found, made_by = segments.of(artifact), series_files.algorithm(artifact)
-        return uploads.segmentation(path, found, made_by, timeout=MAX_DECODE, progress=times.go_on), SERIES[1]
+        made = uploads.segmentation(path, found, made_by, MAX_VOXELS, timeout=MAX_DECODE, progress=times.go_on)
+        return made, SERIES[1]
 
 
 def _require_count(sent: list[UploadFile]) -> None:

@@ -103,7 +103,9 @@ def _numbered(labels: Array, found: Sequence[Segment], numbers: Sequence[int]) -
     table = np.zeros(highest + 1, np.uint8 if max(numbers) < 256 else np.uint16)
     for one, number in zip(found, numbers, strict=True):
         table[list(one.labels)] = number
-    numbered: Array = table[labels]
+    numbered = np.empty(labels.shape, table.dtype)
+    for own, plane in zip(numbered, labels, strict=True):  # an index takes eight bytes for each voxel
+        own[:] = table[plane]
     return numbered
 
 

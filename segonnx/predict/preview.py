@@ -31,6 +31,10 @@ _PERCENTILES = (1.0, 99.0)
 """The window of other images, whose numbers mean nothing by themselves."""
 _SLICES = 12
 _OPACITY = 0.5
+_STACKED = [[0, 1], [0, 2]]
+"""The first of three planes beside the others, which stand one above the other."""
+_EMPTY = -1
+"""The number of a place without a plane."""
 _NAMES = 36
 """The most names of the legend."""
 _COLOURS = 256
@@ -69,6 +73,12 @@ class _Plane:
     aspect: float
     title: str
     sides: str
+
+    @property
+    def flat(self) -> bool:
+        """It is less than half as high as it is wide."""
+        rows, columns = self.image.shape
+        return 2 * self.aspect * rows < columns
 
 
 def require(path: Path) -> None:
@@ -186,25 +196,39 @@ def _picture(
     from matplotlib.figure import Figure
 
     shown = _shown(segments, labels)
-    columns = min(len(planes), 4)
-    rows = math.ceil(len(planes) / columns)
-    cell = 4.0 if rows == 1 else 2.4
-    figure = Figure(figsize=(cell * columns + 2.6, max(cell * rows, 3.0)), dpi=100, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
+    places, cell = _arranged(planes)
+    size = (cell * len(places[0]) + 2.6, max(cell * len(places), 4.0))
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
     colours = _colours(shown, int(labels.max()))
-    for place, axes in enumerate(grid.flat):
+    for place, axes in figure.subplot_mosaic(places, empty_sentinel=_EMPTY).items():
         axes.set_axis_off()
-        if place < len(planes):
-            _draw(axes, planes[place], colours, window)
+        _draw(axes, planes[place], colours, window)
+        if places == _STACKED and place:  # the flat ones close together
+            axes.set_anchor("S" if place == 1 else "N")
     _legend(figure, shown)
     made = io.BytesIO()
     figure.savefig(made, format="png", facecolor="white", metadata={"Software": None})
     return _smaller(made.getvalue())
 
 
+def _arranged(planes: Sequence[_Plane]) -> tuple[list[list[int]], float]:
+    """The places of planes in rows and columns, and the size of a place in inches.
+
+    Of a thin stack of slices the other two planes are flat, and stand one above the other.
+    """
+    if len(planes) == 3 and all(plane.flat for plane in planes[1:]):
+        return _STACKED, 2.6
+    columns = min(len(planes), 4)
+    rows = math.ceil(len(planes) / columns)
+    numbers = [number if number < len(planes) else _EMPTY for number in range(rows * columns)]
+    return [numbers[row * columns :][:columns] for row in range(rows)], 4.0 if rows == 1 else 2.4
+
+
 def _shown(segments: Sequence[Segment], labels: AnyArray) -> list[Segment]:
     """The segments that occur, the largest first."""
-    counts = np.bincount(labels.ravel(), minlength=2)
+    counts = np.zeros(int(labels.max()) + 1, np.int64)
+    for plane in labels:
+        counts += np.bincount(plane.ravel(), minlength=len(counts))
     sizes = {one: sum(int(counts[label]) for label in one.labels if label < len(counts)) for one in segments}
     return sorted((one for one in segments if sizes[one]), key=lambda one: -sizes[one])
 

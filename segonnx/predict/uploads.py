@@ -17,7 +17,7 @@ import numpy as np
 
 from segonnx.core import confinement, subprocesses
 from segonnx.core.subprocesses import Bounds, Progress
-from segonnx.dicom import nifti, outputs, pixels, seg, series
+from segonnx.dicom import libraries, nifti, pixels, seg, series
 from segonnx.dicom.outputs import Algorithm
 from segonnx.dicom.segments import Segment
 from segonnx.errors import InputError
@@ -94,6 +94,7 @@ def decode_series(
         SegonnxError: See ``decode``.
     """
     work = (path, reader, most)
+    (path.parent / _FILES).mkdir()  # who is confined makes no folders
     found = subprocesses.call(_decode_series, *work, progress=progress, bounds=Bounds(timeout), preload=LIBRARIES).value
     array = np.load(path.parent / _ARRAY, allow_pickle=False)
     (path.parent / _ARRAY).unlink()
@@ -105,7 +106,6 @@ def _decode_series(path: Path, reader: str, most: int, progress: Progress) -> Im
     folder = path.parent
     with subprocesses.room(VOXEL_BYTES * most + HEADER_BYTES + ROOM_BYTES):
         confinement.confine(folder)
-        (folder / _FILES).mkdir()
         found = series.find(path, None, folder / _FILES, progress, 8 * most + HEADER_BYTES)
         _require(math.prod(found.grid.shape), most)
         nifti.write(pixels.volume(found, progress), found.grid, folder / _SERIES)
@@ -118,6 +118,7 @@ def segmentation(
     labels: Path,
     segments: Sequence[Segment],
     algorithm: Algorithm,
+    most: int,
     *,
     timeout: float,
     progress: Progress = subprocesses.silent,
@@ -128,23 +129,27 @@ def segmentation(
         labels: The label map's file, beside the series'.
         segments: What its labels are.
         algorithm: What made it.
+        most: The most voxels.
         timeout: The most seconds.
         progress: A progress callback. What it raises ends the process.
 
     Raises:
         SegonnxError: See ``decode``.
     """
-    work = (labels, tuple(segments), algorithm)
+    work = (labels, tuple(segments), algorithm, most)
     subprocesses.call(_make_segmentation, *work, progress=progress, bounds=Bounds(timeout), preload=LIBRARIES)
     return (labels.parent / _MADE).read_bytes()
 
 
-def _make_segmentation(labels: Path, segments: tuple[Segment, ...], algorithm: Algorithm, progress: Progress) -> None:
+def _make_segmentation(
+    labels: Path, segments: tuple[Segment, ...], algorithm: Algorithm, most: int, progress: Progress
+) -> None:
     folder = labels.parent
-    confinement.confine(folder)
-    found = series.find(folder / _FILES, None, folder, progress)
-    made = seg.make(nifti.read_labels(labels, found.grid), found, segments, algorithm, "binary")
-    outputs.write(made, folder / _MADE)
+    with subprocesses.room(VOXEL_BYTES * most + HEADER_BYTES + ROOM_BYTES), libraries.quiet():
+        confinement.confine(folder)
+        found = series.find(folder / _FILES, None, folder, progress)
+        made = seg.make(nifti.read_labels(labels, found.grid), found, segments, algorithm, "binary")
+        made.save_as(folder / _MADE)
 
 
 def decoded(paths: Sequence[Path], reader: str, most: int, progress: Progress = subprocesses.silent) -> Image:

@@ -1,4 +1,4 @@
-"""Programs of others that judge what is written: dcmqi, plastimatch, and dciodvfy of Debian's dicom3tools."""
+"""Programs of others that judge: dcm2niix, dcmqi, plastimatch, and dciodvfy of Debian's dicom3tools."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ def errors(path: Path) -> list[str]:
     done = subprocess.run([DCIODVFY, str(path)], capture_output=True, text=True, check=False)
     assert done.stderr, done
     return [line for line in done.stderr.splitlines() if line.startswith("Error")]
+
+
+def by_dcm2niix(series: Path, path: Path) -> None:
+    """Write the NIfTI file that dcm2niix makes of a series."""
+    command = [_program("dcm2niix"), "-z", "n", "-b", "n", "-f", path.stem, "-o", path.parent, series]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and path.is_file(), done.stdout + done.stderr
 
 
 def by_dcmqi(path: Path, folder: Path) -> list[SimpleITK.Image]:

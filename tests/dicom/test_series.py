@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -15,6 +16,7 @@ import SimpleITK
 from segonnx.dicom import libraries, nifti, pixels, series
 from segonnx.dicom.series import Series
 from segonnx.errors import InputError
+from tests.dicom import judges
 from tests.dicom.series_maker import CT, ENHANCED_CT, ENHANCED_MR, MR, PET, REAL, Maker, numbers, save
 
 OBLIQUE = (0.8, 0.6, 0, -0.36, 0.48, 0.8)
@@ -47,6 +49,23 @@ def test_the_real_series_is_the_file_that_simpleitk_makes_of_it(tmp_path: Path) 
     nifti.write(pixels.volume(one), one.grid, tmp_path / "ours.nii")
     SimpleITK.WriteImage(image, str(tmp_path / "theirs.nii"))
     assert (tmp_path / "ours.nii").read_bytes() == (tmp_path / "theirs.nii").read_bytes()
+
+
+@pytest.mark.parametrize("source", ["real", "made"])
+def test_voxels_are_where_dcm2niix_puts_them(source: str, tmp_path: Path) -> None:
+    """It turns rows about; with axes to the right, to the front and up both are one."""
+    folder = REAL
+    if source == "made":
+        folder = tmp_path / "in"
+        Maker(numbers((6, 20, 14)), orientation=OBLIQUE).write(folder, order=[3, 0, 4, 2, 1, 5])
+    elif not REAL.is_dir():
+        pytest.skip("the real images aren't beside the repository")
+    one = found(folder, tmp_path)
+    nifti.write(pixels.volume(one), one.grid, tmp_path / "ours.nii")
+    judges.by_dcm2niix(folder, tmp_path / "theirs.nii")
+    ours, theirs = (nibabel.as_closest_canonical(nibabel.load(tmp_path / f"{name}.nii")) for name in ("ours", "theirs"))
+    np.testing.assert_array_equal(ours.get_fdata(), theirs.get_fdata())
+    np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", [CT, MR, PET])
