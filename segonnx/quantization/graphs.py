@@ -64,7 +64,8 @@ def candidates(artifact: Path, work: Path) -> list[Candidate]:
     import onnx_ir as ir
     from onnx_ir.passes import common
 
-    from segonnx.optimize import BASELINE, Choices, run
+    from segonnx.optimize import BASELINE, run
+    from segonnx.optimize.choices import Choices
 
     if (size := model_bytes(artifact / MODEL)) > MAX_BYTES:
         raise InputError(
@@ -221,6 +222,7 @@ def quantize(candidate: Candidate, found: Ranges, layers: Collection[str], path:
                 {"ActivationSymmetric": False, "WeightSymmetric": True},
             )
             quantizer.quantize_model()
+            quantizer.model.topological_sort()
             model = quantizer.model.model
     used = {node.domain for node in model.graph.node} | {""}
     kept = [one for one in model.opset_import if one.domain in used & (domains | {""})]
