@@ -63,7 +63,7 @@ def in_turns(runs: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
-def precision(content: Mapping[str, Any]) -> str:
+def stored_as(content: Mapping[str, Any]) -> str:
     """How an artifact holds its weights."""
     if "quantization" in content:
         return "int8"
@@ -101,7 +101,7 @@ def measure(folders: Sequence[Path]) -> list[str]:
         )
         same, dice = kept(content)
         rows.append(
-            f"| {content['name']} | {precision(content)} | {model_bytes(folder / layout.MODEL) / 1e6:,.1f} | {times} "
+            f"| {content['name']} | {stored_as(content)} | {model_bytes(folder / layout.MODEL) / 1e6:,.1f} | {times} "
             f"| {memory / 1e9:.2f} | {same} | {dice} |"
         )
     return rows
@@ -130,6 +130,6 @@ def main(words: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    from benchmarks import precision  # what other processes run has a name there
+    from benchmarks import precision  # noqa: PLW0406 (other processes find its functions by this name)
 
     precision.main(sys.argv[1:])
