@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from segonnx.exporters.module_outputs import OutputAxes
     from segonnx.exporters.pipeline import Exported
     from segonnx.predict.predictor import Artifact
+    from segonnx.quantization.run import Quantized
 
 __all__ = [
     "Artifact",
@@ -45,6 +46,7 @@ __all__ = [
     "VerifyError",
     "__version__",
     "export",
+    "quantize",
     "verify",
 ]
 
@@ -189,6 +191,63 @@ def export(  # noqa: PLR0913 (keyword-only arguments of the public face)
         threads=threads or hardware.usable_cores(),
     )
     return exporter.export(module, example_input, Path(path), how, progress or subprocesses.silent)
+
+
+def quantize(  # noqa: PLR0913 (keyword-only arguments of the public face)
+    folder: str | os.PathLike[str],
+    calibration: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    held_out: str | os.PathLike[str] | None = None,
+    min_dice: float = 0.99,
+    budget: int = 0,
+    overwrite: bool = False,
+    threads: int | None = None,
+    timeout: float | None = None,
+    max_memory: int | None = None,
+    progress: Progress | None = None,
+) -> Quantized:
+    """Make an artifact whose convolutions compute in int8, as ``segonnx quantize`` does, if labels stay what they are.
+
+    Args:
+        folder: the artifact's folder. It isn't trusted.
+        calibration: images as ``segonnx predict`` takes them, a file or a folder; or ``.npy`` files of the network's
+            own input.
+        out: the folder that the new artifact is made in, under the network's name.
+        held_out: images of the verdict; one in four of ``calibration``, if None.
+        min_dice: the least Dice against float32 that each label must keep, as a mean over images.
+        budget: how many layers may go back to float32 where it isn't kept, those that hurt most first.
+        overwrite: replace what is there.
+        threads: of ONNX Runtime; all cores, if None.
+        timeout: the most seconds that one step may take.
+        max_memory: the most bytes that a process may take which runs the graph.
+        progress: called with a few words whenever a step begins.
+
+    Returns:
+        The new artifact's ``folder`` and ``manifest``, the ``verdict``, what was ``timed``, and ``warnings``.
+
+    Raises:
+        segonnx.InputError: the artifact or the images can't be used for that.
+        segonnx.CheckFailed: a label doesn't keep the Dice that it must. Nothing is written.
+    """
+    from pathlib import Path
+
+    from segonnx.core import hardware, subprocesses
+    from segonnx.core.subprocesses import Bounds
+    from segonnx.quantization import run
+
+    request = run.Request(
+        Path(folder),
+        Path(calibration),
+        Path(out),
+        held_out=None if held_out is None else Path(held_out),
+        min_dice=min_dice,
+        budget=budget,
+        threads=threads or hardware.usable_cores(),
+        overwrite=overwrite,
+        bounds=Bounds(timeout, max_memory),
+    )
+    return run.quantize(request, progress or subprocesses.silent)
 
 
 def verify(

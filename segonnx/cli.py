@@ -20,7 +20,7 @@ from segonnx.commands import options
 from segonnx.core import standard_streams, terminal
 from segonnx.errors import ResourceError, SegonnxError, first_line, one_line
 
-COMMANDS = ("list", "export", "verify", "sign", "predict", "pack", "unpack", "bench", "compare", "report")
+COMMANDS = ("list", "export", "quantize", "verify", "sign", "predict", "pack", "unpack", "bench", "compare", "report")
 """The commands in the order of the help; ``segonnx.commands.NAME`` holds each."""
 
 

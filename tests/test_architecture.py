@@ -15,14 +15,16 @@ PACKAGE = Path(segonnx.__file__).parent
 
 ROOMS: dict[str, set[str]] = {
     "__main__": {"cli"},
-    "__init__": {"exporters", "predict", "artifacts", "core"},
+    "__init__": {"exporters", "quantization", "predict", "artifacts", "core"},
     "cli": {"commands", "core"},
     "commands": {
-        "report", "bench", "exporters", "runtimes", "predict", "optimize", "models", "artifacts", "sources", "core",
+        "report", "bench", "exporters", "quantization", "runtimes", "predict", "optimize", "models", "artifacts",
+        "sources", "core",
     },
     "report": {"bench", "predict", "core"},
     "bench": {"runtimes", "artifacts", "sources", "core"},
     "exporters": {"optimize", "models", "artifacts", "sources", "core"},
+    "quantization": {"predict", "optimize", "artifacts", "core"},
     "runtimes": {"artifacts", "core"},
     "predict": {"artifacts", "dicom", "core"},
     "optimize": {"core"},
@@ -43,7 +45,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {}
 TOP = {"__init__.py", "__main__.py", "_version.py", "cli.py", "errors.py", "py.typed"}
 """The files of the package that are in no room."""
 
-WITHOUT_TORCH = ("artifacts", "dicom", "runtimes", "bench", "report", "predict")
+WITHOUT_TORCH = ("artifacts", "dicom", "runtimes", "bench", "report", "predict", "quantization")
 """The rooms that run without the export extra."""
 
 

@@ -74,7 +74,7 @@ def render(content: Manifest) -> str:
 {markdown.line(content["source"])}, as ONNX (opset {content["opset"]}, standard operators only{_least(content)}).
 {notice}
 - **Weights:** {escape(weights["source"])}
-- **Licence of the weights:** {escape(weights["licence"])}{_storage(weights)}
+- **Licence of the weights:** {escape(weights["licence"])}{_storage(weights)}{_quantization(content)}
 - **Input:** {code(x["name"])}, {escape(x["dtype"])}, {_shape(x["shape"])} as {_axes(content)}; {note}{inputs}
 - **Output:** {code(y["name"])}, {escape(y["dtype"])}, {_shape(y["shape"])}: {holds}{labels}{outputs}
 - **Multiply-adds of a pass:** {content["macs"]:,}
@@ -217,6 +217,24 @@ def _storage(weights: Manifest) -> str:
         f"  Against the network's own weights, rounding makes logits differ by {effect['max_rel_error']:.1e} at most "
         f"and {effect['rms_rel_error']:.1e} RMS,\n"
         f"  and {100 * effect['label_agreement']:.4f} % of labels are the same"
+    )
+
+
+def _quantization(content: Manifest) -> str:
+    """Lines on convolutions in int8, and the verdict on them."""
+    if (entry := content.get("quantization")) is None:
+        return ""
+    verdict, seconds = entry["verdict"], entry["seconds"]
+    label, least = min(verdict["dice"].items(), key=lambda one: one[1])
+    calibration, agreement = entry["calibration"], 100 * verdict["label_agreement"]
+    took, before = 1e3 * seconds["int8"], 1e3 * seconds["float32"]
+    return (
+        f"\n- **Computes in int8:** {entry['int8']:,} convolutions; {len(entry['float32']):,} and all else in "
+        f"float32.\n  Calibrated on {calibration['windows']:,} windows of {calibration['images']:,} images. On "
+        f"{verdict['images']:,} others, each label keeps a Dice of {least:.4f} or more against float32 (label "
+        f"{escape(label)}),\n  {verdict['worst_dice']:.4f} at worst in one image, and {agreement:.4f} % of voxels keep "
+        f"their label.\n  A pass took {took:,.1f} ms, and {before:,.1f} ms in float32, on "
+        f"{escape(entry['machine']['cpu'])}"
     )
 
 

@@ -56,6 +56,8 @@ def check(case: Case, rows: list[Row], output: Callable[[str], Path], progress: 
         row.compared_with = name
         dtype = "float32" if row.settings.get("dtype") == "float32" else "bfloat16"
         allowed = TOLERANCES[dtype]
+        if target.computes == "int8" and case.known[row.backend].needs == "artifact":
+            allowed = TOLERANCES["int8"]
         if name == "eager" and target.effect is not None and case.known[row.backend].needs == "artifact":
             allowed = _with_effect(allowed, target.effect)
         if not difference.within(allowed):

@@ -129,6 +129,7 @@ class Target:
         rule: how labels follow from it, where it gives none itself.
         backends: the runtimes that time it; None for all of the settings.
         effect: what storing its weights in fewer bits did, as its manifest says; None where they are the network's.
+        computes: the type that its convolutions compute in: ``float32`` or ``int8``.
     """
 
     name: str
@@ -152,6 +153,7 @@ class Target:
     rule: Decision | None = None
     backends: tuple[str, ...] | None = None
     effect: Tolerance | None = None
+    computes: str = "float32"
 
     @property
     def images(self) -> float:

@@ -97,11 +97,14 @@ def from_artifact(
         gives=content["outputs"][0].get("kind", "logits"),
         rule=None if gives_labels(content) else given_rule(content),
         effect=_effect(content),
+        computes=content["parity"]["tolerance"]["dtype"],
     )
 
 
 def _effect(content: Manifest) -> Tolerance | None:
     """How far an artifact's network is from the one that its weights were made from, as its manifest says."""
+    if "quantization" in content:  # which has a verdict of its own
+        return Tolerance(math.inf, math.inf, 0.0)
     if (storage := content["weights"].get("storage")) is None:
         return None
     effect = storage["effect"]

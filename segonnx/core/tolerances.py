@@ -44,6 +44,7 @@ class Tolerance:
 TOLERANCES = {
     "float32": Tolerance(max_rel_error=2e-3, rms_rel_error=1e-4, label_agreement=0.999),
     "bfloat16": Tolerance(max_rel_error=1.0, rms_rel_error=5e-2, label_agreement=0.9),
+    "int8": Tolerance(max_rel_error=1.0, rms_rel_error=0.2, label_agreement=0.5),
 }
 """By the type in which a runtime computes. For their derivation see docs/decisions/0004."""
 

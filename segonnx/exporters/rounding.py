@@ -209,7 +209,7 @@ def _lazily(tensor: ir.TensorProtocol, kind: ir.DataType, dtype: WeightsDtype) -
     def make() -> ir.TensorProtocol:
         return ir.tensor(rounded(tensor.numpy(), dtype), dtype=kind, name=tensor.name)
 
-    return ir.LazyTensor(make, dtype=kind, shape=ir.Shape(tuple(tensor.shape)), name=tensor.name)
+    return ir.LazyTensor(make, dtype=kind, shape=ir.Shape(tensor.numpy().shape), name=tensor.name)
 
 
 def answers(preparation: Preparation, stored: Rounded, threads: int, progress: Progress) -> Difference:

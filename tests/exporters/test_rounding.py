@@ -69,7 +69,8 @@ class Norms(nn.Module):
                 for tensor in (layer.weight, layer.bias, layer.running_mean):
                     nn.init.normal_(tensor)  # type: ignore[arg-type]
                 nn.init.uniform_(layer.running_var, 0.5, 2.0)  # type: ignore[arg-type]
-        self.layers[1].weight.data[0] = 0.0
+        norm: Any = self.layers[1]
+        norm.weight.data[0] = 0.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         given: torch.Tensor = self.layers(x)
@@ -106,7 +107,7 @@ def _rounded(path: Path, dtype: str) -> list[onnx.TensorProto]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_file_computes_what_pytorch_does_with_rounded_weights(dtype: str, tmp_path: Path) -> None:
-    module = Norms()
+    module: Any = Norms()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     made = segonnx.export(module, X, tmp_path / "a", weights_dtype=dtype)  # type: ignore[arg-type]
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
@@ -138,7 +139,7 @@ def test_the_reference_is_the_network_with_rounded_weights(tmp_path: Path, monke
 
 
 def test_what_a_type_has_no_digits_for_stays_float32(tmp_path: Path) -> None:
-    module = Fn(lambda self, x: self.conv(self.conv(x / 70000), 1) + self.conv(self.conv(x * 1e7, 2), 3),
+    module: Any = Fn(lambda self, x: self.conv(self.conv(x / 70000), 1) + self.conv(self.conv(x * 1e7, 2), 3),
                 (3, 4), (4, 3), (3, 4), (4, 3))  # fmt: skip
     with torch.no_grad():
         module.convs[0].weight.mul_(500000)
@@ -177,7 +178,7 @@ def test_layers_that_share_or_equal_a_weight(tmp_path: Path) -> None:
         given: torch.Tensor = self.conv(self.conv(self.conv(self.conv(x), 1), 1), 2)
         return given
 
-    module = Fn(forward, (3, 3), (3, 3), (3, 3))
+    module: Any = Fn(forward, (3, 3), (3, 3), (3, 3))
     module.convs[2].weight = module.convs[1].weight
     module.convs[0].weight.data = module.convs[1].weight.data.clone()
     made = segonnx.export(module, X, tmp_path / "a", weights_dtype="bfloat16")
@@ -278,7 +279,7 @@ def test_a_network_that_overflows_with_rounded_weights_is_refused(tmp_path: Path
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv2d(3, 2, 1)
-            nn.init.zeros_(self.conv.bias)
+            self.conv.bias = None
             self.conv.weight.data[:] = torch.tensor([0.99999, 0.0, 0.0]).reshape(1, 3, 1, 1)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
