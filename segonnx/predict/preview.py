@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -78,7 +78,7 @@ class _Plane:
     def flat(self) -> bool:
         """It is less than half as high as it is wide."""
         rows, columns = self.image.shape
-        return 2 * self.aspect * rows < columns
+        return bool(2 * self.aspect * rows < columns)
 
 
 def require(path: Path) -> None:
@@ -200,7 +200,7 @@ def _picture(
     size = (cell * len(places[0]) + 2.6, max(cell * len(places), 4.0))
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     colours = _colours(shown, int(labels.max()))
-    for place, axes in figure.subplot_mosaic(places, empty_sentinel=_EMPTY).items():
+    for place, axes in figure.subplot_mosaic(cast("Any", places), empty_sentinel=_EMPTY).items():
         axes.set_axis_off()
         _draw(axes, planes[place], colours, window)
         if places == _STACKED and place:  # the flat ones close together

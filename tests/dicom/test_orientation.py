@@ -73,9 +73,9 @@ def case(number: int, folder: Path) -> Case:
         stored[corner] = 1024 + value
     made = Maker(
         stored,
-        spacing=rng.uniform(0.3, 2, 2).round(4),
+        spacing=rng.uniform(0.3, 2, 2).round(4).tolist(),
         distance=round(float(rng.uniform(0.5, 6)), 4),
-        origin=rng.uniform(-400, 400, 3).round(4),
+        origin=rng.uniform(-400, 400, 3).round(4).tolist(),
         orientation=directions(rng, number),
         elements={"PatientPosition": str(rng.choice(["HFS", "FFS", "HFP", "FFDR", "HFDL"]))},
     )
@@ -84,7 +84,7 @@ def case(number: int, folder: Path) -> Case:
         save(made.enhanced(ENHANCED_MR, order=order), folder / "in" / "all.dcm")
     else:
         made.write(folder / "in", MR, order=order)
-    row, column = made.orientation[:3], made.orientation[3:]
+    row, column = np.array(made.orientation[:3]), np.array(made.orientation[3:])
     marks = {
         value: made.positions[z] + row * made.spacing[1] * x + column * made.spacing[0] * y
         for value, (z, y, x) in enumerate(corners, 1)
