@@ -92,7 +92,8 @@ def _export(folder: Path) -> None:
     }  # fmt: skip
     described = handmade.dataset() | {"labels": {"background": 0, **{name: i for i, name in enumerate(CLASSES, 1)}}}
     trained = handmade.write(folder / "results", planned, described)
-    image, truth = np.asarray(nibabel.load(IMAGES / f"{name}.nii.gz").dataobj).T  # type: ignore[attr-defined] for name in ("example_ct_sm", "example_seg")
+    loaded: list[Any] = [nibabel.load(IMAGES / f"{name}.nii.gz") for name in ("example_ct_sm", "example_seg")]
+    image, truth = (np.asarray(one.dataobj).T for one in loaded)
     labels = np.zeros(truth.shape, np.int64)
     for value, own in enumerate(CLASSES.values(), 1):
         labels[np.isin(truth, list(own))] = value
