@@ -252,7 +252,7 @@ def test_a_quiet_bench_prints_its_tables_alone(exports: Path) -> None:
 
 def test_the_public_face() -> None:
     expected = {name for name in vars(errors) if isinstance(getattr(errors, name), type)}
-    assert set(segonnx.__all__) == {"Artifact", "__version__", "export", "verify", *expected}
+    assert set(segonnx.__all__) == {"Artifact", "__version__", "export", "quantize", "verify", *expected}
     assert all(getattr(segonnx, name).__doc__ for name in segonnx.__all__)
     assert segonnx.InputError is errors.InputError
     with pytest.raises(AttributeError, match="nothing"):

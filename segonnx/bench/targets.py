@@ -97,7 +97,7 @@ def from_artifact(
         gives=content["outputs"][0].get("kind", "logits"),
         rule=None if gives_labels(content) else given_rule(content),
         effect=_effect(content),
-        computes=content["parity"]["tolerance"]["dtype"],
+        computes="int8" if "quantization" in content else "float32",
     )
 
 
