@@ -23,7 +23,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,openvino,predict,dicom,preview,report,pyperf,sign,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[export,openvino,predict,dicom,preview,cluster,report,pyperf,sign,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt $(DATA)
 	touch $(STAMP)
 
