@@ -78,8 +78,7 @@ def _mednext() -> Built:
 
 def _monai(name: str, shape: tuple[int, ...], **arguments: Any) -> Callable[[], Built]:
     def build() -> Built:
-        from monai.networks import nets
-
+        nets = importlib.import_module("monai.networks.nets")
         return getattr(nets, name)(in_channels=shape[1], out_channels=3, **arguments), shape
 
     return build
