@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 LOOK_S = 2.0
 """How often is looked for workers that came or went."""
+SETTLED_S = 5.0
+"""So long after a worker's death other workers are still there: it wasn't the cluster that was shut down."""
 PORTERS = 8
 """So many cases' files are on their way to or from workers at the same time."""
 CLOSE_S = 5.0
@@ -97,6 +100,7 @@ class Cluster:
         self._folders = [(one.folder, one.manifest["digest"]) for one in artifacts if one is not None]
         self._workers: dict[str, _Worker] = {}
         self._answers: deque[Answer] = deque()
+        self._died: deque[tuple[float, Answer]] = deque()
         self._events: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._stack = contextlib.ExitStack()
@@ -162,8 +166,8 @@ class Cluster:
             except SegonnxError as error:
                 self._events.put(partial(self._raise, error))
                 return
-            known = {address for address, worker in self._workers.items() if worker.there}
-            if known != {member.address for member in found}:
+            known = {address for address, worker in list(self._workers.items()) if worker.there}
+            if known != {member.address for member in found} or (self._died and found):
                 self._events.put(partial(self._see, found))
 
     def _look(self) -> None:
@@ -171,6 +175,8 @@ class Cluster:
 
     def _see(self, found: list[Member]) -> None:
         """Take note of the workers that are there, and have those that are new get ready."""
+        while found and self._died and time.monotonic() - self._died[0][0] > SETTLED_S:
+            self._answers.append(self._died.popleft()[1])
         addresses = {member.address for member in found}
         for worker in self._workers.values():
             worker.there = worker.there and worker.member.address in addresses
@@ -244,7 +250,10 @@ class Cluster:
     def _hand_back(self, worker: _Worker, answer: Answer) -> None:
         worker.in_hand.discard(answer.case)
         worker.alone = worker.alone and bool(worker.in_hand)
-        self._answers.append(answer)
+        if answer.died:
+            self._died.append((time.monotonic(), answer))
+        else:
+            self._answers.append(answer)
 
     def _sent(self, ask: Ask, request: Request, *, alone: bool) -> Answer:
         """Have a case done whose files are sent, and whose label map is sent back."""
