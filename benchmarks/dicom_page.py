@@ -78,7 +78,8 @@ def _export(folder: Path) -> None:
     described = handmade.dataset() | {"labels": {"background": 0, **{name: i for i, name in enumerate(CLASSES, 1)}}}
     trained = handmade.write(folder / "results", planned, described)
     image, truth = (
-        np.asarray(nibabel.load(IMAGES / f"{name}.nii.gz").dataobj).T for name in ("example_ct_sm", "example_seg")
+        np.asarray(nibabel.nifti1.load(IMAGES / f"{name}.nii.gz").dataobj).T
+        for name in ("example_ct_sm", "example_seg")
     )
     labels = np.zeros(truth.shape, int)
     for value, own in enumerate(CLASSES.values(), 1):

@@ -78,7 +78,7 @@ class _Plane:
     def flat(self) -> bool:
         """It is less than half as high as it is wide."""
         rows, columns = self.image.shape
-        return 2 * self.aspect * rows < columns
+        return bool(2 * self.aspect * rows < columns)
 
 
 def require(path: Path) -> None:
@@ -196,6 +196,7 @@ def _picture(
     from matplotlib.figure import Figure
 
     shown = _shown(segments, labels)
+    places: Any
     places, cell = _arranged(planes)
     size = (cell * len(places[0]) + 2.6, max(cell * len(places), 4.0))
     figure = Figure(figsize=size, dpi=100, layout="constrained")

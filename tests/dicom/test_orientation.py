@@ -84,7 +84,7 @@ def case(number: int, folder: Path) -> Case:
         save(made.enhanced(ENHANCED_MR, order=order), folder / "in" / "all.dcm")
     else:
         made.write(folder / "in", MR, order=order)
-    row, column = made.orientation[:3], made.orientation[3:]
+    row, column = np.array(made.orientation[:3]), np.array(made.orientation[3:])
     marks = {
         value: made.positions[z] + row * made.spacing[1] * x + column * made.spacing[0] * y
         for value, (z, y, x) in enumerate(corners, 1)

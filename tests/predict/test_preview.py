@@ -13,7 +13,7 @@ import SimpleITK
 from segonnx.dicom import segments
 from segonnx.dicom.segments import Segment
 from segonnx.errors import InputError
-from segonnx.predict import images, preview
+from segonnx.predict import images, preview, readers
 from segonnx.predict.images import Image
 from segonnx.predict.preview import Look
 from segonnx.predict.series_files import READERS
@@ -51,7 +51,7 @@ def turned(direction: str, folder: Path, reader: str) -> tuple[Image, np.ndarray
 @pytest.mark.parametrize("reader", READERS)
 def test_up_is_up_and_the_patients_right_is_at_the_left(reader: str, direction: str, tmp_path: Path) -> None:
     image, labels = turned(direction, tmp_path, reader)
-    volume_ = preview._turned(image.array[0], labels, preview.READERS[reader].matrix(image.geometry))
+    volume_ = preview._turned(image.array[0], labels, readers.READERS[reader].matrix(image.geometry))
     np.testing.assert_array_equal(volume_.labels, phantom()[1])
     assert volume_.sizes == pytest.approx((2, 1.5, 1))
     axial, coronal, sagittal = preview._planes(volume_)
