@@ -196,6 +196,7 @@ def _picture(
     from matplotlib.figure import Figure
 
     shown = _shown(segments, labels)
+    places: Any
     places, cell = _arranged(planes)
     size = (cell * len(places[0]) + 2.6, max(cell * len(places), 4.0))
     figure = Figure(figsize=size, dpi=100, layout="constrained")

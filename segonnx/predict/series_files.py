@@ -250,7 +250,5 @@ def _notes(there: list[Segment], labels: AnyArray) -> Iterator[str]:
     if not labels.any():
         yield f"no label occurs: {there[0].name} stands there, empty"
     if uncoded := [one.name for one in there if not one.coded]:
-        yield (
-            f"{len(uncoded)} labels have private codes ({PRIVATE}), which nobody else knows: {', '.join(uncoded)}; "
-            "--codes gives them others"
-        )
+        have = "1 label has a private code" if len(uncoded) == 1 else f"{len(uncoded)} labels have private codes"
+        yield f"{have} ({PRIVATE}), which nobody else knows: {', '.join(uncoded)}; --codes gives others"

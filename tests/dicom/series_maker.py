@@ -44,9 +44,9 @@ class Maker:
     """
 
     stored: np.ndarray
-    spacing: Sequence[float] = (0.7, 0.9)
+    spacing: Sequence[float] | np.ndarray = (0.7, 0.9)
     distance: float = 2.5
-    origin: Sequence[float] = (-20.0, 31.0, 7.0)
+    origin: Sequence[float] | np.ndarray = (-20.0, 31.0, 7.0)
     orientation: Sequence[float] | np.ndarray = (1, 0, 0, 0, 1, 0)
     shift: np.ndarray | None = None
     elements: dict[str, Any] = field(default_factory=dict)

@@ -74,14 +74,15 @@ def test_numbers_are_simpleitks(reader: str, direction: np.ndarray, tmp_path: Pa
         assert row.voxels == shape.GetNumberOfPixels(value) == intensity.GetCount(value)
         assert row.ml == pytest.approx(shape.GetPhysicalSize(value) / 1000)
         assert row.mean is not None
-        assert list(row.mean) == pytest.approx([intensity.GetMean(value)])
+        assert row.mean[0] == pytest.approx(intensity.GetMean(value))
         assert (row.std is None) == (value == 5)
-        assert list(row.std or ()) == pytest.approx([intensity.GetSigma(value)] if value != 5 else [])
+        assert row.std is None or row.std[0] == pytest.approx(intensity.GetSigma(value))
         assert row.touches_border == (shape.GetNumberOfPixelsOnBorder(value) > 0)
         low, high = corners(theirs, label_map() == value)
         assert row.box is not None
         np.testing.assert_allclose(row.box, (low, high), atol=1e-3)
-    assert rows[9].voxels == 0 and rows[9].box is None and rows[9].mean is None and not rows[9].touches_border
+    assert rows[9].voxels == 0 and not rows[9].touches_border
+    assert rows[9].box is None and rows[9].mean is None
 
 
 def corners(image: SimpleITK.Image, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
