@@ -138,6 +138,7 @@ def quantize(request: Request, progress: Progress = subprocesses.silent) -> Quan
             warnings.append(f"int8 isn't faster here: a pass takes {1 / timed.speedup:.2f} times as long as float32's")
         progress("writing the artifact")
         made = job.write(tried, timed, len(windows))
+        verify(job.folder, bounds=request.bounds, progress=progress)
         try:
             files.publish(job.folder, target, replace=request.overwrite, check=require_artifact)
         except OSError as error:
