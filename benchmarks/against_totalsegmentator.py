@@ -2,7 +2,6 @@
 
     python -m benchmarks.against_totalsegmentator make ROOT [TASK...]    small networks of every task, and total's own
     python -m benchmarks.against_totalsegmentator tasks ROOT [TASK...]   small networks, every task: labels
-    python -m benchmarks.against_totalsegmentator time ROOT [TASK...]    the same: seconds and memory
     python -m benchmarks.against_totalsegmentator whole ROOT             the task total at its own size, in turns
     python -m benchmarks.against_totalsegmentator table ROOT             put what was measured into the page
 
@@ -28,7 +27,7 @@ from benchmarks.whole_images import Peak
 from segonnx.sources import totalsegmentator
 from tests import totalsegmentator_folders as folders
 
-BLOCK_VERSION = 2
+BLOCK_VERSION = 1
 """Raised when what this program writes, or measures, changes."""
 PAGE = docs.ROOT / "docs" / "totalsegmentator.md"
 IMAGES = docs.ROOT.parent / "shared" / "images"
@@ -36,9 +35,7 @@ PHANTOM = ((96, 84, 32), (0.9, 0.9, 3.0))
 """The phantom's shape (x, y, z), and its spacing in mm; it lies askew, and its axes run to the left and up."""
 ROUNDS = 2
 """How often the task is run at its own size, each way by turns."""
-COLUMNS = (
-    "task, image", "labels found", "same label", "in float32", "least Dice", "shape, affine, names", "seconds", "GB",
-)  # fmt: skip
+COLUMNS = ("task, image", "labels found", "same label", "in float32", "least Dice", "shape, affine, names")
 FEATURES, PATCH = (32, 64, 128, 256, 320, 320), (128, 128, 128)
 """The networks of TotalSegmentator at 1.5 mm."""
 
@@ -74,18 +71,6 @@ def tasks(root: Path, names: tuple[str, ...]) -> None:
                 row |= _agreement(root, name, kind)
                 row["wide"] = _agreement(root, name, kind, "wide")
             every["tasks"][f"{name}, {kind}"] = row
-            _keep(root, every)
-
-
-def times(root: Path, names: tuple[str, ...]) -> None:
-    """Run tasks of small networks by both, each from its start to its end, and keep seconds and memory in ROOT."""
-    chosen, images, every = make(root, names), _images(root), _kept(root)
-    for name in chosen:
-        for kind, image in _of(name, images):
-            run = {"input": image, "output": _labels(root, "timed", name, kind), "ml": True, **folders.arguments(name)}
-            row = every["tasks"].setdefault(f"{name}, {kind}", {})
-            row["theirs"] = _judged(run, root / "small", root)
-            row["ours"] = _predict(name, image, _labels(root, "timed", name, kind), root)
             _keep(root, every)
 
 
@@ -202,9 +187,8 @@ def _keep(root: Path, every: dict[str, Any]) -> None:
 
 def tasks_table(every: dict[str, Any]) -> str:
     """Every task, as markdown."""
-    versions = f"{every['machine']}, TotalSegmentator {totalsegmentator.version()}"
     lines = [
-        f"{versions}. The least Dice is in float32. Seconds and GB are TotalSegmentator's, then segonnx's:",
+        f"{every['machine']}, TotalSegmentator {totalsegmentator.version()}; the least Dice is in float32:",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|{'---|' * len(COLUMNS)}",
@@ -213,16 +197,10 @@ def tasks_table(every: dict[str, Any]) -> str:
         if row["error"] is not None:
             lines.append(f"| {name} | {row['error']} |" + " |" * (len(COLUMNS) - 2))
             continue
-        seconds = gigabytes = "-"
-        if "theirs" in row:
-            seconds, gigabytes = (
-                ", ".join(f"{row[whose][key] / unit:.{digits}f}" for whose in ("theirs", "ours"))
-                for key, unit, digits in (("seconds", 1, 1), ("peak", 1e9, 2))
-            )
         same = "the same" if row["geometry"] and row["names"] else "differ"
         lines.append(
             f"| {name} | {row['labels']} | {100 * row['same']:.4f} % | {100 * row['wide']['same']:.4f} % "
-            f"| {row['wide']['dice']:.6f} | {same} | {seconds} | {gigabytes} |"
+            f"| {row['wide']['dice']:.6f} | {same} |"
         )
     return "\n".join([*lines, ""])
 
@@ -240,10 +218,11 @@ def whole_table(every: dict[str, Any]) -> str:
         {whose: statistics.median(one[key] for one in found[whose]) for whose in ("theirs", "ours")}
         for key in ("seconds", "peak")
     )
+    turns = "one turn each" if len(found["ours"]) == 1 else f"medians of {len(found['ours'])} turns"
     faster = f"{seconds['theirs'] / seconds['ours']:.1f}x"
     taken = {whose: f"{one / 1e9:.2f} GB" for whose, one in memory.items()}
     lines = [
-        f"{every['machine']}, TotalSegmentator {totalsegmentator.version()}; medians of {len(found['ours'])} turns:",
+        f"{every['machine']}, TotalSegmentator {totalsegmentator.version()}; {turns}:",
         "",
         "| | seconds | memory | same label |",
         "|---|---|---|---|",
@@ -259,13 +238,14 @@ def main(command: str, root: str, *names: str) -> None:
     if command == "make":
         make(folder, names)
         _export_whole(folder)
-    elif command in ("tasks", "time"):
-        {"tasks": tasks, "time": times}[command](folder, names)
+    elif command == "tasks":
+        tasks(folder, names)
     elif command == "whole":
         whole(folder)
     else:
         every = _kept(folder)
-        docs.put_block(PAGE, "tasks", tasks_table(every), __spec__.name)
+        if every["tasks"]:
+            docs.put_block(PAGE, "tasks", tasks_table(every), __spec__.name)
         if "whole" in every:
             docs.put_block(PAGE, "whole-task", whole_table(every), __spec__.name)
 
