@@ -28,6 +28,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "predict": ("docs", "image.nii.gz", "labels.nii.gz"),
     "pack": ("docs", "--format", "zip", "-o", "a.zip"),
     "unpack": ("a.zip", "-o", "a"),
+    "quantize": ("docs", "--calibration", "images", "-o", "a"),
     "bench": (SMALL,),
     "compare": ("a.json", "b.json"),
     "report": ("a.json", "--markdown"),

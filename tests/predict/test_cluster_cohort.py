@@ -35,14 +35,23 @@ def scheduler(place: Path) -> Iterator[str]:
         yield address
 
 
+def predicted(folder: Path, artifact: Path, cases: int) -> Path:
+    """A folder with a cohort in ``in``, and in ``out`` what is right for it."""
+    make(folder / "in", *(f"case {number:02}" for number in range(cases)))
+    with steps_in_process():
+        assert run("predict", artifact, folder / "in", folder / "out").returncode == 0
+    return folder
+
+
 @pytest.fixture(scope="module")
 def whole(hand: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cohort, and in ``out`` what is right for it."""
-    folder = tmp_path_factory.mktemp("whole")
-    make(folder / "in", *(f"case {number:02}" for number in range(10)))
-    with steps_in_process():
-        assert run("predict", hand, folder / "in", folder / "out").returncode == 0
-    return folder
+    return predicted(tmp_path_factory.mktemp("whole"), hand, 10)
+
+
+@pytest.fixture(scope="module")
+def larger(hand: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cohort that isn't done before a signal comes."""
+    return predicted(tmp_path_factory.mktemp("larger"), hand, 60)
 
 
 def wait_for(happens: Callable[[], object], seconds: float = 90) -> None:
@@ -143,10 +152,10 @@ def _start(*arguments: object) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_client_that_ends_leaves_finished_cases_and_no_stray_task(
-    how: signal.Signals, hand: Path, whole: Path, scheduler: str, tmp_path: Path
+    how: signal.Signals, hand: Path, larger: Path, scheduler: str, tmp_path: Path
 ) -> None:
     out, report = tmp_path / "out", tmp_path / "r.jsonl"
-    words = (hand, whole / "in", out, "--scheduler", scheduler, "--report", report)
+    words = (hand, larger / "in", out, "--scheduler", scheduler, "--report", report)
     with _start(*words, "--threads", "1") as running:
         assert running.stdout is not None and running.stderr is not None
         while not running.stdout.readline().startswith("case"):
@@ -159,10 +168,10 @@ def test_a_client_that_ends_leaves_finished_cases_and_no_stray_task(
         wait_for(lambda: not any(client.processing().values()))
         wait_for(lambda: not any(client.run(lambda: bool(remote._tasks())).values()))
     before = made(out)
-    assert before.items() <= made(whole / "out").items()
+    assert before.items() <= made(larger / "out").items()
     done = run("predict", *words)
     assert done.returncode == 0, done.stderr
-    assert made(out) == made(whole / "out")
+    assert made(out) == made(larger / "out")
     assert set(statuses(report).values()) == {"done"}
 
 
