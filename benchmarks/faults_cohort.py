@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import psutil
 import SimpleITK
+from dask import config
 
 from benchmarks.docs import ROOT, put_block
 from segonnx.core import cluster as dask
@@ -95,6 +96,8 @@ def on_a_cluster(artifact: Path, folder: Path) -> dict[str, Any]:
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     env = {"PYTHONPATH": str(folder / "site")}
+    # A local cluster drops a worker that isn't back in 15 s: a second kill while it starts would take it away for good.
+    config.set({"distributed.deploy.lost-worker-timeout": "1 hour"})
     with cluster(place, [str(number) for number in range(WORKERS)], threads=2, env=env) as address:
 
         def worker() -> int | None:
@@ -160,7 +163,8 @@ def campaign(
         time.sleep(random.uniform(0.5, 3.0))
         if todo:
             which = todo[-1]
-            pid = random.choice(list(running.values())).pid if which else victim()
+            alive = [process.pid for process in running.values() if process.poll() is None]
+            pid = (random.choice(alive) if alive else None) if which else victim()
             if pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
