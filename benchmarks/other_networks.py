@@ -27,7 +27,7 @@ BLOCK_VERSION = 1
 """Raised when what this program writes, or measures, changes."""
 PAGE = docs.ROOT / "docs" / "performance.md"
 PEER = "openvino-stock"
-ROUNDS = 11
+ROUNDS = 7
 Built = tuple["nn.Module", tuple[int, ...]]
 """A network, and the shape of its input (N, C, spatial...)."""
 
