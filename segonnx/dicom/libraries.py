@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 
-from segonnx.errors import InputError
+from segonnx.errors import InputError, SegonnxError
 
 NEEDED = {
     "SimpleITK": "SimpleITK",
@@ -75,6 +75,25 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         _INSIDE.leave()
+
+
+@contextlib.contextmanager
+def refusing(said: str) -> Iterator[None]:
+    """Use the libraries quietly, and refuse what they stumble over in one line, without the values that they quote.
+
+    Args:
+        said: The line.
+
+    Raises:
+        InputError: The block raised something that nobody expected.
+    """
+    try:
+        with quiet():
+            yield
+    except (SegonnxError, MemoryError):
+        raise
+    except Exception as error:
+        raise InputError(said) from error
 
 
 def _changes() -> contextlib.ExitStack:

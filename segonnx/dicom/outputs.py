@@ -16,7 +16,7 @@ from segonnx.core import files
 from segonnx.dicom import libraries
 from segonnx.dicom.segments import Code, Segment, boxes, text
 from segonnx.dicom.series import Series
-from segonnx.errors import InputError, ResourceError, SegonnxError
+from segonnx.errors import InputError, ResourceError
 
 Array = npt.NDArray[Any]
 
@@ -143,13 +143,8 @@ def making(what: str) -> Iterator[None]:
     Raises:
         InputError: The block raised something that nobody expected.
     """
-    try:
-        with libraries.quiet():
-            yield
-    except (SegonnxError, MemoryError):
-        raise
-    except Exception as error:
-        raise InputError(f"no {what} can be made of this series: its header breaks DICOM's rules") from error
+    with libraries.refusing(f"no {what} can be made of this series: its header breaks DICOM's rules"):
+        yield
 
 
 def write(made: Any, path: Path) -> None:

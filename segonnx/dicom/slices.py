@@ -10,7 +10,7 @@ from typing import Any
 
 from segonnx.dicom import libraries
 from segonnx.dicom.files import Found
-from segonnx.errors import InputError, SegonnxError
+from segonnx.errors import InputError
 
 SINGLE = {
     "1.2.840.10008.5.1.4.1.1.2": "CT",
@@ -109,13 +109,8 @@ def reading(what: object) -> Iterator[None]:
     Raises:
         InputError: The block raised something that nobody expected.
     """
-    try:
-        with libraries.quiet():
-            yield
-    except (SegonnxError, MemoryError):
-        raise
-    except Exception as error:
-        raise InputError(f"{what} is no intact DICOM file: its header can't be read") from error
+    with libraries.refusing(f"{what} is no intact DICOM file: its header can't be read"):
+        yield
 
 
 _WHOLE = {"StudyInstanceUID": "study", "PatientID": "patient", "FrameOfReferenceUID": "frame of reference"}

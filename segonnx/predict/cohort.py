@@ -122,8 +122,6 @@ def recipe(artifacts: tuple[Verified, Verified | None], options: FileOptions) ->
             "roi_subset": None if options.roi_subset is None else list(options.roi_subset),
             "remove_small_blobs": options.remove_small_blobs,
             "one_file_per_class": options.one_file_per_class,
-            "preview": options.looks.preview is not None,
-            "statistics": options.looks.statistics is not None,
         },
     }
 
@@ -315,6 +313,7 @@ class Cohort:
             return None
         why = records.differs(record, self.recipe)
         why = why or records.changed(record, self._target, {path.name: path for path in job.channels})
+        why = why or records.lacks(record, self._target, job.made(self._artifact.config, self._options))
         if self._options.overwrite and record["segonnx"] != __version__:
             why = f"made by segonnx {record['segonnx']}"
         if why is None:

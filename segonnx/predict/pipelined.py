@@ -6,7 +6,6 @@ Memory then holds one more image as it was read, and one more label map, than th
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -181,7 +180,7 @@ class _Pipeline:
             "done",
             self._recipe,
             inputs=[records.described(path, path.name) for path in request.job.channels],
-            outputs=[records.described(path, _beside(path, request.target)) for path in request.made],
+            outputs=[records.described(path, records.name_of(path, request.target)) for path in request.made],
             shape=list(predicted.shape),
             spacing=[float(size) for size in case.image.spacing],
             seconds={step: round(seconds, 4) for step, seconds in predicted.seconds.items()},
@@ -214,8 +213,3 @@ class _Pipeline:
                 with contextlib.suppress(OSError):
                     request.job.path.rmdir()
             self._answer(Answer(request.job.case, error=subprocesses.translate(error)))
-
-
-def _beside(path: Path, target: Path) -> str:
-    """A file by its place as seen from the folder of the label maps."""
-    return Path(os.path.relpath(path, target)).as_posix()

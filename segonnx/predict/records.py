@@ -7,7 +7,8 @@ import io
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -128,12 +129,26 @@ def changed(record: Record, target: Path, inputs: Mapping[str, Path]) -> str | N
     return None
 
 
+def name_of(path: Path, target: Path) -> str:
+    """What a record calls a file that was made: its place as seen from the folder of the label maps."""
+    return Path(os.path.relpath(path, target)).as_posix()
+
+
+def lacks(record: Record, target: Path, wanted: Iterable[Path]) -> str | None:
+    """Which of the files that are wanted of a case was never made, in words; None where all were."""
+    known = {entry["file"] for entry in record.get("outputs", [])}
+    missing = [path for path in wanted if name_of(path, target) not in known]
+    return f"made without {missing[0].name}" if missing else None
+
+
 def _same(path: Path, entry: Mapping[str, Any]) -> bool:
     """Whether a file is the one that a record has. It is read where its time is another one, as a copy's is."""
     try:
         info = path.stat()
-        if info.st_size != entry["bytes"] or info.st_mtime_ns == entry["modified_ns"]:
-            return bool(info.st_size == entry["bytes"])
+        if not stat.S_ISREG(info.st_mode) or info.st_size != entry["bytes"]:
+            return False
+        if info.st_mtime_ns == entry["modified_ns"]:
+            return True
         return bool(files.sha256(path) == entry["sha256"])
     except OSError:
         return False

@@ -46,6 +46,44 @@ def made(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.nii.gz"))}
 
 
+@pytest.mark.parametrize("kind", [("--preview", ".png"), ("--statistics", ".csv")])
+def test_pictures_and_numbers_are_part_of_what_is_done(
+    hand: Path, kind: tuple[str, str], tmp_path: Path, here: None
+) -> None:
+    option, ending = kind
+    source, out, looks = make(tmp_path / "in", "a", "b"), tmp_path / "out", tmp_path / "looks"
+    first = run("predict", hand, source, out)
+    assert first.returncode == 0, first.stderr
+    more = (option, looks)
+    refused = run("predict", hand, source, out, *more)
+    assert refused.returncode == 2 and f"made without a{ending}: --overwrite replaces it" in message(refused)
+    done = run("predict", hand, source, out, *more, "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in looks.iterdir()) == [f"a{ending}", f"b{ending}"]
+    for words in (more, ()):  # who wants less is content with more
+        assert "2 of 2 cases are done, 2 of them before" in run("predict", hand, source, out, *words).stdout
+    (looks / f"a{ending}").unlink()
+    again = run("predict", hand, source, out, *more, "--overwrite")
+    assert "1 of them before" in again.stdout and (looks / f"a{ending}").exists()
+
+
+def test_a_folder_of_cases_is_no_dicom_series_and_sends_no_pictures(hand: Path, tmp_path: Path, here: None) -> None:
+    source = make(tmp_path / "in", "a")
+    for words, said in (
+        (("--format", "dicom-seg"), "--format dicom-seg is made of a DICOM series, and"),
+        (("--scheduler", "tcp://127.0.0.1:1", "--transfer", "--preview", tmp_path / "p"), "--preview isn't sent back"),
+        (("--scheduler", "tcp://127.0.0.1:1", "--transfer", "--codes", tmp_path / "c"), "--codes isn't sent back"),
+    ):
+        done = run("predict", hand, source, tmp_path / "out", *words)
+        assert done.returncode == 2 and said in message(done) and "\n" not in message(done)
+
+
+def test_a_record_names_files_and_no_device(tmp_path: Path) -> None:
+    for name in ("/dev/zero", str(tmp_path), "../gone"):
+        entry = {"file": name, "bytes": Path(name).stat().st_size if Path(name).exists() else 0, "modified_ns": 0}
+        assert records.changed({"outputs": [entry | {"sha256": "0" * 64}]}, tmp_path, {}) == f"{name} was changed since"
+
+
 def lines(report: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in report.read_text("utf-8").splitlines()]
 
