@@ -603,8 +603,8 @@ def _export_on_workers(
     Raises:
         SegonnxError: the only one failed, or there is no cluster.
     """
-    from segonnx.commands import export_machines
     from segonnx.core import cluster
+    from segonnx.exporters import machines
 
     done: dict[str, Exported] = {}
     failed: dict[str, SegonnxError] = {}
@@ -621,7 +621,7 @@ def _export_on_workers(
             display.echo(place + exported_line(ended))
 
     with cluster.connect(address) as client:
-        export_machines.export(client, jobs, threads, end, display)
+        machines.export(client, jobs, threads, end, display)
     return [done[spec.name] for spec, _ in jobs if spec.name in done], failed
 
 

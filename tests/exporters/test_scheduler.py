@@ -13,9 +13,9 @@ import pytest
 from distributed import Client, Worker
 
 from segonnx.artifacts.verify import verify
-from segonnx.commands import export_machines
 from segonnx.core import cluster, slots
 from segonnx.errors import InputError, SegonnxError, StageError
+from segonnx.exporters import machines
 from segonnx.exporters.pipeline import Exported, Settings
 from segonnx.sources import catalog
 from segonnx.sources.catalog import ModelSpec
@@ -80,7 +80,7 @@ def exports(client: Client, out: Path, act: Callable[[str], None]) -> Exported |
         assert spec.name == GOOD
         ended.append(found)
 
-    export_machines.export(client, [(catalog.find(GOOD), Settings(out, shape=SHAPE))], 1, end, act)
+    machines.export(client, [(catalog.find(GOOD), Settings(out, shape=SHAPE))], 1, end, act)
     (found,) = ended
     return found
 
@@ -142,7 +142,7 @@ def test_what_stands_in_the_way_is_told_before_the_work(client: Client, tmp_path
     steps: list[str] = []
     ended: list[object] = []
     jobs = [(catalog.find(GOOD), Settings(tmp_path, shape=SHAPE, overwrite=True))]
-    export_machines.export(client, jobs, 1, lambda _, found: ended.append(found), steps.append)
+    machines.export(client, jobs, 1, lambda _, found: ended.append(found), steps.append)
     (error,) = ended
     assert isinstance(error, InputError) and "thesis.txt" in str(error)
     assert not any(": exporting" in step for step in steps)

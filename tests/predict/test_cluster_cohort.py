@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -147,7 +148,10 @@ def test_what_a_cluster_cannot_do_is_one_line(hand: Path, whole: Path, tmp_path:
 
 def _start(*arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "segonnx", "predict", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell starts its background jobs deaf to Ctrl-C, and so would be what these tests start.
+    hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, preexec_fn=hear)  # noqa: PLW1509
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

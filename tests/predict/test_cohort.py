@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -460,7 +461,10 @@ def test_what_a_killed_run_left_is_no_obstacle(hand: Path, tmp_path: Path, here:
 
 def _start(*arguments: object, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "segonnx", "predict", *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell starts its background jobs deaf to Ctrl-C, and so would be what these tests start.
+    hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True, preexec_fn=hear)  # noqa: PLW1509
 
 
 def test_a_killed_run_goes_on_where_it_was(hand: Path, tmp_path: Path) -> None:
