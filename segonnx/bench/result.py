@@ -154,8 +154,8 @@ class Row:
 
     @property
     def ci95_s(self) -> tuple[float, float] | None:
-        """Its 95 % confidence interval."""
-        return stats.ci95(self.rounds, self.rounds_per_process) if self.rounds else None
+        """Its 95 % confidence interval; None of one round, which doesn't say how far the next would be."""
+        return stats.ci95(self.rounds, self.rounds_per_process) if len(self.rounds) > 1 else None
 
     @property
     def images_per_s(self) -> float | None:

@@ -15,7 +15,6 @@ from segonnx.core.tolerances import Agreement, Difference, compare, compare_labe
 from segonnx.errors import ParityError, first_line
 from segonnx.exporters import outputs
 from segonnx.exporters.parity import ParityCheck, compare_more, require_within
-from segonnx.exporters.parity_inputs import graph_feeds
 from segonnx.exporters.settings import OutputKind
 
 
@@ -45,7 +44,7 @@ def measure(
         run = file_runs.opened(runtime, artifact / MODEL, check.threads)
         for i, test_input in enumerate(check.inputs):
             progress(f"running {title} on {test_input.name}")
-            logits, *others = run(graph_feeds(test_input, check.spec))
+            logits, *others = run(check.given(i))
             results.append(_compared(check, i, output, logits, scale))
             require_within(results[-1], title, test_input.name)
             for k, (name, found) in enumerate(zip(check.spec.more_outputs, others, strict=True), 1):

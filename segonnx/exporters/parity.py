@@ -30,7 +30,7 @@ from segonnx.core.tolerances import (
 )
 from segonnx.errors import ParityError
 from segonnx.exporters import opsets
-from segonnx.exporters.parity_inputs import Feeds, graph_feeds
+from segonnx.exporters.parity_inputs import Feeds, kept
 from segonnx.exporters.settings import OutputKind
 from segonnx.sources.catalog import ModelSpec
 
@@ -51,7 +51,7 @@ class ParityCheck:
     Attributes:
         inputs: the test inputs.
         spec: the network.
-        folder: holds PyTorch's logits on test input i as ``logits_i.npy``.
+        folder: holds PyTorch's logits on test input i as ``logits_i.npy``, and what the graphs are given.
         threads: threads of ONNX Runtime.
     """
 
@@ -64,6 +64,10 @@ class ParityCheck:
         """PyTorch's logits on test input i, mapped from their file."""
         logits: synthetic_inputs.Array = np.load(self.folder / f"logits_{i}.npy", mmap_mode="r", allow_pickle=False)
         return logits
+
+    def given(self, i: int) -> Feeds:
+        """What the graphs are given for test input i, mapped from their files."""
+        return kept(self.folder, i, self.inputs[i], self.spec)
 
     def more(self, i: int, k: int) -> npt.NDArray[Any]:
         """PyTorch's k-th output after the segmentation on test input i, mapped from its file."""
@@ -161,7 +165,7 @@ def _measured(
 ) -> Measured:
     """The parity of a graph on test input i; see ``measure``."""
     test_input = check.inputs[i]
-    arrays = graph_feeds(test_input, check.spec)
+    arrays = check.given(i)
     progress(f"running {model} in ONNX Runtime on {test_input.name}")
     logits, *others = run(session, arrays)
     progress(f"comparing the logits of {test_input.name}")
@@ -185,7 +189,7 @@ def _write_test_data(artifact: Path, check: ParityCheck, output: OutputKind | No
     exact = output == "labels" and not check.spec.more_outputs
     tolerance = 0.0 if exact else TOLERANCES[DTYPE].max_rel_error
     spread = max(std_of(answer.reshape(1, 1, -1)) for answer in answers.values()) if tolerance else 0.0
-    testdata.write(artifact, graph_feeds(check.inputs[0], check.spec), answers, atol=tolerance * spread, rtol=tolerance)
+    testdata.write(artifact, check.given(0), answers, atol=tolerance * spread, rtol=tolerance)
 
 
 def compare_more(check: ParityCheck, i: int, k: int, found: npt.NDArray[Any], title: str, what: str) -> Difference:

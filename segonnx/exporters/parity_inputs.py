@@ -103,6 +103,32 @@ def graph_feeds(test_input: ParityInput, spec: ModelSpec) -> Feeds:
     return {spec.input: image} | _more(test_input)
 
 
+def keep(folder: Path, i: int, arrays: Feeds, spec: ModelSpec) -> None:
+    """Write down what the graph of ``spec`` is given for test input i: drawing it takes longer than reading it."""
+    for name, path in _files(folder, i, spec).items():
+        np.save(path, arrays[name])
+
+
+def kept(folder: Path, i: int, test_input: ParityInput, spec: ModelSpec) -> Feeds:
+    """What the graph is given for test input i, mapped from files that are written where they aren't yet.
+
+    Args:
+        folder: where the export keeps its files.
+        i: the number of the test input.
+        test_input: the test input.
+        spec: the network.
+    """
+    paths = _files(folder, i, spec)
+    if not all(path.exists() for path in paths.values()):
+        keep(folder, i, graph_feeds(test_input, spec), spec)
+    return {name: np.load(path, mmap_mode="r", allow_pickle=False) for name, path in paths.items()}
+
+
+def _files(folder: Path, i: int, spec: ModelSpec) -> dict[str, Path]:
+    names = [spec.input, *(given.name for given in spec.more_inputs)]
+    return {name: folder / f"input_{i}_{k}.npy" for k, name in enumerate(names)}
+
+
 def graph_shape(test_input: ParityInput, spec: ModelSpec) -> list[int]:
     """The shape of the image that the graph is given for a test input."""
     return [*test_input.shape] if spec.pixels is None else spec.pixels.shape(test_input.shape)

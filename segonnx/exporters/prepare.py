@@ -14,7 +14,7 @@ from segonnx.core.files import sha256
 from segonnx.core.subprocesses import Bounds, Progress
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.errors import ConversionError, InputError, ParityError, first_line
-from segonnx.exporters.parity_inputs import RESAMPLED, Feeds, ModuleInput, feeds, halved
+from segonnx.exporters.parity_inputs import RESAMPLED, Feeds, ModuleInput, feeds, halved, keep
 from segonnx.sources.catalog import ModelSpec
 from segonnx.sources.smp import TIMM
 
@@ -275,7 +275,10 @@ def _write_down(built: BuiltModel, macs: int, preparation: Preparation, progress
     while waiting:
         test_input = waiting.pop(0)
         progress(f"running PyTorch on {test_input.name}")
-        answer = _answer(built.module, preparation, test_input)
+        arrays = feeds(test_input, preparation.spec)
+        if preparation.spec.pixels is None:
+            keep(preparation.folder, len(inputs), arrays, preparation.spec)
+        answer = _answer(built.module, preparation, test_input, arrays)
         given = answer if isinstance(answer, tuple) else (answer,)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in given):
             instead = _instead(test_input, preparation.spec)
@@ -286,7 +289,7 @@ def _write_down(built: BuiltModel, macs: int, preparation: Preparation, progress
             name = f"more_{len(inputs)}_{k}.npy" if k else f"logits_{len(inputs)}.npy"
             np.save(preparation.folder / name, tensor.numpy())
         inputs.append(test_input)
-        del answer, given
+        del answer, given, arrays
     if all(one.kind == "constant" for one in inputs):
         raise InputError(
             f"{preparation.spec.name} gives NaN or infinite values on noise, in PyTorch itself: its inputs have a "
@@ -296,7 +299,7 @@ def _write_down(built: BuiltModel, macs: int, preparation: Preparation, progress
     return Prepared(counting.parameters(built.module), macs, sha256(state), values, tuple(inputs))
 
 
-def _answer(module: nn.Module, preparation: Preparation, test_input: ParityInput) -> Any:
+def _answer(module: nn.Module, preparation: Preparation, test_input: ParityInput, arrays: Feeds) -> Any:
     """What the network gives for a test input.
 
     Raises:
@@ -307,7 +310,7 @@ def _answer(module: nn.Module, preparation: Preparation, test_input: ParityInput
     spec = preparation.spec
     try:
         with torch.inference_mode():
-            return call(module, spec, feeds(test_input, spec))
+            return call(module, spec, arrays)
     except RuntimeError as error:
         if test_input.shape == preparation.shape:
             raise

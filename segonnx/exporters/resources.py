@@ -50,9 +50,10 @@ def require_disk(spec: ModelSpec, shape: tuple[int, ...], work: Path) -> None:
         ResourceError: it has less.
     """
     weights = 4 * _parameters(spec)
-    # The weights lie there as safetensors and as ONNX (twice while they move inside), the logits of the test inputs
-    # as arrays and as test data.
-    needed = weights * (2 if weights > EXTERNAL_BYTES else 3) + 4 * _logits_bytes(spec, shape) + 10**7
+    # The weights lie there as safetensors and as ONNX (twice while they move inside), the test inputs and
+    # their logits as arrays and as test data.
+    arrays = 4 * (_logits_bytes(spec, shape) + 4 * math.prod(shape))
+    needed = weights * (2 if weights > EXTERNAL_BYTES else 3) + arrays + 10**7
     files.require_space(needed, work, spec.name, "free some space, or choose another folder with --out")
 
 

@@ -79,8 +79,8 @@ def charts(result: Result) -> list[Chart]:
 def _time(title: str, rows: list[Row], names: dict[CaseKey, str]) -> Chart:
     values: list[dict[str, Any]] = []
     for row in rows:
-        assert row.median_s is not None and row.ci95_s is not None
-        low, high = row.ci95_s
+        assert row.median_s is not None
+        low, high = row.ci95_s or (row.median_s, row.median_s)
         values.append(
             {
                 "model": names[row.case], "runtime": row.backend, "ms": 1e3 * row.median_s, "low": 1e3 * low,

@@ -149,11 +149,11 @@ def ratio(value: float, ends: tuple[float, float] | None, digits: int = 2) -> st
 
 
 def time(row: Row) -> str:
-    """The median time of a pass with the half-width of its interval; empty where there are no times."""
+    """The median time of a pass with the half-width of its interval, if it has one; empty where there are no times."""
     if not timed(row):
         return ""
-    assert row.median_s is not None and row.ci95_s is not None
-    return interval(row.median_s, row.ci95_s)
+    assert row.median_s is not None
+    return seconds(row.median_s) if row.ci95_s is None else interval(row.median_s, row.ci95_s)
 
 
 def speedup(row: Row, *, mark: bool = True) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from segonnx.core import subprocesses
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.errors import InputError, StageError
+from segonnx.exporters.parity import ParityCheck
 from segonnx.exporters.prepare import STATE, Preparation, Weights
 from segonnx.exporters.steps import ModuleSteps, SpecSteps
 from segonnx.models.base import BuiltModel
@@ -57,10 +59,22 @@ def test_a_module_is_prepared_in_this_process(tmp_path: Path) -> None:
     prepared = steps.prepare(Preparation(SPEC, SPEC.input_shape, (ParityInput("noise", SPEC.input_shape),), tmp_path))
     assert prepared.parameters == 8
     assert prepared.macs == 3 * 2 * 8 * 8
-    assert {path.name for path in tmp_path.iterdir()} == {STATE, "logits_0.npy"}
+    assert {path.name for path in tmp_path.iterdir()} == {STATE, "input_0_0.npy", "logits_0.npy"}
     assert steps.stages.keys() == {"prepare"}
     assert not steps.random_weights
     assert steps.adapt(SPEC) is SPEC
+
+
+def test_the_graph_is_given_what_a_network_then_overwrites(tmp_path: Path) -> None:
+    class Overwriting(Local):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.mul_(0))
+
+    test_input = ParityInput("noise", SPEC.input_shape)
+    steps = ModuleSteps(BuiltModel(Overwriting(nn.ReLU()).eval()), subprocesses.silent)
+    steps.prepare(Preparation(SPEC, SPEC.input_shape, (test_input,), tmp_path))
+    given = ParityCheck((test_input,), SPEC, tmp_path, 1).given(0)
+    assert np.array_equal(given["input"], test_input.make(SPEC.modality))
 
 
 def test_an_error_of_a_module_is_one_line(tmp_path: Path) -> None:

@@ -85,6 +85,15 @@ def test_a_row_without_times_shows_why() -> None:
     assert "14.60M" in printed
 
 
+def test_one_round_has_no_interval() -> None:
+    row = _row("stunet-s", 10.0)
+    assert rows.time(row) == "400.0 ms ±0.0 %"
+    row.rounds = [[0.4, 0.5, 0.3]]
+    assert rows.time(row) == "400.0 ms"
+    assert row.as_dict()["ci95_s"] is None
+    assert "±" not in tables.family(Result({"threads": 2, "cpu": "test"}, "", [row]), "3d")
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.0003499, "0.000350"), (0.0234, "0.0234"), (1.234, "1.23"), (12.34, "12.3"), (123.4, "123"), (1234.5, "1,234")],
