@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy.typing as npt
@@ -58,6 +58,7 @@ def verify(
     folder: Path,
     *,
     replay: bool = True,
+    test_data: bool = True,
     also: Sequence[str] = (),
     threads: int = 0,
     bounds: Bounds | None = None,
@@ -69,6 +70,8 @@ def verify(
     Args:
         folder: the artifact.
         replay: run the model too.
+        test_data: hash the test data too, which may be far larger than the model; False for who never reads it. Its
+            names and sizes are checked all the same.
         also: replay in these, too: names of ``file_runs``.
         threads: threads of the replay; 0 leaves the number to the runtime.
         key: the public key of who must have signed it, in PEM.
@@ -84,7 +87,7 @@ def verify(
     progress("reading the manifest")
     try:
         content = manifest.read(folder)
-        _check_files(folder, content, progress)
+        _check_files(folder, content, progress, test_data=test_data or replay)
     except OSError as error:
         raise VerifyError(f"{error.filename or folder} can't be read: {error.strerror}") from error
     if key is not None:
@@ -156,7 +159,7 @@ def _tolerance(folder: Path, content: Manifest) -> Tolerance:
     return tolerance
 
 
-def _check_files(folder: Path, content: Manifest, progress: Progress) -> None:
+def _check_files(folder: Path, content: Manifest, progress: Progress, *, test_data: bool) -> None:
     wanted = content["files"]
     own = {layout.MANIFEST, layout.SIGNATURE}
     found = set(_walk(folder, own | wanted.keys()))
@@ -169,12 +172,19 @@ def _check_files(folder: Path, content: Manifest, progress: Progress) -> None:
         if path.stat().st_size != entry["bytes"]:
             raise VerifyError(f"{path} has {path.stat().st_size:,} bytes, the manifest says {entry['bytes']:,}")
     for name, entry in wanted.items():
+        if not test_data and _is_test_data(name):
+            continue
         progress(f"hashing {name}")
         digest = sha256(folder / name)
         if digest != entry["sha256"]:
             raise VerifyError(
                 f"{folder / name} was changed: its SHA-256 is {digest[:16]}..., not {entry['sha256'][:16]}..."
             )
+
+
+def _is_test_data(name: str) -> bool:
+    """Whether a file of an artifact, or of a member of one, lies in the folder of the test data."""
+    return layout.TEST_DATA in PurePosixPath(name).parts[:-1]
 
 
 def _walk(folder: Path, known: set[str]) -> Iterator[str]:
@@ -234,6 +244,8 @@ def _check_graph(path: Path, content: Manifest) -> tuple[str, ...]:
         raise VerifyError(f"{path} has operators that aren't ONNX's own: {', '.join(foreign[:3])}")
     if unknown := sorted(set(weights) - content["files"].keys()):
         raise VerifyError(f"{path} has weights in {unknown[0]!r}, which the manifest doesn't know")
+    if misplaced := [name for name in weights if _is_test_data(name)]:
+        raise VerifyError(f"{path} has weights in {misplaced[0]!r}, where test data is")
     return tuple(weights)
 
 

@@ -50,7 +50,7 @@ def check(folder: Path, bounds: Bounds, progress: Progress) -> Verified:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder")
-    content = verify(folder, replay=False, bounds=bounds, progress=progress).manifest
+    content = verify(folder, replay=False, test_data=False, bounds=bounds, progress=progress).manifest
     return Verified(folder, content, config_of(folder, content))
 
 

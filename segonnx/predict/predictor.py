@@ -226,7 +226,7 @@ class Artifact:
             raise InputError(f"{folder} is not a folder")
         if concurrent < 1:
             raise InputError(f"concurrent= takes a number above 0; found {concurrent}")
-        self._open(folder, verify(folder, replay=False).manifest, threads, concurrent, None)
+        self._open(folder, verify(folder, replay=False, test_data=False).manifest, threads, concurrent, None)
 
     @classmethod
     def verified(

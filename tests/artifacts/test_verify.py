@@ -461,6 +461,44 @@ def test_weights_in_a_file_that_the_manifest_does_not_know_are_refused(artifact:
         verify(artifact, replay=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "found"), [(layout.OUTPUT, False), (layout.INPUT, False), (layout.MODEL, True), (layout.CARD, True)]
+)
+def test_who_does_not_read_the_test_data_need_not_hash_it(name: str, *, found: bool, artifact: Path) -> None:
+    path = artifact / name
+    changed = bytearray(path.read_bytes())
+    changed[-1] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(VerifyError, match="was changed"):
+        verify(artifact, replay=False)
+    with pytest.raises(VerifyError, match="was changed"):
+        verify(artifact, test_data=False)
+    if found:
+        with pytest.raises(VerifyError, match="was changed"):
+            verify(artifact, replay=False, test_data=False)
+    else:
+        verify(artifact, replay=False, test_data=False)
+        path.write_bytes(changed[:-1])
+        with pytest.raises(VerifyError, match="bytes, the manifest says"):
+            verify(artifact, replay=False, test_data=False)
+
+
+def test_weights_do_not_hide_among_the_test_data(artifact: Path) -> None:
+    model = onnx.load(artifact / "model.onnx")
+    tensor = max(model.graph.initializer, key=lambda one: len(one.raw_data))
+    size = len(tensor.raw_data)
+    path = artifact / layout.TEST_DATA / "weights"
+    path.write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", f"{layout.TEST_DATA}/weights"), ("offset", "0"), ("length", str(size))):
+        tensor.external_data.add(key=key, value=value)
+    (artifact / "model.onnx").write_bytes(model.SerializeToString())
+    reseal(artifact, rehash=True)
+    with pytest.raises(VerifyError, match="where test data is"):
+        verify(artifact, replay=False, test_data=False)
+
+
 def test_an_artifact_without_its_manifest_stays_one(artifact: Path) -> None:
     (artifact / "manifest.json").unlink()
     done = run("verify", artifact)
