@@ -52,6 +52,7 @@ import os, sys
 def hook(event, args):
     if event == "open" and "deadly" in str(args[0]) and "_0000" in str(args[0]):
         os.kill(os.getppid(), 9)
+        os.kill(os.getpid(), 9)  # or it is done before the system has noticed the death of its parent
 
 sys.addaudithook(hook)
 """
@@ -200,9 +201,13 @@ def campaign(
             path.unlink()
     for words in commands if twice else ():
         _start(words, None, place / "said").wait()
-    return checked(place, folder) | {
-        "ended otherwise": ended, "kills": kills, "kills of commands": own_kills, "commands that died": died, "not made": len(todo),
-        "good cases hit twice": len(twice), "seconds": round(seconds, 1),
+    found = checked(place, folder)
+    if env is None or running:  # a client of a cluster has no process of its own that a kill could hit
+        found["wrong"] += ended
+        found["wrong ends"] += len(ended)
+    return found | {
+        "ended otherwise": ended, "kills": kills, "kills of commands": own_kills, "commands that died": died,
+        "not made": len(todo), "good cases hit twice": len(twice), "seconds": round(seconds, 1),
     }  # fmt: skip
 
 

@@ -193,6 +193,7 @@ def hook(event, args):
             if name == "crash" or not deaths:
                 open(os.path.join(folder, f"{name}.{deaths}"), "x").close()
                 os.kill(os.getppid(), 9)
+                os.kill(os.getpid(), 9)
 
 sys.addaudithook(hook)
 """
