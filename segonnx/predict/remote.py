@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import threading
@@ -57,7 +58,10 @@ class _Server:
     """A process that does the cases of a run on this worker. It is started by the first one, and ends when idle."""
 
     def __init__(self, run: Run, share: int) -> None:
-        folders = [None if digest is None else transfer.kept(digest) for digest in run.digests]
+        self._held = contextlib.ExitStack()
+        folders = [
+            None if digest is None else self._held.enter_context(transfer.in_use(digest)) for digest in run.digests
+        ]
         checked = [
             None if folder is None else bounded.check(folder, run.bounds, subprocesses.silent) for folder in folders
         ]
@@ -106,6 +110,7 @@ class _Server:
         """End the process, and whatever it does."""
         self._closed = True
         self._local.kill()
+        self._held.close()
         with self._asked:
             self._asked.notify()
 

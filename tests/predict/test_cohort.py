@@ -105,6 +105,7 @@ def killer(tmp_path: Path) -> Callable[[str], dict[str, str]]:
             "def hook(event, args):\n"
             "    if event == 'open' and 'crash_0000' in str(args[0]):\n"
             f"        os.kill(os.{whom}(), 9)\n"
+            "        os.kill(os.getpid(), 9)\n"
             "sys.addaudithook(hook)\n"
         )
         return {**os.environ, "PYTHONPATH": str(folder)}
