@@ -43,10 +43,10 @@ CLOSE_S = 5.0
 """How long workers may take to forget a run."""
 PATIENCE_S = 60.0
 """How long no worker may be there, unless the user says otherwise."""
-UNREADY = 12
+UNREADY = 30
 """So many workers may die one after another while they get ready."""
 FAILURES = 2
-"""So often a worker may be unable to do a case, for a reason that isn't the case's, before it isn't used."""
+"""So often a worker may fail for a reason that isn't a case's, before it isn't used."""
 
 
 @dataclass(eq=False)
@@ -59,7 +59,7 @@ class _Worker:
         there: It hasn't gone.
         ready: It has the artifacts.
         useless: Why it can't do cases of this run; empty if it can.
-        failures: How often it couldn't do one.
+        failures: How often it couldn't do one, for another reason than the case.
         alone: What it has in hand must be alone.
         in_hand: The cases that it has.
     """
@@ -242,7 +242,7 @@ class Cluster:
             with self._hosts[worker.member.host]:
                 for parcel in self._parcels:
                     parcel.bring(worker.slot.ask)
-            worker.slot.ask(remote.prepare, self._run, share)
+            self._load(worker, share)
         except StoppedError:
             return
         except WorkerGoneError:
@@ -253,6 +253,15 @@ class Cluster:
             self._events.put(partial(self._give_up, worker, error))
         else:
             self._events.put(partial(self._is_ready, worker))
+
+    def _load(self, worker: _Worker, share: int) -> None:
+        """Have a worker load the artifacts. What it starts for that may be killed, and is started once more."""
+        try:
+            worker.slot.ask(remote.prepare, self._run, share)
+        except WorkerGoneError:
+            raise
+        except StageError:
+            worker.slot.ask(remote.prepare, self._run, share)
 
     def _is_ready(self, worker: _Worker) -> None:
         worker.ready, self._unready = True, 0
