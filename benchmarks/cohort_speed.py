@@ -1,9 +1,10 @@
 """What a cohort takes beside its network. Writes a block of docs/cohorts.md, and the report that docs/scale.md needs.
 
-    python -m benchmarks.cohort_speed FOLDER [CASES]
+    python -m benchmarks.cohort_speed FOLDER [ROUNDS [CASES]]
 
-The same command does one case and then CASES (24) of them, on an idle machine. What one case takes beyond its steps is
-the start: Python, the check of the artifact, loading. Of the others' time the network's own is what can't be saved.
+The same command does one case and then CASES (24) of them, ROUNDS times (3), on an idle machine. What one case takes
+beyond its steps is the start: Python, the check of the artifact, loading. Of the others' time the network's own is what
+can't be saved.
 """
 
 from __future__ import annotations
@@ -35,13 +36,11 @@ REPORT = "report.jsonl"
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    count = int(sys.argv[2]) if len(sys.argv) > 2 else CASES
+    rounds, count = (*map(int, sys.argv[2:]), *(ROUNDS, CASES)[len(sys.argv) - 2 :])
     artifact = material(folder, count)
-    found = [measured(artifact, folder, count) for _ in range(ROUNDS if count == CASES else 1)]
-    best = sorted(found, key=lambda one: one["ratio"])[len(found) // 2]
+    found = sorted((measured(artifact, folder, count) for _ in range(rounds)), key=lambda one: float(one["ratio"]))
     print(json.dumps(found, indent=1))
-    if count == CASES:
-        put_block(ROOT / "docs" / "cohorts.md", "speed", text(best, count), "benchmarks.cohort_speed")
+    put_block(ROOT / "docs" / "cohorts.md", "speed", text(found, count), "benchmarks.cohort_speed")
 
 
 def material(folder: Path, count: int) -> Path:
@@ -91,15 +90,17 @@ def measured(artifact: Path, folder: Path, count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def text(found: dict[str, Any], count: int) -> str:
-    """What is put into the page."""
+def text(rounds: list[dict[str, Any]], count: int) -> str:
+    """What is put into the page, of rounds from the best to the worst."""
+    found = rounds[len(rounds) // 2]
     shape = "x".join(map(str, SHAPE))
     return (
         f"{count} cases of {shape} voxels took {found['whole'] - found['start']:.1f} s after a start of "
         f"{found['start']:.1f} s. The network alone took {found['network']:.1f} s of it, and reading and writing one\n"
         f"case {found['files']:.2f} s: the cohort took **{found['ratio']:.3f} times** as long as these two. What is "
         f"around the network took {found['around']:.1f} s,\n"
-        f"most of it while the network ran. This is the median of {ROUNDS} runs."
+        f"most of it while the network ran. Median of rounds: {len(rounds)}, from {rounds[0]['ratio']:.3f} to "
+        f"{rounds[-1]['ratio']:.3f}."
     )
 
 

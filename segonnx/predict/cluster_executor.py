@@ -24,7 +24,7 @@ from segonnx.core import cluster, files
 from segonnx.core.cluster import Member, SchedulerGoneError
 from segonnx.core.slots import Slot, StoppedError, WorkerGoneError
 from segonnx.core.subprocesses import Progress
-from segonnx.errors import InputError, ResourceError, SegonnxError, StageError
+from segonnx.errors import InputError, ResourceError, SegonnxError, StageError, first_line
 from segonnx.predict import claims, pipelined, records, remote
 from segonnx.predict.bounded import Verified
 from segonnx.predict.pipelined import Answer, Request
@@ -290,7 +290,7 @@ class Cluster:
             InputError: No other one is left.
         """
         if not worker.useless:
-            worker.ready, worker.useless = False, str(error)
+            worker.ready, worker.useless = False, first_line(error)
             self._tell(f"the worker {worker.member.address} isn't used: {error}")
         if all(other.useless for other in self._workers.values()):
             raise InputError(f"no worker can be used; {worker.member.address}: {error}")
