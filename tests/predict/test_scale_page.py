@@ -49,7 +49,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
 def sh(script: str, folder: Path, **more: str) -> str:
     done = subprocess.run(
         ["bash", "-euc", script], check=False, cwd=folder, env=environment(folder, **more), capture_output=True,
-        text=True, timeout=120,
+        text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
