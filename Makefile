@@ -16,7 +16,7 @@ DATA := deepbet nilearn
 # Tests of one file stay together, and share what they made first.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --durations 15
 
-.PHONY: install old-runtimes judges docs demo reference-systems bench bench-perf bench-predict bench-selftest faults test test-all check lint reference clean
+.PHONY: install old-runtimes judges docs demo reference-systems bench bench-perf bench-predict bench-selftest bench-cohorts faults faults-cohort test test-all check lint reference clean
 
 install: $(STAMP)
 
@@ -97,9 +97,25 @@ bench-predict: install
 bench-selftest: install old-runtimes judges
 	$(BIN)/python -m benchmarks.bench_selftest
 
+# What cohorts take beside their networks, and where clusters and folders become the limit: some minutes, on an idle machine.
+# Writes parts of docs/cohorts.md and docs/scale.md.
+bench-cohorts: install
+	mkdir -p results/cohort
+	$(BIN)/python -m benchmarks.cohort_speed results/cohort
+	$(BIN)/python -m benchmarks.scale scheduler results/scale
+	$(BIN)/python -m benchmarks.scale folder results/scale results/cohort/artifact
+	$(BIN)/python -m benchmarks.scale table results/scale "results/cohort/all report.jsonl"
+
 # Damages artifacts, documents and archives in thousands of ways and kills commands: an hour. Writes docs/reliability.md.
 faults: install
 	$(BIN)/python -m benchmarks.faults
+
+# Kills workers, clients and parts of cohorts at random: some minutes. Writes a part of docs/reliability.md.
+faults-cohort: install
+	mkdir -p results/faults-cohort
+	$(BIN)/python -m benchmarks.faults_cohort cluster results/faults-cohort
+	$(BIN)/python -m benchmarks.faults_cohort parts results/faults-cohort
+	$(BIN)/python -m benchmarks.faults_cohort table results/faults-cohort
 
 test: install old-runtimes judges
 	$(BIN)/python -m pytest -m "not slow and not serial" $(PARALLEL)

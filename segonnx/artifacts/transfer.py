@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 import time
 import uuid
@@ -26,6 +27,10 @@ BLOCK = 4 * 2**20
 """Bytes that are sent at a time."""
 ABANDONED_S = 86_400.0
 """The age from which a file that was never received whole belongs to nobody."""
+MOST_BYTES = 50 * 10**9
+"""So much this machine keeps of what others sent it, unless more is in use."""
+RECENT_S = 3_600.0
+"""What was asked for within this time is in use: whoever asked may be about to load it."""
 _PART = ".part"
 
 
@@ -38,6 +43,71 @@ def cache() -> Path:
 def kept(digest: str) -> Path:
     """Where this machine keeps the artifact of a digest."""
     return cache() / "artifacts" / digest
+
+
+@contextlib.contextmanager
+def in_use(digest: str) -> Iterator[Path]:
+    """Where this machine keeps the artifact of a digest, which stays there until the block, or this process, ends."""
+    with _locked(digest, exclusively=False):
+        _touch(kept(digest))
+        yield kept(digest)
+
+
+def tidy() -> None:
+    """Remove what was used longest ago, until no more than ``MOST_BYTES`` is kept. What is in use stays."""
+    found = []
+    for path in (*(cache() / "artifacts").glob("[!.]*"), *(cache() / "files").glob("*")):
+        if path.suffix == _PART:
+            continue
+        with contextlib.suppress(OSError):
+            found.append((path.lstat().st_mtime, path, _size(path)))
+    left = sum(size for *_, size in found)
+    for used, path, size in sorted(found):
+        if left <= MOST_BYTES:
+            return
+        if time.time() - used > RECENT_S and _removed(path):
+            left -= size
+
+
+def _size(path: Path) -> int:
+    return sum(one.lstat().st_size for one in (path, *path.rglob("*")) if not one.is_dir())
+
+
+def _removed(path: Path) -> bool:
+    """Remove an artifact or a file that is kept, unless it is in use."""
+    try:
+        with _locked(path.name, exclusively=True):
+            if path.is_dir():
+                gone = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+                path.rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
+            else:
+                path.unlink()
+    except OSError:  # it is in use, or another process was quicker
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _locked(name: str, *, exclusively: bool) -> Iterator[None]:
+    """Hold the lock of something that is kept, where the system has such locks. It goes with the process.
+
+    Raises:
+        OSError: Another process holds it, and one wants it exclusively.
+    """
+    folder = cache() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("wb") as file:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusively else fcntl.LOCK_SH)
+        yield
+
+
+def _touch(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        os.utime(path)
 
 
 class Parcel(contextlib.AbstractContextManager["Parcel"]):
@@ -162,6 +232,7 @@ def holds(digest: str, bounds: Bounds | None) -> bool:
     folder = kept(digest)
     if not folder.is_dir():
         return False
+    _touch(folder)
     try:
         return bool(verify(folder, replay=False, bounds=bounds).manifest["digest"] == digest)
     except VerifyError:
@@ -181,6 +252,7 @@ def accept(packed: Path, digest: str, bounds: Bounds | None) -> None:
             if (found := source.manifest()["digest"]) != digest:
                 raise VerifyError(f"another artifact came than was asked for: {found[:16]}..., not {digest[:16]}...")
         packing.unpack(packed, kept(digest), overwrite=True, bounds=bounds)
+        tidy()
     finally:
         packed.unlink(missing_ok=True)
 
@@ -217,13 +289,19 @@ def check(path: Path, digest: str) -> None:
 
 def keep(path: Path, digest: str) -> Path:
     """Keep a file that was sent, under its digest. Returns where."""
-    return path.replace(_files() / digest)
+    kept_at = path.replace(_files() / digest)
+    _touch(kept_at)
+    tidy()
+    return kept_at
 
 
 def find(digest: str) -> Path | None:
     """A file that this machine keeps; None where there is none of these bytes."""
     path = _files() / digest
-    return path if path.is_file() and files.sha256(path) == digest else None
+    if not path.is_file() or files.sha256(path) != digest:
+        return None
+    _touch(path)
+    return path
 
 
 def pack(folder: Path, bounds: Bounds | None) -> tuple[Path, int]:

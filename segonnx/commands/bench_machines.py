@@ -246,7 +246,9 @@ def time_part(plan: Plan, given: Path | None) -> Part:
 
 
 def _time_part(plan: Plan, given: Path | None, progress: Progress) -> Part:
-    folders = {one.artifact: transfer.kept(one.artifact) for one in plan.networks if one.artifact is not None}
-    work = bench_plan.planned(plan, folders, given, progress)
-    result = run.bench(work.targets, plan.here(), work.x, lambda _: None, progress)
+    digests = [one.artifact for one in plan.networks if one.artifact is not None]
+    with contextlib.ExitStack() as stack:
+        folders = {digest: stack.enter_context(transfer.in_use(digest)) for digest in digests}
+        work = bench_plan.planned(plan, folders, given, progress)
+        result = run.bench(work.targets, plan.here(), work.x, lambda _: None, progress)
     return Part(result, bench_plan.failed(result))

@@ -11,7 +11,7 @@ import click
 
 from segonnx.commands import options
 from segonnx.core import cluster
-from segonnx.errors import CheckFailed, InputError
+from segonnx.errors import CheckFailed, InputError, ResourceError
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -111,6 +111,12 @@ TELL_S = 60.0
 @click.option(
     "--transfer", is_flag=True, help="Of --scheduler: send images and label maps. [default: workers see the same paths]"
 )
+@click.option(
+    "--worker-wait",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Of --scheduler: so long no worker may be there, before the command ends. [default: 60]",
+)
 @options.overwrite("Replace what is there already, but for what is done in the same way.")
 @options.json_file("Write what was done, with times by step.")
 def command(artifact: Path, source: Path, target: Path, json_path: Path | None, **how: Any) -> None:
@@ -140,7 +146,7 @@ def command(artifact: Path, source: Path, target: Path, json_path: Path | None, 
 
     previous, threads, postprocess = how.pop("previous"), how.pop("threads"), how.pop("postprocess")
     bounds = Bounds(how.pop("timeout"), how.pop("max_memory"))
-    scheduler, transfer = how.pop("scheduler"), how.pop("transfer")
+    scheduler, transfer, patience = how.pop("scheduler"), how.pop("transfer"), how.pop("worker_wait")
     through = {key: how.pop(key) for key in ("part", "fail_fast", "report")}
     subset = how.pop("roi_subset")
     how["roi_subset"] = None if subset is None else tuple(dict.fromkeys(subset.split(",")))
@@ -163,6 +169,8 @@ def command(artifact: Path, source: Path, target: Path, json_path: Path | None, 
     _require_folder(source, {**through, "scheduler": scheduler})
     if transfer and scheduler is None:
         raise InputError("--transfer sends images to workers: it needs --scheduler ADDRESS")
+    if patience is not None and scheduler is None:
+        raise InputError("--worker-wait is for workers of a cluster: it needs --scheduler ADDRESS")
     done: list[Predicted] = []
     cohort = None
     with options.display() as display, options.orderly_end(), contextlib.ExitStack() as stack:
@@ -177,7 +185,7 @@ def command(artifact: Path, source: Path, target: Path, json_path: Path | None, 
             series_files.require_no_format(source, settings)
             cohort = Cohort(artifacts, source, target, settings, CohortOptions(**through), display)
             work = _Work(cohort, artifacts, settings, threads, bounds)
-            executor = work.here(display) if client is None else work.on(client, display, transfer=transfer)
+            executor = work.here(display) if client is None else work.on(client, display, patience, transfer=transfer)
             done = _through(cohort, executor, display, carried=client is None)
         else:
             for case in bounded.predict(
@@ -225,9 +233,9 @@ class _Work:
             progress=progress,
         )
 
-    def on(self, client: Client, display: Display, *, transfer: bool) -> Executor:
-        """An executor of a cluster."""
-        from segonnx.predict.cluster_executor import Cluster
+    def on(self, client: Client, display: Display, patience: float | None, *, transfer: bool) -> Executor:
+        """An executor of a cluster, which waits so many seconds for a worker where none is there."""
+        from segonnx.predict.cluster_executor import PATIENCE_S, Cluster
         from segonnx.predict.remote import Run
 
         recipe = self.cohort.recipe
@@ -241,7 +249,14 @@ class _Work:
             None if transfer else self.cohort.mark,
         )
         progress = _counted(self.cohort, display)
-        return Cluster(client, self.artifacts, run, progress=progress, tell=lambda line: display.echo(line, err=True))
+        return Cluster(
+            client,
+            self.artifacts,
+            run,
+            progress=progress,
+            tell=lambda line: display.echo(line, err=True),
+            patience=patience or PATIENCE_S,
+        )
 
 
 def _counted(cohort: Cohort, display: Display) -> Progress:
@@ -280,15 +295,20 @@ def _through(cohort: Cohort, executor: Executor, display: Display, *, carried: b
         )
     done: list[Predicted] = []
     told = time.monotonic()
-    for ended in cohort.predict(executor, carried=carried):
-        if ended.predicted is not None:
-            done.append(ended.predicted)
-            display.echo(_line(ended.predicted))
-        elif ended.error is not None:
-            display.echo(f"segonnx: {ended.case}: {ended.error}", err=True)
-        if time.monotonic() - told > TELL_S:
-            told = time.monotonic()
-            display.echo(_how_far(cohort))
+    try:
+        for ended in cohort.predict(executor, carried=carried):
+            if ended.predicted is not None:
+                done.append(ended.predicted)
+                display.echo(_line(ended.predicted))
+            elif ended.error is not None:
+                display.echo(f"segonnx: {ended.case}: {ended.error}", err=True)
+            if time.monotonic() - told > TELL_S:
+                told = time.monotonic()
+                display.echo(_how_far(cohort))
+    except ResourceError:
+        whole = sum(ended.status in ("done", "before") for ended in cohort.ended.values())
+        display.echo(f"{whole:,} of {cohort.mine:,} cases are done, {cohort.mine - whole:,} aren't", err=True)
+        raise
     counts = Counter(ended.status for ended in cohort.ended.values())
     if counts["before"] or counts["elsewhere"] or cohort.not_done:
         before = f", {counts['before']:,} of them before" if counts["before"] else ""

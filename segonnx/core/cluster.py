@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import logging
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from segonnx.errors import InputError, ResourceError, first_line
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
+T = TypeVar("T")
 CONNECT_S = 10.0
-"""How long a scheduler may take to answer."""
+"""How long a scheduler may take to answer at first."""
+ANSWER_S = 30.0
+"""How long a scheduler that answered before may take, before it is gone."""
+CANCEL_S = 5.0
+"""How long it may take to withdraw work."""
 ALIKE = ("segonnx", "distributed")
 """The packages that must have one version at both ends: functions are sent by their names."""
+
+
+class SchedulerGoneError(ResourceError):
+    """The scheduler is gone, or says nothing any more."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +103,7 @@ def require_alike(client: Client) -> None:
         InputError: They haven't. The message names the first that differs.
         ResourceError: The scheduler is gone.
     """
-    with reached(client):
-        found: Any = client.get_versions(packages=[*ALIKE])
+    found: Any = _answered(client, lambda: client.get_versions(packages=[*ALIKE]))
     ours = _versions(found["client"])
     others = {"the scheduler": found["scheduler"]}
     others |= {f"the worker {address}": told for address, told in sorted(found["workers"].items())}
@@ -124,8 +134,39 @@ def reached(client: Client) -> Iterator[None]:
     try:
         yield
     except (CommClosedError, CancelledError, ConnectionError, TimeoutError) as error:
-        where = client.scheduler.address if client.scheduler is not None else "its address"
-        raise ResourceError(f"the scheduler at {where} is gone: {first_line(error)}") from error
+        raise SchedulerGoneError(f"the scheduler at {address_of(client)} is gone: {first_line(error)}") from error
+
+
+def address_of(client: Client) -> str:
+    """Where the scheduler of a client is, or was."""
+    return client.scheduler.address if client.scheduler is not None else "its address"
+
+
+def apart(function: Callable[[], T]) -> concurrent.futures.Future[T]:
+    """What a function gives that may wait for ever, in a thread that the end of the process doesn't wait for."""
+    given: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            given.set_result(function())
+        except BaseException as error:  # noqa: BLE001 (whoever waits must hear of it)
+            given.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return given
+
+
+def _answered(client: Client, asks: Callable[[], T]) -> T:
+    """What the scheduler answers. The library waits for ever for one that stands still.
+
+    Raises:
+        SchedulerGoneError: It is gone, or says nothing.
+    """
+    answer = apart(asks)
+    if not concurrent.futures.wait([answer], ANSWER_S).done:
+        raise SchedulerGoneError(f"the scheduler at {address_of(client)} hasn't answered for {ANSWER_S:g} s")
+    with reached(client):
+        return answer.result()
 
 
 def members(client: Client) -> list[Member]:
@@ -134,20 +175,20 @@ def members(client: Client) -> list[Member]:
     Raises:
         ResourceError: The scheduler is gone.
     """
-    with reached(client):
-        known: Any = client.scheduler_info(n_workers=-1).get("workers")
-        if known is None:
-            raise ConnectionError("the connection was lost")
+    told: Any = _answered(client, lambda: client.scheduler_info(n_workers=-1))
+    known = told.get("workers")
+    if known is None or client.status != "running":
+        raise SchedulerGoneError(f"the scheduler at {address_of(client)} is gone: the connection was lost")
     return [
         Member(
             address,
-            told["host"],
-            str(told["name"]),
-            told["nthreads"],
-            int(told["memory_limit"] or 0),
-            dict(told["resources"]),
+            worker["host"],
+            str(worker["name"]),
+            worker["nthreads"],
+            int(worker["memory_limit"] or 0),
+            dict(worker["resources"]),
         )
-        for address, told in sorted(known.items())
+        for address, worker in sorted(known.items())
     ]
 
 
@@ -161,7 +202,7 @@ def one_per_host(found: list[Member]) -> list[Member]:
 
 @contextlib.contextmanager
 def withdrawn(client: Client) -> Iterator[list[Future]]:
-    """A list for futures. What of them hasn't ended is cancelled when the block ends, by Ctrl-C or however else.
+    """A list for futures. What is in it when the block ends, by Ctrl-C or however else, is cancelled.
 
     A task that runs isn't interrupted by that: it asks ``unwanted`` now and then, and ends by itself.
     """
@@ -169,10 +210,9 @@ def withdrawn(client: Client) -> Iterator[list[Future]]:
     try:
         yield futures
     finally:
-        left = [future for future in futures if not future.done()]
-        if left and client.status == "running":
+        if futures and client.status == "running":
             with contextlib.suppress(Exception):  # the scheduler may be what is gone
-                client.cancel(left, force=True)
+                apart(lambda: client.cancel(futures, force=True)).result(CANCEL_S)
 
 
 def unwanted() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import queue
 import threading
@@ -64,32 +65,33 @@ class Slot:
         Raises:
             SegonnxError: As the function raised it, or as what it raised translates.
             WorkerGoneError: The worker died.
-            ResourceError: The scheduler is gone.
+            SchedulerGoneError: The scheduler is gone.
             StoppedError: ``stop`` was set.
         """
         from distributed import KilledWorker
 
         client, address = self._client, self.member.address
-        with cluster.reached(client), cluster.withdrawn(client) as futures:
+        with cluster.withdrawn(client) as futures, cluster.reached(client):
             future: Any = client.submit(
                 function, *arguments, workers=[address], allow_other_workers=False, pure=False, retries=0,
                 resources=self._resources,
             )  # fmt: skip
             futures.append(future)
-            ended = threading.Event()
-            future.add_done_callback(lambda _: ended.set())
-            while not ended.wait(LOOK_S):
+            # The library would wait for ever for what a worker has done and took along when it died.
+            answer: concurrent.futures.Future[T] = cluster.apart(future.result)
+            while not concurrent.futures.wait([answer], LOOK_S).done:
                 if self._stop.is_set():
                     raise StoppedError
                 if not self._there():
                     raise WorkerGoneError(f"the worker {address} died")
-            if future.status == "finished":
-                value: T = future.result()
-                return value
-            error = future.exception()
+            error = answer.exception()
+            if error is not None and future.status != "error":
+                raise error
+            futures.clear()
+        if error is None:
+            return answer.result()
         if isinstance(error, KilledWorker):
             raise WorkerGoneError(f"the worker {address} died, more than once") from None
-        assert error is not None
         raise subprocesses.translate(error) from error
 
 

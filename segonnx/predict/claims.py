@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import psutil
 
@@ -29,13 +29,15 @@ from segonnx.errors import ResourceError, SegonnxError
 HEARTBEAT_S = 10.0
 """How often a run says that it lives."""
 EXPIRED_S = 120.0
-"""The age at which a run is dead whose process can't be looked for: storage may tell of a file a minute late."""
+"""The age at which a run is dead that isn't known to be: storage may tell of a file a minute late."""
 ATTEMPTS = 2
-"""So many processes may die with a case in hand, before it is left."""
+"""So many processes may die with a case alone in hand, before it is left."""
 RUNS = "runs"
 """The folder for the files of runs, in that of the claims."""
 MAX_BYTES = 2**12
 """No claim's file is larger."""
+Sign = Literal["none", "among others", "alone"]
+"""What the death of a claim's run says of the case: nothing; that it may be why; or that nothing else was in hand."""
 _LOGGER = logging.getLogger("segonnx.claims")
 
 
@@ -45,7 +47,7 @@ class State(Enum):
     TAKEN = "it is ours"
     ELSEWHERE = "a process that lives has it"
     SUSPECT = "a process died with it"
-    LEFT = "so many processes died with it that nobody tries it again"
+    LEFT = "so many processes died with it alone in hand that nobody tries it again"
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Claims:
         self._thread.join()
         with contextlib.suppress(OSError):
             for case, number in self._held.items():
-                self.path(case, number).write_text(self._text(counts=False), "ascii")
+                self.path(case, number).write_text(self._text("none"), "ascii")
             (self._runs / self._name).unlink(missing_ok=True)
 
     def path(self, case: str, number: int) -> Path:
@@ -108,21 +110,21 @@ class Claims:
 
         Args:
             case: The case's name.
-            suspect: Take it although a process died with it.
+            suspect: Take it although a process died with it. It is alone in hand, then.
 
         Raises:
             ResourceError: The folder can't be written to.
         """
-        number, dead = 1, 0
+        number, suspected, dead = 1, False, 0
         while True:
             try:
                 found = self._claim(case, number)
                 if found is None:
                     if dead >= ATTEMPTS:
                         return Answer(State.LEFT)
-                    if dead and not suspect:
+                    if suspected and not suspect:
                         return Answer(State.SUSPECT)
-                    if self._make(case, number):
+                    if self._make(case, number, "alone" if suspect else "among others"):
                         return Answer(State.TAKEN, begun=number > 1)
                     continue  # another was quicker
             except OSError as error:
@@ -131,7 +133,8 @@ class Claims:
                 return Answer(State.TAKEN, begun=number > 1)
             if self._lives(found["run"], self.path(case, number)):
                 return Answer(State.ELSEWHERE)
-            dead += found["counts"]
+            suspected = suspected or found["death"] != "none"
+            dead += found["death"] == "alone"
             number += 1
 
     def held(self, case: str) -> Path | None:
@@ -155,10 +158,16 @@ class Claims:
                 self.path(case, number).unlink()
             number += 1
 
-    def died(self, case: str) -> None:
-        """Say that a process of another machine died with a case of ours in hand, and give it up."""
+    def died(self, case: str, *, alone: bool) -> None:
+        """Say that a process of another machine died with a case of ours in hand, and give it up.
+
+        Args:
+            case: The case's name.
+            alone: It had nothing else in hand.
+        """
+        sign: Sign = "alone" if alone else "among others"
         with contextlib.suppress(OSError):
-            self.path(case, self._held.pop(case)).write_text(self._text(counts=True, run="died"), "ascii")
+            self.path(case, self._held.pop(case)).write_text(self._text(sign, run="died"), "ascii")
 
     def moves(self, case: str) -> bool:
         """Whether the run that has a case was seen to say twice that it lives: it isn't worth waiting for."""
@@ -172,29 +181,29 @@ class Claims:
         before = self._seen.setdefault(found["run"], age)
         return age > before
 
-    def _make(self, case: str, number: int) -> bool:
+    def _make(self, case: str, number: int, sign: Sign) -> bool:
         """Make the file of a claim; False where it is there."""
         try:
             with self.path(case, number).open("x", encoding="ascii") as file:
-                file.write(self._text(counts=self._carried))
+                file.write(self._text(sign if self._carried else "none"))
         except FileExistsError:
             return False
         self._held[case] = number
         return True
 
-    def _text(self, *, counts: bool, run: str | None = None) -> str:
-        return json.dumps({"run": run or self._name, "counts": counts}) + "\n"
+    def _text(self, death: Sign, *, run: str | None = None) -> str:
+        return json.dumps({"run": run or self._name, "death": death}) + "\n"
 
     def _claim(self, case: str, number: int) -> dict[str, Any] | None:
-        """What a claim says; None where there is none. One that was cut counts, and is of a run that isn't known."""
+        """What a claim says; None where there is none. One that was cut is a sign, and of a run that isn't known."""
         path = self.path(case, number)
         if not os.path.lexists(path):
             return None
         with contextlib.suppress(SegonnxError):
             content = documents.read(path, MAX_BYTES)
-            if isinstance(content, dict) and type(content.get("run")) is str and type(content.get("counts")) is bool:
+            if isinstance(content, dict) and type(content.get("run")) is str and content.get("death") in get_args(Sign):
                 return content
-        return {"run": "", "counts": True}
+        return {"run": "", "death": "among others"}
 
     def _lives(self, run: str, claim: Path) -> bool:
         """Whether a run isn't known to be dead."""
@@ -205,9 +214,10 @@ class Claims:
             if not os.path.lexists(path):
                 return False  # it ended and left no word
             content = {}
-        if isinstance(content, dict) and content.get("where") == _where():
-            return _runs_here(content.get("process"), content.get("began"))
-        return self._beat() - _modified(path) < EXPIRED_S
+        here = isinstance(content, dict) and content.get("where") == _where()
+        if here and not _runs_here(content.get("process"), content.get("began")):
+            return False
+        return self._beat() - _modified(path) < EXPIRED_S  # a process of this machine may stand still for ever, too
 
     def _beat(self) -> float:
         """Say that this run lives. The answer is the time as the storage has it, which may not be this machine's."""
@@ -276,6 +286,10 @@ def _runs_here(process: object, began: object) -> bool:
     if type(process) is not int or type(began) is not float:
         return False
     try:
-        return abs(psutil.Process(process).create_time() - began) < 1.0
+        found = psutil.Process(process)
+        return abs(found.create_time() - began) < 1.0 and found.status() not in (
+            psutil.STATUS_ZOMBIE,  # it was killed, and nobody has asked how it ended
+            psutil.STATUS_DEAD,
+        )
     except psutil.Error:
         return False

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 from segonnx.artifacts import transfer
 from segonnx.artifacts.transfer import Ask, Parcel
 from segonnx.core import cluster, files
-from segonnx.core.cluster import Member
+from segonnx.core.cluster import Member, SchedulerGoneError
 from segonnx.core.slots import Slot, StoppedError, WorkerGoneError
 from segonnx.core.subprocesses import Progress
-from segonnx.errors import InputError, ResourceError, SegonnxError, StageError
+from segonnx.errors import InputError, ResourceError, SegonnxError, StageError, first_line
 from segonnx.predict import claims, pipelined, records, remote
 from segonnx.predict.bounded import Verified
 from segonnx.predict.pipelined import Answer, Request
@@ -41,6 +41,12 @@ PORTERS = 8
 """So many cases' files are on their way to or from workers at the same time."""
 CLOSE_S = 5.0
 """How long workers may take to forget a run."""
+PATIENCE_S = 60.0
+"""How long no worker may be there, unless the user says otherwise."""
+UNREADY = 30
+"""So many workers may die one after another while they get ready."""
+FAILURES = 2
+"""So often a worker may fail for a reason that isn't a case's, before it isn't used."""
 
 
 @dataclass(eq=False)
@@ -52,7 +58,8 @@ class _Worker:
         slot: Asks it.
         there: It hasn't gone.
         ready: It has the artifacts.
-        useless: It can't do cases of this run.
+        useless: Why it can't do cases of this run; empty if it can.
+        failures: How often it couldn't do one, for another reason than the case.
         alone: What it has in hand must be alone.
         in_hand: The cases that it has.
     """
@@ -61,7 +68,8 @@ class _Worker:
     slot: Slot = field(init=False)
     there: bool = True
     ready: bool = False
-    useless: bool = False
+    useless: str = ""
+    failures: int = 0
     alone: bool = False
     in_hand: set[str] = field(default_factory=set)
 
@@ -84,7 +92,8 @@ class Cluster:
         artifacts: What to predict with: the artifact, and of a cascade the first stage.
         run: What workers are told of the run.
         progress: A progress callback.
-        tell: Gets a line for each worker that can't be used, or that died.
+        tell: Gets a line for each worker that can't be used, and where none is left.
+        patience: The seconds for which no worker may be there.
     """
 
     def __init__(
@@ -95,8 +104,10 @@ class Cluster:
         *,
         progress: Progress,
         tell: Callable[[str], object],
+        patience: float = PATIENCE_S,
     ) -> None:
         self._client, self._run, self._progress, self._tell = client, run, progress, tell
+        self._patience, self._left_alone, self._unready = patience, 0.0, 0
         self._folders = [(one.folder, one.manifest["digest"]) for one in artifacts if one is not None]
         self._workers: dict[str, _Worker] = {}
         self._answers: deque[Answer] = deque()
@@ -143,15 +154,53 @@ class Cluster:
         self._thread(partial(self._do, worker, request, alone))
 
     def receive(self) -> Answer | None:
-        """See ``Executor``."""
+        """See ``Executor``.
+
+        Raises:
+            ResourceError: The scheduler is gone, or no worker was there for too long.
+            InputError: No worker can be used.
+        """
         if not self._answers:
             if not any(worker.ready and worker.there for worker in self._workers.values()):
                 self._progress("waiting for a worker that is ready")
-            self._events.get()()
+            self._require_worker()
+            with contextlib.suppress(queue.Empty):
+                self._events.get(timeout=LOOK_S)()
         return self._answers.popleft() if self._answers else None
 
+    def _require_worker(self) -> None:
+        """See to it that a worker is there, or was not long ago.
+
+        Raises:
+            ResourceError: None was for too long.
+            InputError: Those that are there can't be used.
+        """
+        if any(worker.there and not worker.useless for worker in self._workers.values()):
+            self._left_alone = 0.0
+        elif not self._left_alone:
+            self._left_alone = time.monotonic()
+            gone = "left" if self._workers else "there"
+            where = cluster.address_of(self._client)
+            self._tell(f"no worker is {gone} at {where}: waiting {self._patience:g} s for one")
+        elif time.monotonic() - self._left_alone > self._patience:
+            for worker in self._workers.values():
+                if worker.there:
+                    raise InputError(f"no worker can be used; {worker.member.address}: {worker.useless}")
+            where = cluster.address_of(self._client)
+            raise ResourceError(
+                f"no worker was there at {where} for {self._patience:g} s: start one, and run this again"
+            )
+
     def _thread(self, work: Callable[[], object]) -> threading.Thread:
-        thread = threading.Thread(target=work, daemon=True)
+        """Run something in a thread. What it raises ends the run: nobody else would hear of it."""
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 (the thread that receives raises it)
+                self._events.put(partial(self._raise, error))
+
+        thread = threading.Thread(target=run, daemon=True)
         thread.start()
         return thread
 
@@ -161,11 +210,7 @@ class Cluster:
     def _watch(self) -> None:
         """Look for workers that came or went, now and then."""
         while not self._stop.wait(LOOK_S):
-            try:
-                found = cluster.members(self._client)
-            except SegonnxError as error:
-                self._events.put(partial(self._raise, error))
-                return
+            found = cluster.members(self._client)
             known = {address for address, worker in list(self._workers.items()) if worker.there}
             if known != {member.address for member in found} or (self._died and found):
                 self._events.put(partial(self._see, found))
@@ -197,27 +242,57 @@ class Cluster:
             with self._hosts[worker.member.host]:
                 for parcel in self._parcels:
                     parcel.bring(worker.slot.ask)
-            worker.slot.ask(remote.prepare, self._run, share)
-        except (WorkerGoneError, StoppedError):
+            self._load(worker, share)
+        except StoppedError:
             return
+        except WorkerGoneError:
+            self._events.put(partial(self._died_unready, worker))
+        except SchedulerGoneError:
+            raise
         except Exception as error:  # noqa: BLE001 (whatever it was, the others go on)
             self._events.put(partial(self._give_up, worker, error))
         else:
-            self._events.put(partial(setattr, worker, "ready", True))
+            self._events.put(partial(self._is_ready, worker))
+
+    def _load(self, worker: _Worker, share: int) -> None:
+        """Have a worker load the artifacts. What it starts for that may be killed, and is started once more."""
+        try:
+            worker.slot.ask(remote.prepare, self._run, share)
+        except WorkerGoneError:
+            raise
+        except StageError:
+            worker.slot.ask(remote.prepare, self._run, share)
+
+    def _is_ready(self, worker: _Worker) -> None:
+        worker.ready, self._unready = True, 0
+
+    def _died_unready(self, worker: _Worker) -> None:
+        """Take note of a worker that died while it got ready.
+
+        Raises:
+            ResourceError: Too many did.
+        """
+        self._unready += 1
+        if self._unready >= UNREADY:
+            raise ResourceError(f"{UNREADY} workers died one after another while they got ready: do they have memory?")
+        self._forget(worker)
+
+    def _fails(self, worker: _Worker, error: Exception) -> None:
+        """Take note of a worker that couldn't do a case, for a reason that isn't the case's. See ``_give_up``."""
+        worker.failures += 1
+        if worker.failures >= FAILURES:
+            self._give_up(worker, error)
 
     def _give_up(self, worker: _Worker, error: Exception) -> None:
         """Take note of a worker that can't be used.
 
         Raises:
             InputError: No other one is left.
-            ResourceError: The scheduler is gone.
         """
-        if self._client.status != "running":
-            raise ResourceError(f"the scheduler is gone: {error}")
         if not worker.useless:
-            worker.ready, worker.useless = False, True
+            worker.ready, worker.useless = False, first_line(error)
             self._tell(f"the worker {worker.member.address} isn't used: {error}")
-        if all(other.useless or not other.there for other in self._workers.values()):
+        if all(other.useless for other in self._workers.values()):
             raise InputError(f"no worker can be used; {worker.member.address}: {error}")
 
     def _do(self, worker: _Worker, request: Request, alone: bool) -> None:
@@ -232,13 +307,14 @@ class Cluster:
             return
         except claims.LostError as error:
             answer = Answer(case, error=error, lost=True)
-        except (WorkerGoneError, UnknownRunError) as error:
+        except (WorkerGoneError, UnknownRunError):
             died = StageError(f"the worker {worker.member.address} died with it")
-            answer = Answer(case, error=died, died=True)
-            if isinstance(error, UnknownRunError):  # another process has the address
-                self._events.put(partial(self._forget, worker))
+            answer = Answer(case, error=died, died=True, alone=len(worker.in_hand) == 1)
+            self._events.put(partial(self._forget, worker))  # another process may have the address
+        except SchedulerGoneError:
+            raise
         except Exception as error:  # noqa: BLE001 (it isn't the case's: those are answers)
-            self._events.put(partial(self._give_up, worker, error))
+            self._events.put(partial(self._fails, worker, error))
             ours = error if isinstance(error, SegonnxError) else StageError(str(error))
             answer = Answer(case, error=ours, again=True)
         self._events.put(partial(self._hand_back, worker, answer))
@@ -248,12 +324,12 @@ class Cluster:
         self._look()
 
     def _hand_back(self, worker: _Worker, answer: Answer) -> None:
+        if answer.died:  # it stays in the hands of the dead worker: who else was there isn't forgotten
+            self._died.append((time.monotonic(), answer))
+            return
         worker.in_hand.discard(answer.case)
         worker.alone = worker.alone and bool(worker.in_hand)
-        if answer.died:
-            self._died.append((time.monotonic(), answer))
-        else:
-            self._answers.append(answer)
+        self._answers.append(answer)
 
     def _sent(self, ask: Ask, request: Request, *, alone: bool) -> Answer:
         """Have a case done whose files are sent, and whose label map is sent back."""
@@ -280,7 +356,7 @@ class Cluster:
             records.write(request.target, record)
             return replace(answer, record=record, predicted=replace(answer.predicted, path=job.path))
         except SegonnxError as error:
-            if isinstance(error, (WorkerGoneError, claims.LostError)):
+            if isinstance(error, (WorkerGoneError, SchedulerGoneError, claims.LostError)):
                 raise
             return Answer(job.case, error=error)
         except OSError as error:

@@ -340,7 +340,9 @@ class Cohort:
         elif answer.state is State.SUSPECT:
             self._alone.append(replace(item, alone=True, warnings=("a process died with it before",)))
         elif answer.state is State.LEFT:
-            said = f"two processes died with it: to have it tried again, remove {self._folder / job.case}.*"
+            said = (
+                f"two processes died with it alone in hand: to have it tried again, remove {self._folder / job.case}.*"
+            )
             yield self._not_done(job.case, "left", CheckFailed(said))
         elif (record := self._done(job)) is not None:  # another process was quicker
             self._claims.release(job.case)
@@ -406,7 +408,7 @@ class Cohort:
             self._elsewhere.append(item)
         elif answer.died:
             if not item.compare:
-                self._claims.died(answer.case)
+                self._claims.died(answer.case, alone=answer.alone)
             self._again(item, f"tried again alone: {answer.error}")
         elif subprocesses.ran_out_of_disk(answer.error):
             raise answer.error

@@ -111,10 +111,8 @@ class Local:
             return self._dead.popleft()
         talk = self._talk or self._start()
         try:
+            self._load(talk)
             answer = talk.receive()
-            if not self._loaded:
-                self._loaded = True
-                answer = talk.receive()
         except (StageError, ResourceError) as error:
             if not self._loaded:
                 raise
@@ -129,6 +127,19 @@ class Local:
         with self._lock:
             del self._in_hand[answer.case]
         return answer
+
+    def load(self) -> None:
+        """Have the networks loaded, in the thread that receives.
+
+        Raises:
+            SegonnxError: They can't be.
+        """
+        self._load(self._talk or self._start())
+
+    def _load(self, talk: Conversation[Request, Answer]) -> None:
+        if not self._loaded:
+            talk.receive()
+            self._loaded = True
 
     def kill(self) -> None:
         """End the process at once. Whoever receives hears of it; the next case starts it anew."""

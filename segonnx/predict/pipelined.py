@@ -64,6 +64,7 @@ class Answer:
         lost: It is another process's now.
         again: The process died while it had several cases: it is worth trying alone.
         died: The machine's process died that had it, and what it had in hand is not known to be the reason.
+        alone: Of ``died``: it had nothing else in hand.
     """
 
     case: str
@@ -74,6 +75,7 @@ class Answer:
     lost: bool = False
     again: bool = False
     died: bool = False
+    alone: bool = False
 
 
 def serve(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYetError
 from dataclasses import dataclass, replace
@@ -26,6 +28,8 @@ LOOK_S = 0.2
 """How often a task looks whether somebody waits for it."""
 IDLE_S = 300.0
 """How long the networks stay loaded that nobody asks for."""
+_LOADED = ""
+"""What an answer has instead of a case's name, once the networks are loaded."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,10 @@ class _Server:
     """A process that does the cases of a run on this worker. It is started by the first one, and ends when idle."""
 
     def __init__(self, run: Run, share: int) -> None:
-        folders = [None if digest is None else transfer.kept(digest) for digest in run.digests]
+        self._held = contextlib.ExitStack()
+        folders = [
+            None if digest is None else self._held.enter_context(transfer.in_use(digest)) for digest in run.digests
+        ]
         checked = [
             None if folder is None else bounded.check(folder, run.bounds, subprocesses.silent) for folder in folders
         ]
@@ -84,10 +91,22 @@ class _Server:
             StoppedError: Nobody waits for it any more.
             SegonnxError: The networks can't be loaded.
         """
+        return self._answer(request.job.case, lambda: self._local.submit(request, alone=alone))
+
+    def load(self) -> None:
+        """Load the networks, so that a case which comes is in hand no longer than it takes.
+
+        Raises:
+            StoppedError: Nobody waits for it any more.
+            SegonnxError: They can't be loaded.
+        """
+        self._answer(_LOADED, lambda: None)
+
+    def _answer(self, case: str, submit: Callable[[], object]) -> Answer:
         future: Future[Answer] = Future()
         with self._asked:
-            self._waiting[request.job.case] = future
-            self._local.submit(request, alone=alone)
+            self._waiting[case] = future
+            submit()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._receive, daemon=True)
                 self._thread.start()
@@ -98,7 +117,7 @@ class _Server:
             except NotYetError:
                 if self._closed or cluster.unwanted():
                     with self._asked:
-                        self._waiting.pop(request.job.case, None)
+                        self._waiting.pop(case, None)
                         self._local.kill()
                     raise StoppedError from None
 
@@ -106,6 +125,7 @@ class _Server:
         """End the process, and whatever it does."""
         self._closed = True
         self._local.kill()
+        self._held.close()
         with self._asked:
             self._asked.notify()
 
@@ -113,11 +133,10 @@ class _Server:
         """Hand answers on, as they come."""
         try:
             self._local.__enter__()
+            self._local.load()
+            self._hand_on(Answer(_LOADED))
             while self._wait():
-                answer = self._local.receive()
-                with self._asked:
-                    if (future := self._waiting.pop(answer.case, None)) is not None:
-                        future.set_result(answer)
+                self._hand_on(self._local.receive())
         except BaseException as error:  # noqa: BLE001 (whoever waits must hear of it)
             with self._asked:
                 self._local.__exit__(type(error), error, error.__traceback__)
@@ -125,6 +144,11 @@ class _Server:
                     future.set_exception(error if isinstance(error, SegonnxError) else StoppedError())
                 self._waiting.clear()
                 self._thread = None
+
+    def _hand_on(self, answer: Answer) -> None:
+        with self._asked:
+            if (future := self._waiting.pop(answer.case, None)) is not None:
+                future.set_result(answer)
 
     def _wait(self) -> bool:
         """Wait for something to receive. False where nothing came for long: the process has ended then."""
@@ -152,14 +176,21 @@ def prepare(run: Run, share: int) -> None:
     Raises:
         InputError: This worker has another version of segonnx, or doesn't see the folder of the label maps.
         VerifyError: An artifact isn't intact.
+        SegonnxError: The networks can't be loaded.
     """
     if run.segonnx != __version__:
         raise InputError(f"it has segonnx {__version__}, and the run {run.segonnx}: install the same")
     if run.seen is not None and not run.seen.exists():
         raise InputError(f"it doesn't see {run.seen}: share the storage, or send images with --transfer")
     with _lock:
-        if run.name not in _servers:
-            _servers[run.name] = _Server(run, share)
+        if run.name in _servers:
+            return
+        server = _servers[run.name] = _Server(run, share)
+    try:
+        server.load()
+    except BaseException:
+        close(run.name)
+        raise
 
 
 class UnknownRunError(SegonnxError):
@@ -218,7 +249,7 @@ def forget(target: Path) -> None:
 
 def _tasks() -> list[str]:
     """The cases that this worker has in hand; for tests."""
-    return [case for server in _servers.values() for case in server._waiting]
+    return [case for server in _servers.values() for case in server._waiting if case != _LOADED]
 
 
 def close(name: str) -> None:

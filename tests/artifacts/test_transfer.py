@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from segonnx.artifacts.transfer import Parcel
 from segonnx.artifacts.verify import verify
 from segonnx.core import files
 from segonnx.errors import InputError, SegonnxError, VerifyError
-from tests.conftest import SMALL
+from tests.conftest import ROOT, SMALL
 
 pytestmark = pytest.mark.usefixtures("steps_here")
 
@@ -199,3 +201,52 @@ def test_what_comes_back_damaged_is_refused(damage: str, there: Machine, artifac
         transfer.fetch(there.ask, artifact, tmp_path / "back")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "back").exists()
+
+
+HOLDER = """
+import sys
+from segonnx.artifacts import transfer
+
+with transfer.in_use(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def old(path: Path, hours: float) -> Path:
+    os.utime(path, (0, time.time() - hours * 3600))
+    return path
+
+
+def pretended(name: str, hours: float) -> Path:
+    folder = transfer.kept(name)
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(bytes(1000))
+    return old(folder, hours)
+
+
+def test_what_was_used_longest_ago_goes_first_and_nothing_that_is_in_use(
+    there: Machine, hand: Path, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, oldest, older, recent = (pretended(name, age) for name, age in (("u", 9), ("a", 8), ("b", 7), ("c", 0.5)))
+    kept = transfer._files() / "file"
+    kept.write_bytes(bytes(1000))
+    old(kept, 6)
+    begun = old(transfer.begin(), 6)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, "u"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        old(used, 9)  # it was touched
+        monkeypatch.setattr(transfer, "MOST_BYTES", 4000)
+        transfer.tidy()
+        assert used.exists() and not oldest.exists() and older.exists() and recent.exists() and kept.exists()
+        monkeypatch.setattr(transfer, "MOST_BYTES", 0)
+        with Parcel(hand, digest) as parcel:
+            parcel.bring(there.ask)  # what comes now makes room for itself
+        assert used.exists() and recent.exists() and not older.exists() and not kept.exists()
+        assert begun.exists() and verify(transfer.kept(digest), replay=False)
+        holder.kill()
+    transfer.tidy()
+    assert not used.exists() and recent.exists() and transfer.kept(digest).exists()
+    assert not [path.name for path in used.parent.iterdir() if path.name.startswith(".")]

@@ -72,6 +72,27 @@ def test_a_worker_that_dies_is_told(client: Client) -> None:
         time.sleep(0.1)
 
 
+class _DiesWhenItIsSent:
+    """What a worker has done, and takes along: it dies before the value is fetched."""
+
+    def __init__(self) -> None:
+        self.home = os.getpid()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        if self.home == os.getpid():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return _DiesWhenItIsSent, ()
+
+
+def test_a_value_that_died_with_its_worker_is_not_waited_for(client: Client) -> None:
+    with pytest.raises(WorkerGoneError):
+        slot_of(client).ask(_DiesWhenItIsSent)
+    until = time.monotonic() + 60
+    while any(client.processing().values()) or len(cluster.members(client)) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
 def test_one_question_at_a_time_takes_the_slot(client: Client, address: str, tmp_path: Path) -> None:
     with cluster.connect(address) as another:
         mine = slot_of(client)

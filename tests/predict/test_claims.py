@@ -51,6 +51,13 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
+def wait_until_zombie(process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 30
+    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_file())
 
@@ -96,7 +103,8 @@ def test_of_many_that_ask_at_once_one_gets_it(tmp_path: Path) -> None:
 
 def test_a_killed_processs_case_is_taken_over_once(tmp_path: Path) -> None:
     with another(tmp_path, "a") as first, Claims(tmp_path) as own:
-        kill(first)
+        first.send_signal(signal.SIGKILL)
+        wait_until_zombie(first)  # whoever started it hasn't asked how it ended, and may never ask
         assert own.take("a").state is State.SUSPECT
         assert own.take("a", suspect=True) == claims.Answer(State.TAKEN, begun=True)
         assert files(tmp_path) == ["a.1", "a.2"]
@@ -105,22 +113,47 @@ def test_a_killed_processs_case_is_taken_over_once(tmp_path: Path) -> None:
         assert own.take("a") == claims.Answer(State.TAKEN)
 
 
-def test_a_case_that_two_processes_died_with_is_left(tmp_path: Path) -> None:
-    with another(tmp_path, "a") as first:
-        kill(first)
-    second = OTHER.replace("own.take(case)", "own.take(case, suspect=True)")
+def take_alone_and_die(folder: Path) -> None:
+    alone = OTHER.replace("own.take(case)", "own.take(case, suspect=True)")
     with subprocess.Popen(
-        [sys.executable, "-c", second, str(tmp_path), "carried", "a"], cwd=ROOT, stdin=subprocess.PIPE,
+        [sys.executable, "-c", alone, str(folder), "carried", "a"], cwd=ROOT, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline().strip() == "['TAKEN']"
         kill(process)
+
+
+def test_a_case_that_two_processes_died_with_alone_is_left(tmp_path: Path) -> None:
+    with another(tmp_path, "a", "b") as first:
+        kill(first)
+    take_alone_and_die(tmp_path)
+    with Claims(tmp_path) as own:
+        assert own.take("a").state is State.SUSPECT  # a kill that has nothing to do with it hit it once
+    take_alone_and_die(tmp_path)
     with Claims(tmp_path) as own:
         assert own.take("a").state is State.LEFT
         assert own.take("a", suspect=True).state is State.LEFT
-        (tmp_path / "a.2").unlink()
+        (tmp_path / "a.3").unlink()
         assert own.take("a").state is State.SUSPECT
+
+
+def test_those_that_died_with_others_in_hand_leave_no_case(tmp_path: Path) -> None:
+    with Claims(tmp_path, carried=False) as own:
+        for _ in range(5):
+            assert own.take("a", suspect=True).state is State.TAKEN
+            own.died("a", alone=False)
+        assert own.take("a").state is State.SUSPECT
+
+
+def test_a_process_that_stands_still_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    with another(tmp_path, "a") as stopped, Claims(tmp_path) as own:
+        stopped.send_signal(signal.SIGSTOP)
+        assert own.take("a").state is State.ELSEWHERE
+        (run,) = [path for path in (tmp_path / "runs").iterdir() if str(stopped.pid) in path.read_text()]
+        os.utime(run, (0, time.time() - claims.EXPIRED_S - 5))
+        assert own.take("a").state is State.SUSPECT
+        stopped.send_signal(signal.SIGCONT)
 
 
 def test_what_was_given_up_in_order_is_no_sign(tmp_path: Path) -> None:
@@ -138,10 +171,10 @@ def test_a_killed_client_of_a_cluster_is_no_sign(tmp_path: Path) -> None:
             kill(client)
     with Claims(tmp_path, carried=False) as own:
         assert own.take("a") == claims.Answer(State.TAKEN, begun=True)
-        own.died("a")
+        own.died("a", alone=True)
         assert own.take("a").state is State.SUSPECT
         assert own.take("a", suspect=True).state is State.TAKEN
-        own.died("a")
+        own.died("a", alone=True)
         assert own.take("a", suspect=True).state is State.LEFT
 
 
@@ -198,7 +231,9 @@ def test_another_process_with_the_number_of_a_dead_one_is_not_it(tmp_path: Path)
     assert not claims._runs_here("1", 1.0) and not claims._runs_here(1, None)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"run": 1, "counts": true}', '{"run": "../../a", "counts": true}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"run": 1, "death": "alone"}', '{"run": "../../a", "death": "alone"}']
+)
 def test_a_claim_that_is_cut_or_strange_is_a_dead_ones_when_it_is_old(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.1").write_text(text)
     with Claims(tmp_path) as own:

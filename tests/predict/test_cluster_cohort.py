@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -179,29 +181,120 @@ def test_a_client_that_ends_leaves_finished_cases_and_no_stray_task(
     assert set(statuses(report).values()) == {"done"}
 
 
-def test_a_case_that_kills_two_workers_is_left(hand: Path, whole: Path, tmp_path: Path) -> None:
+HOOK = """
+import os, sys
+
+def hook(event, args):
+    if event == "open" and str(args[0]).endswith("_0000.nii.gz"):
+        name = os.path.basename(str(args[0])).split("_")[0]
+        if name in ("crash", "unlucky"):
+            folder = os.environ["DEATHS"]
+            deaths = len([died for died in os.listdir(folder) if died.startswith(name)])
+            if name == "crash" or not deaths:
+                open(os.path.join(folder, f"{name}.{deaths}"), "x").close()
+                os.kill(os.getppid(), 9)
+                os.kill(os.getpid(), 9)
+
+sys.addaudithook(hook)
+"""
+
+
+def test_a_case_that_kills_two_workers_alone_is_left_and_one_that_had_bad_luck_is_not(
+    hand: Path, whole: Path, tmp_path: Path
+) -> None:
     source, out, report = shutil.copytree(whole / "in", tmp_path / "in"), tmp_path / "out", tmp_path / "r.jsonl"
-    make(source, "crash")
+    make(source, "crash", "unlucky")
     (tmp_path / "site2").mkdir()
-    (tmp_path / "site2" / "sitecustomize.py").write_text(
-        "import os, sys\n"
-        "def hook(event, args):\n"
-        "    if event == 'open' and 'crash_0000' in str(args[0]):\n"
-        "        os.kill(os.getppid(), 9)\n"
-        "sys.addaudithook(hook)\n"
-    )
-    env = {"PYTHONPATH": str(tmp_path / "site2")}
+    (tmp_path / "site2" / "sitecustomize.py").write_text(HOOK)
+    (tmp_path / "deaths").mkdir()
+    env = {"PYTHONPATH": str(tmp_path / "site2"), "DEATHS": str(tmp_path / "deaths")}
     with cluster(tmp_path, ["one", "two"], threads=2, env=env) as address:
         words = ("predict", hand, source, out, "--scheduler", address, "--report", report)
         done = run(*words)
         assert done.returncode == 1
-        assert f"segonnx: crash: two processes died with it: to have it tried again, remove {out}" in message(done)
-        assert made(out) == made(whole / "out")
-        assert statuses(report) == dict.fromkeys((f"case {number:02}" for number in range(10)), "done") | {
-            "crash": "left"
-        }
+        said = f"segonnx: crash: two processes died with it alone in hand: to have it tried again, remove {out}"
+        assert said in message(done)
+        deaths = [path.stem for path in (tmp_path / "deaths").iterdir()]
+        assert deaths.count("unlucky") == 1 and 2 <= deaths.count("crash") <= 3
+        assert {name: made(out)[name] for name in made(whole / "out")} == made(whole / "out")
+        assert statuses(report) == dict.fromkeys(
+            [*(f"case {number:02}" for number in range(10)), "unlucky"], "done"
+        ) | {"crash": "left"}
         again = run(*words)
-        assert again.returncode == 1 and "two processes died with it" in message(again)
+        assert again.returncode == 1 and "two processes died with it alone in hand" in message(again)
+
+
+@contextlib.contextmanager
+def dask(*words: object, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of Dask, started as a user starts it, and without a nanny that would start it anew."""
+    env = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", f"distributed.cli.dask_{words[0]}", *map(str, words[1:]), "--no-dashboard"]
+    with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=folder) as own:
+        try:
+            yield own
+        finally:
+            own.kill()
+
+
+@contextlib.contextmanager
+def bare_scheduler(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A scheduler that has no worker, and its address."""
+    file = folder / "scheduler.json"
+    with dask("scheduler", "--port", 0, "--scheduler-file", file, folder=folder) as own:
+        wait_for(lambda: file.exists() and file.read_text().endswith("}"))
+        yield json.loads(file.read_text())["address"], own
+
+
+def test_a_run_without_workers_ends_and_says_what_is_not_done(hand: Path, larger: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with bare_scheduler(tmp_path) as (address, _):
+        words = (hand, larger / "in", out, "--scheduler", address, "--worker-wait", 2, "--threads", 1)
+        nobody = run("predict", *words)
+        assert nobody.returncode == 2
+        assert message(nobody).splitlines() == [
+            f"no worker is there at {address}: waiting 2 s for one",
+            "0 of 60 cases are done, 60 aren't",
+            f"segonnx: no worker was there at {address} for 2 s: start one, and run this again",
+        ]
+        with (
+            dask("worker", address, "--no-nanny", "--nthreads", 2, folder=tmp_path) as worker,
+            _start(*words) as client,
+        ):
+            assert client.stdout is not None and client.stderr is not None
+            while not client.stdout.readline().startswith("case"):
+                assert client.poll() is None, client.stderr.read()
+            worker.kill()
+            said = client.stderr.readline()
+            assert said == f"no worker is left at {address}: waiting 2 s for one\n"
+            counts, last = client.stderr.read().splitlines()
+        assert client.returncode == 2
+        assert last == f"segonnx: no worker was there at {address} for 2 s: start one, and run this again"
+        done = made(out)
+        assert 0 < len(done) < 60 and done.items() <= made(larger / "out").items()
+        assert counts.endswith("cases are done, " + f"{60 - int(counts.split()[0])} aren't")
+        claims = [json.loads(path.read_text()) for path in (out / ".segonnx" / "claims").glob("*.[0-9]")]
+        assert {claim["death"] for claim in claims} <= {"none"}
+        with dask("worker", address, "--no-nanny", "--nthreads", 2, folder=tmp_path):
+            again = run("predict", *words[:-4])
+        assert again.returncode == 0, again.stderr
+        assert made(out) == made(larger / "out")
+
+
+def test_a_scheduler_that_stands_still_is_gone(
+    hand: Path, larger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clusters_of_dask, "ANSWER_S", 3.0)
+    out = tmp_path / "out"
+    with bare_scheduler(tmp_path) as (address, scheduler), dask("worker", address, "--no-nanny", folder=tmp_path):
+        stopper = threading.Thread(
+            target=lambda: (wait_for(lambda: made(out)), scheduler.send_signal(signal.SIGSTOP)), daemon=True
+        )
+        stopper.start()
+        done = run("predict", hand, larger / "in", out, "--scheduler", address, "--threads", 1)
+        stopper.join()
+    assert done.returncode == 2
+    assert message(done).splitlines()[-1] == f"segonnx: the scheduler at {address} hasn't answered for 3 s"
+    assert "Traceback" not in done.stderr
 
 
 def test_workers_may_come_later(hand: Path, whole: Path, tmp_path: Path) -> None:
@@ -231,4 +324,4 @@ def test_a_scheduler_that_dies_ends_the_run(hand: Path, whole: Path, tmp_path: P
     assert said.splitlines()[-1].startswith("segonnx: the scheduler ")
     assert "Traceback" not in said
     claims = [json.loads(path.read_text()) for path in (tmp_path / "out" / ".segonnx" / "claims").glob("*.[0-9]")]
-    assert not any(claim["counts"] for claim in claims)
+    assert {claim["death"] for claim in claims} <= {"none"}

@@ -47,7 +47,7 @@ def report(tmp_path: Path) -> Path:
         record("bad", "failed", 130, error=f"it can't be read: {HOSTILE}"),
         record("old", "refused", 131, error="x"),
     ]
-    found += [record("deadly", "left", 132, error="two processes died with it")]
+    found += [record("deadly", "left", 132, error="two processes died with it alone in hand")]
     return write(tmp_path / "a.jsonl", found, 200)
 
 
