@@ -110,7 +110,9 @@ NETWORKS: dict[str, Callable[[], Built]] = {
     "pspnet-resnet34": _smp("PSPNet", "resnet34"),
     "deeplabv3plus-resnet50": _smp("DeepLabV3Plus", "resnet50"),
     "manet-resnet34": _smp("MAnet", "resnet34"),
+    "pan-resnet34": _smp("PAN", "resnet34"),
     "segformer-mit-b0": _smp("Segformer", "mit_b0"),
+    "upernet-resnet34": _smp("UPerNet", "resnet34"),
 }
 """The networks, by the names of their artifacts."""
 
