@@ -23,7 +23,7 @@ from segonnx.core import files, hardware
 from segonnx.core.ort_session import SessionSettings, open_session
 from segonnx.core.synthetic_inputs import NAMES
 from segonnx.core.synthetic_inputs import make as make_input
-from segonnx.core.tolerances import TOLERANCES, compare
+from segonnx.core.tolerances import TOLERANCES, compare, std_of
 from segonnx.sources import catalog
 
 BLOCK_VERSION = 2
@@ -78,18 +78,20 @@ def _pytorch(artifact: Path) -> dict[str, Errors]:
             x = make_input(kind, shape, spec.modality).astype(dtype)
             with torch.inference_mode():
                 np.save(_logits(artifact, kind, dtype), module(torch.from_numpy(x)).numpy())
-    return {PYTORCH: {kind: _error(artifact, kind, _read(artifact, kind, "float32")) for kind in NAMES}}
+    scale = _scale(artifact)
+    return {PYTORCH: {kind: _error(artifact, kind, _read(artifact, kind, "float32"), scale) for kind in NAMES}}
 
 
 def _runtime(artifact: Path, way: str) -> dict[str, Errors]:
     """The errors of a runtime; those of the artifact against PyTorch, too."""
     run, modality = _runner(artifact, way), catalog.find(artifact.name).modality
     errors: dict[str, Errors] = {way: {}}
+    scale = _scale(artifact)
     for kind in NAMES:
         found = run(make_input(kind, _shape(artifact), modality))
-        errors[way][kind] = _error(artifact, kind, found)
+        errors[way][kind] = _error(artifact, kind, found, scale)
         if way == "artifact":
-            errors.setdefault(PARITY, {})[kind] = _error(artifact, kind, found, "float32")
+            errors.setdefault(PARITY, {})[kind] = _error(artifact, kind, found, scale, "float32")
     return errors
 
 
@@ -107,8 +109,13 @@ def _read(artifact: Path, kind: str, dtype: str) -> np.ndarray:
     return logits
 
 
-def _error(artifact: Path, kind: str, found: np.ndarray, judge: str = "float64") -> dict[str, float]:
-    difference = compare(_read(artifact, kind, judge), found)
+def _scale(artifact: Path) -> float:
+    """What errors are relative to, as in numeric parity: the std of the input whose logits vary most."""
+    return max(std_of(_read(artifact, kind, "float64")) for kind in NAMES)
+
+
+def _error(artifact: Path, kind: str, found: np.ndarray, scale: float, judge: str = "float64") -> dict[str, float]:
+    difference = compare(_read(artifact, kind, judge), found, scale)
     return {"rms": difference.rms_rel_error, "max": difference.max_rel_error}
 
 
