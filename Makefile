@@ -85,7 +85,8 @@ bench-perf: install
 	$(BIN)/segonnx bench stunet-h $(STOCK) --backend eager --processes 1 --rounds 1 --json results/perf-h.json
 	$(BIN)/segonnx report results/perf-2d.json --html results/perf.html
 	$(BIN)/python -m benchmarks.speedups $(PERF)
-	$(BIN)/python -m benchmarks.ablation
+	$(BIN)/python -m benchmarks.ablation time results/ablation
+	$(BIN)/python -m benchmarks.ablation table results/ablation
 
 # Whole images from file to file: nnU-Net, nnU-Net with OpenVINO, segonnx before and now; hours, on an idle machine.
 # The table goes into docs/predict.md.

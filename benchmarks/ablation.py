@@ -1,21 +1,24 @@
 """What each rewrite gains, alone and among the others, and the memory it takes: into docs/internals/rewrites.md.
 
-    python -m benchmarks.ablation [NAME...]
+    python -m benchmarks.ablation time ROOT [NAME...]     race the variants that ROOT has no races of
+    python -m benchmarks.ablation table ROOT              put them into the page
 
 Each variant of a network takes turns with the one that has all rewrites, in one process; its memory is that of a
-process of its own. That one races itself, too: what comes out there is noise. Nothing else may run meanwhile. Where
-the host moved the processors between caches, either side has figures of its own.
+process of its own. That one races itself, too: what comes out there is noise. Nothing else may run meanwhile. Each
+variant takes about a minute, and a run that was stopped goes on at the next. Where the host moved the processors
+between caches, either side has figures of its own.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx_ir as ir
@@ -25,7 +28,7 @@ from segonnx import optimize
 from segonnx.artifacts.layout import MODEL
 from segonnx.bench import core_latency, stats
 from segonnx.bench.core_latency import CoreLatency
-from segonnx.core import hardware, subprocesses
+from segonnx.core import files, hardware, subprocesses
 from segonnx.core.synthetic_inputs import Array, ParityInput
 from segonnx.exporters import pipeline
 from segonnx.optimize import BASELINE, OPTIONAL, search
@@ -108,20 +111,31 @@ def cells(pairs: list[Pair]) -> str:
     return f"{1e3 * statistics.median(pair.variant for pair in pairs):.1f} | {value:.2f}{between}"
 
 
-def measure(name: str, latency: CoreLatency) -> str:
-    """A table of a network's variants, by whether the processors shared a cache."""
+def measure(root: Path, name: str, latency: CoreLatency) -> None:
+    """Race a network's variants, and keep each race in a file of the network."""
     spec = catalog.find(name)
     stock = pipeline.export(spec, pipeline.Settings(ROOT / "artifacts")).folder / MODEL
     probe = ParityInput("noise", spec.input_shape)
-    raced: dict[str, list[Pair]] = {}
-    memory = {}
+    raced, memory = read(root, name)
     with tempfile.TemporaryDirectory() as folder:
         paths = variants(stock, Path(folder))
         for variant, path in paths.items():
+            if variant in raced:
+                continue
             print(f"{name}: {variant}", file=sys.stderr, flush=True)
             raced[variant] = race(path, paths[ALL], probe.make(spec.modality), latency)
             memory[variant] = subprocesses.call(one_pass, path, probe, spec.modality).peak_rss_bytes
-    return table(name, raced, memory)
+            content = {"raced": {key: [asdict(pair) for pair in pairs] for key, pairs in raced.items()}}
+            files.write(root / f"{name}.json", json.dumps(content | {"memory": memory}, indent=1) + "\n")
+
+
+def read(root: Path, name: str) -> tuple[dict[str, list[Pair]], dict[str, int]]:
+    """The races of a network's variants that were kept, and the peak memory of each."""
+    path = root / f"{name}.json"
+    if not path.exists():
+        return {}, {}
+    content = json.loads(path.read_text("utf-8"))
+    return {key: [Pair(**pair) for pair in pairs] for key, pairs in content["raced"].items()}, content["memory"]
 
 
 def table(name: str, raced: dict[str, list[Pair]], memory: dict[str, int]) -> str:
@@ -142,15 +156,19 @@ def table(name: str, raced: dict[str, list[Pair]], memory: dict[str, int]) -> st
     return "\n".join(lines)
 
 
-def main(names: list[str]) -> None:
-    """Measure, print, and write the page."""
+def main(command: str, folder: str, *names: str) -> None:
+    """Race, or write the page."""
+    root = Path(folder).resolve()
+    if command == "time":
+        root.mkdir(parents=True, exist_ok=True)
+        with CoreLatency(hardware.choose_cpus(2)) as latency:
+            for name in names or NAMES:
+                measure(root, name, latency)
+        return
     described = hardware.describe()
     where = f"{described['cpu']}, {hardware.usable_cores()} cores, ONNX Runtime {described['versions']['onnxruntime']}"
-    tables = []
-    with CoreLatency(hardware.choose_cpus(2)) as latency:
-        for name in names or NAMES:
-            tables.append(measure(name, latency))
-            print(tables[-1], flush=True)
+    known = {name: read(root, name) for name in NAMES}
+    tables = [table(name, raced, memory) for name, (raced, memory) in known.items() if raced]
     text = "\n\n".join(
         [f"{where}; medians of at least {ROUNDS} turns and {SECONDS:.0f} s, with 95 % intervals:", *tables]
     )
@@ -160,4 +178,4 @@ def main(names: list[str]) -> None:
 if __name__ == "__main__":
     from benchmarks import ablation  # noqa: PLW0406 (other processes find its functions by this name)
 
-    ablation.main(sys.argv[1:])
+    ablation.main(*sys.argv[1:])

@@ -1,10 +1,11 @@
 """Times networks that no rewrite was made for: their artifacts, the stock graph, and OpenVINO on that, by turns.
 
-    python -m benchmarks.other_networks make ROOT [NAME...]     build and export them, where they aren't there
-    python -m benchmarks.other_networks time ROOT [NAME...]     time them and keep what was measured in ROOT
+    python -m benchmarks.other_networks make ROOT [NAME...]     build and export them
+    python -m benchmarks.other_networks time ROOT [NAME...]     time what was exported, and keep the results in ROOT
     python -m benchmarks.other_networks table ROOT              put what was measured into docs/performance.md
 
-MONAI's networks need MONAI (`pip install --no-deps monai einops`). All weights but deepbet's are drawn.
+What is there isn't made or timed again. MONAI's networks need MONAI (`pip install --no-deps monai einops`). All weights
+but deepbet's are drawn.
 """
 
 from __future__ import annotations
@@ -110,33 +111,49 @@ NETWORKS: dict[str, Callable[[], Built]] = {
     "pspnet-resnet34": _smp("PSPNet", "resnet34"),
     "deeplabv3plus-resnet50": _smp("DeepLabV3Plus", "resnet50"),
     "manet-resnet34": _smp("MAnet", "resnet34"),
+    "pan-resnet34": _smp("PAN", "resnet34"),
     "segformer-mit-b0": _smp("Segformer", "mit_b0"),
+    "upernet-resnet34": _smp("UPerNet", "resnet34"),
 }
 """The networks, by the names of their artifacts."""
 
 
 def make(root: Path, names: list[str]) -> None:
-    """Export networks whose artifacts aren't there."""
+    """Export networks whose artifacts aren't there; the others are tried where one fails.
+
+    Raises:
+        SystemExit: one failed.
+    """
     import torch
 
     import segonnx
 
+    failed = []
     for name in names:
         if (root / name).exists():
             continue
         torch.manual_seed(0)
         module, shape = NETWORKS[name]()
         unused = {r"encoder\..*": "the decoder takes none of it"}
-        segonnx.export(module.eval(), torch.randn(shape), root / name, name=name, unused=unused)
+        try:
+            segonnx.export(module.eval(), torch.randn(shape), root / name, name=name, unused=unused)
+        except segonnx.SegonnxError as error:
+            failed.append(name)
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+    if failed:
+        raise SystemExit(f"not exported: {', '.join(failed)}")
 
 
 def time(root: Path, names: list[str]) -> None:
-    """Bench each artifact, the stock graph and OpenVINO by turns; the result of each in ROOT."""
+    """Bench each artifact that has no result yet, the stock graph and OpenVINO by turns; the result in ROOT."""
     backends = [part for name in (OURS, BASELINE, PEER) for part in ("--backend", name)]
     for name in names:
+        kept, artifact = root / f"{name}.json", root / name
+        if not artifact.exists() or (kept.exists() and kept.stat().st_mtime > artifact.stat().st_mtime):
+            continue
         command = [
-            sys.executable, "-m", "segonnx", "bench", "--artifact", root / name, *backends, "--processes", "1",
-            "--rounds", ROUNDS, "--no-roofline", "-q", "--json", root / f"{name}.json",
+            sys.executable, "-m", "segonnx", "bench", "--artifact", artifact, *backends, "--processes", "1",
+            "--rounds", ROUNDS, "--no-roofline", "-q", "--json", kept,
         ]  # fmt: skip
         subprocess.run([*map(str, command)], check=True, cwd=docs.ROOT)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from segonnx.optimize import unroll_depth
+from segonnx.optimize.algorithms import winograd4
 from segonnx.optimize.choices import Choices
 from segonnx.optimize.commute_upsampling import CommuteUpsamplingPass
 from segonnx.optimize.pointwise_head import PointwiseHeadPass
@@ -456,23 +457,53 @@ def test_open_sizes_stay() -> None:
     assert not UnrollDepthPass()(graph.model()).modified
 
 
-@pytest.mark.parametrize(("algorithm", "bound"), [("taps", 2e-5), ("winograd", 2e-5), ("winograd4", 3e-5)])
-def test_winograd_keeps_its_digits(algorithm: str, bound: float) -> None:
-    """Against float64, on as many channels as the largest networks have: the bound in docs/performance.md."""
-    channels, shape = 256, (1, 256, 4, 8, 8)
+def convolved(algorithm: str, shape: tuple[int, ...], *, relu: bool) -> np.ndarray:
+    """Errors of a convolution of as many channels as it gives against float64, relative to the output's std."""
+    channels = shape[1]
     graph = Graph(shape)
     graph.add("Conv", "x", graph.weight(channels, channels, 3, 3, 3), pads=[1] * 6)
     model = graph.model()
     weight = weight_of(model, "w0").astype(np.float64)
     x = RNG.normal(0, 1, shape).astype(np.float32)
+    x = np.maximum(x, np.float32(0.01) * x) if relu else x
     padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3, 3), axis=(2, 3, 4))
     exact = np.einsum("ncdhwijk,ocijk->nodhw", windows, weight, optimize=True)
     unroll = UnrollDepthPass(Always(algorithm))
     unroll(model)
     assert [layer.algorithm for layer in unroll.layers.values()] == [algorithm]
-    error = np.abs(run(model, x) - exact).max() / exact.std()
-    assert error < bound
+    errors: np.ndarray = (run(model, x) - exact) / exact.std()
+    return errors
+
+
+@pytest.mark.parametrize(("algorithm", "bound"), [("taps", 2e-5), ("winograd", 2e-5), ("winograd4", 3e-5)])
+def test_winograd_keeps_its_digits(algorithm: str, bound: float) -> None:
+    """Against float64, on as many channels as the largest networks have: the bound in docs/performance.md."""
+    assert np.abs(convolved(algorithm, (1, 256, 4, 8, 8), relu=False)).max() < bound
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_winograds_points_round_little(relu: bool) -> None:
+    """At the points 0, ±1 and ±2 the RMS is three times that of taps and more."""
+    rms = {
+        algorithm: np.sqrt(np.square(convolved(algorithm, (1, 64, 16, 8, 8), relu=relu)).mean())
+        for algorithm in ("taps", "winograd4")
+    }
+    assert rms["winograd4"] < 2.5 * rms["taps"]
+
+
+def test_the_transforms_of_winograd_are_exact() -> None:
+    """Each factor of a slice is a number of float32, and the transforms with the taps' give the convolution."""
+    into, out_of = np.array(winograd4.input_transform()), np.array(winograd4.output_transform())
+    assert (into.astype(np.float32) == into).all()
+    assert (out_of.astype(np.float32) == out_of).all()
+    points = np.array([0, winograd4.NEAR, -winograd4.NEAR, winograd4.FAR, -winograd4.FAR])
+    taps = np.vstack([points[:, None] ** np.arange(3), [[0, 0, 1]]])
+    scale = np.array([np.prod([p - q for q in points if q != p]) for p in points] + [1.0])
+    window, kernel = np.random.default_rng(0).normal(size=6), np.random.default_rng(1).normal(size=3)
+    found = out_of @ ((into @ window) * (taps @ kernel) / scale)
+    assert np.allclose(found, np.convolve(window, kernel[::-1], "valid"), atol=1e-12)
+    assert np.allclose(out_of @ winograd4.bias_factors(), 1)
 
 
 @few
