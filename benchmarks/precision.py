@@ -118,7 +118,7 @@ def trained(kind: str, folder: Path) -> None:
 
 
 def brain(which: str, folder: Path) -> None:
-    """One of deepbet's two networks, see ``examples/brain_extraction.py``, and its inputs of the real image and copies."""
+    """One of deepbet's two networks (``examples/brain_extraction.py``), and its inputs of the real image and copies."""
     import torch
 
     import segonnx as package

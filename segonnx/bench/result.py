@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from segonnx.artifacts.manifest import PrecisionKind
 from segonnx.bench import stats
 from segonnx.core import documents, files
 from segonnx.errors import InputError
@@ -25,8 +26,6 @@ CaseKey = tuple[str, tuple[int, ...], int]
 """What must be equal for two rows to be compared: model, input shape and threads."""
 WeightsKind = Literal["seeded", "published", "file"]
 """Whose weights a model holds: random ones of a seed, those that its authors publish, or a user's file."""
-PrecisionKind = Literal["float32", "float16 storage", "bfloat16 storage", "int8"]
-"""What an artifact is: weights and arithmetic in float32, weights stored in 16 bits, or convolutions in int8."""
 FLOAT32: PrecisionKind = "float32"
 
 _KEYS = {"core_latency_ns": "exchange_ns", "warmed_up": "steady", "roofline_peaks": "ceilings"}

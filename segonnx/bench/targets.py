@@ -15,7 +15,7 @@ from segonnx.artifacts import layout, manifest
 from segonnx.artifacts.manifest import Manifest, given_rule, gives_labels, require_one_network
 from segonnx.artifacts.verify import verify
 from segonnx.bench.plan import Settings, Target, TorchNetwork
-from segonnx.bench.result import FLOAT32, Precision, PrecisionKind, Published, WeightsKind
+from segonnx.bench.result import FLOAT32, Precision, Published, WeightsKind
 from segonnx.core import hardware, synthetic_inputs
 from segonnx.core.ort_session import model_bytes
 from segonnx.core.subprocesses import Bounds, Progress
@@ -115,18 +115,15 @@ def _effect(content: Manifest) -> Tolerance | None:
     return Tolerance(effect["max_rel_error"], effect["rms_rel_error"], effect["label_agreement"])
 
 
-_STORAGE: dict[str, PrecisionKind] = {"float16": "float16 storage", "bfloat16": "bfloat16 storage"}
-
-
 def _precision(content: Manifest, folder: Path) -> Precision:
     """What an artifact holds its weights in, with what its manifest says of labels."""
-    size = model_bytes(folder / layout.MODEL)
-    if (quantization := content.get("quantization")) is not None:
-        verdict = quantization["verdict"]
-        return Precision("int8", size, verdict["label_agreement"], min(verdict["dice"].values()))
-    if (storage := content["weights"].get("storage")) is not None:
-        return Precision(_STORAGE[storage["dtype"]], size, storage["effect"]["label_agreement"])
-    return Precision(FLOAT32, size)
+    kind, size = manifest.precision(content), model_bytes(folder / layout.MODEL)
+    if kind == "int8":
+        verdict = content["quantization"]["verdict"]
+        return Precision(kind, size, verdict["label_agreement"], min(verdict["dice"].values()))
+    if kind == FLOAT32:
+        return Precision(kind, size)
+    return Precision(kind, size, content["weights"]["storage"]["effect"]["label_agreement"])
 
 
 def from_spec(spec: ModelSpec, make_network: MakeNetwork) -> Target:

@@ -125,7 +125,7 @@ def write(
         "files": {},
     }
     (folder / layout.CARD).write_text(card.render(content), encoding="utf-8")
-    (folder / layout.SBOM).write_text(sbom.render(content["name"]), encoding="utf-8")
+    (folder / layout.SBOM).write_text(sbom.render(content["name"], manifest.precision(content)), encoding="utf-8")
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     content["files"] = {
         path.relative_to(folder).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size} for path in paths

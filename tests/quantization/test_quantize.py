@@ -14,16 +14,17 @@ import torch
 from torch import nn
 
 import segonnx
+from segonnx.bench import result, targets
 from segonnx.bench import run as bench
-from segonnx.bench import targets
 from segonnx.bench.plan import Settings
-from segonnx.bench.result import OK
+from segonnx.bench.result import OK, Precision
 from segonnx.bench.rounds import Rule
 from segonnx.core import hardware
 from segonnx.core.tolerances import TOLERANCES
 from segonnx.errors import CheckFailed, InputError, VerifyError
 from segonnx.quantization import cases, graphs, run
 from segonnx.quantization.run import Request
+from segonnx.report import charts
 from tests import handmade
 from tests.artifacts.resealed import reseal
 from tests.conftest import export, message
@@ -223,6 +224,27 @@ def test_the_bench_takes_int8_as_it_is(trained: tuple[Path, Path], tmp_path: Pat
     assert target.computes == "int8"
     rows = bench.bench([target], Settings(("ort", "openvino"), (1,), Rule(rounds=1)), None, lambda _: None).rows
     assert [row.status for row in rows] == [OK, OK]
+    found = segonnx.verify(made).manifest["quantization"]["verdict"]
+    precision = Precision(
+        "int8", (made / "model.onnx").stat().st_size, found["label_agreement"], min(found["dice"].values())
+    )
+    assert {row.precision for row in rows} == {precision}
+
+
+def test_a_bench_of_one_network_in_two_precisions(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    made = run.quantize(request(trained, tmp_path / "q")).folder
+    out, plan = tmp_path / "r.json", tmp_path / "plan.json"
+    asked = ("--artifact", trained[0], "--artifact", made, "--backend", "ort", "--rounds", 1, "--no-roofline")
+    done = command("bench", *asked, "--plan-out", plan)
+    assert done.returncode == 0, done.stderr
+    done = command("bench", "--plan", plan, "--artifact", trained[0], "--artifact", made, "--json", out)
+    assert done.returncode == 0, done.stderr
+    read = result.read(out)
+    assert [(row.model, row.network) for row in read.rows] == [("blobs", "blobs"), ("blobs int8", "blobs")]
+    assert "least Dice" in done.stdout
+    assert [chart.section for chart in charts.charts(read)].count("Precision against speed") == 1
+    twice = command("bench", *asked, "--artifact", made)
+    assert "would have rows of one name, blobs int8" in message(twice)
 
 
 def test_a_trained_folder_goes_through_predicts_preprocessing(tmp_path: Path) -> None:
