@@ -157,7 +157,8 @@ def _copy(volume: np.ndarray, number: int) -> np.ndarray:
     for axes in ((0, 1), (1, 2)):
         turned = scipy.ndimage.rotate(turned, rng.uniform(-12, 12), axes, reshape=False, order=1)
     turned = scipy.ndimage.zoom(turned, rng.uniform(0.9, 1.1), order=1)
-    return turned * (turned / turned.max()) ** rng.uniform(-0.15, 0.15) if turned.max() > 0 else turned
+    turned = np.maximum(turned, 0)
+    return turned.max() * (turned / turned.max()) ** rng.uniform(0.85, 1.15)
 
 
 def _write(folder: Path, inputs: Sequence[np.ndarray]) -> None:

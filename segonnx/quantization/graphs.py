@@ -64,7 +64,7 @@ def candidates(artifact: Path, work: Path) -> list[Candidate]:
     import onnx_ir as ir
     from onnx_ir.passes import common
 
-    from segonnx.optimize import BASELINE, run
+    from segonnx.optimize import run, stable_instance_norm
     from segonnx.optimize.choices import Choices
 
     if (size := model_bytes(artifact / MODEL)) > MAX_BYTES:
@@ -74,10 +74,11 @@ def candidates(artifact: Path, work: Path) -> list[Candidate]:
     folded = work / "folded.onnx"
     _fold(artifact / MODEL, folded)
     model = ir.load(folded)
+    stable_instance_norm.restore(model)
     common.ShapeInferencePass()(model)
     slices = model.clone()
     layers = run(slices.clone(), Choices()).layers
-    found = [_candidate(model, run(model, BASELINE).passes, PLAIN, work)]
+    found = [_candidate(model, (), PLAIN, work)]
     if layers:
         how = Choices(without=("WinogradPhasesPass",), algorithms=dict.fromkeys(layers, "taps"))
         found.append(_candidate(slices, run(slices, how).passes, SLICES, work))

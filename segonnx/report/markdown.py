@@ -59,7 +59,7 @@ def _machine(title: str, content: Result) -> str:
 
 
 def _cells(row: Row, content: Result, case: Sequence[str]) -> list[str]:
-    first = rows.texts(row, content, case)
+    first = rows.texts(row, content, case, missing="")
     if not rows.timed(row):
         return [*first, row.status, "", "", ""]
     return first + rows.texts(row, content, _FIGURES, missing="")
