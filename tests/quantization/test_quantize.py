@@ -99,7 +99,7 @@ def test_a_network_in_int8_keeps_its_labels(trained: tuple[Path, Path], tmp_path
     made = tmp_path / "blobs"
     content = segonnx.verify(made).manifest
     entry = content["quantization"]
-    assert (entry["int8"], entry["float32"], entry["graph"]) == (3, ["head.weight"], "plain")
+    assert (entry["int8"], entry["float32"]) == (3, ["head.weight"])
     assert entry["calibration"] == {"method": "MinMax", "images": 9, "windows": 9}
     assert entry["verdict"]["images"] == 3
     assert 0.99 <= entry["verdict"]["worst_dice"] <= entry["verdict"]["dice"]["1"] <= 1
@@ -262,7 +262,7 @@ def test_a_trained_folder_goes_through_predicts_preprocessing(tmp_path: Path) ->
     assert labels.exists()
 
 
-def test_networks_of_volumes_have_two_candidates(tmp_path: Path) -> None:
+def test_a_network_of_volumes_keeps_its_norms_whole(tmp_path: Path) -> None:
     from dataclasses import replace
 
     from segonnx.exporters import pipeline
@@ -276,8 +276,10 @@ def test_networks_of_volumes_have_two_candidates(tmp_path: Path) -> None:
     for i in range(2):
         np.save(tmp_path / "x" / f"{i}.npy", random.standard_normal((1, 1, 32, 32, 64)).astype(np.float32))
     done = run.quantize(Request(made.folder, tmp_path / "x", tmp_path / "q", min_dice=0.0, threads=2))
-    entry = done.manifest["quantization"]
-    assert set(entry["candidates_s"]) == {graphs.PLAIN, graphs.SLICES}
+    operators = done.manifest["operators"]
+    assert "ReduceSumSquare" in made.manifest["operators"]
+    assert {"ReduceSumSquare", "BatchNormalization"}.isdisjoint(operators)
+    assert operators["InstanceNormalization"] > 1
     assert any("calibrated on noise" in warning for warning in done.warnings)
     assert any("calibrated on 1 image" in warning for warning in done.warnings)
     assert "storage" not in done.manifest["weights"]
