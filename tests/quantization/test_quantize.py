@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
+from onnx import helper
 from torch import nn
 
 import segonnx
@@ -368,3 +371,54 @@ def test_one_image_in_four_is_held_out() -> None:
     assert len(calibration) == 6
     calibration, held = cases.split(found[:2], Path())
     assert (len(calibration), len(held)) == (1, 1)
+
+
+def test_onnx_runtime_computes_every_layer_in_8_bits(tmp_path: Path) -> None:
+    """A residual block: a value with two users, sums, pooling, upsampling and a Concat between convolutions."""
+    random = np.random.default_rng(0)
+    tensors = [onnx.numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")]
+
+    def convolution(name: str, x: str, inputs: int = 8) -> onnx.NodeProto:
+        tensors.append(
+            onnx.numpy_helper.from_array(random.standard_normal((8, inputs, 3, 3)).astype(np.float32), f"{name}.weight")
+        )
+        return helper.make_node("Conv", [x, f"{name}.weight"], [name], pads=[1, 1, 1, 1])
+
+    nodes = [
+        convolution("stem", "x", 1),
+        helper.make_node("Relu", ["stem"], ["first"]),
+        helper.make_node("MaxPool", ["first"], ["pooled"], kernel_shape=[2, 2], strides=[2, 2]),
+        convolution("one", "pooled"),
+        helper.make_node("Relu", ["one"], ["positive"]),
+        convolution("two", "positive"),
+        helper.make_node("Add", ["two", "pooled"], ["sum"]),
+        helper.make_node("Resize", ["sum", "", "scales"], ["larger"], mode="nearest"),
+        helper.make_node("Concat", ["larger", "first"], ["both"], axis=1),
+        convolution("three", "both", 16),
+        convolution("head", "three"),
+    ]
+    given = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 1, 16, 16])]
+    wanted = [helper.make_tensor_value_info("head", onnx.TensorProto.FLOAT, [1, 8, 16, 16])]
+    graph = helper.make_graph(nodes, "block", given, wanted, tensors)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "model.onnx"
+    )
+    candidate = graphs.candidate(tmp_path, tmp_path)
+    assert (len(candidate.layers), candidate.head) == (4, ("head.weight",))
+    x = random.standard_normal((1, 1, 16, 16)).astype(np.float32)
+    found = graphs.ranges(candidate, [x], tmp_path)
+    operators = {}
+    for part in (list(candidate.layers), ["two.weight"]):
+        graphs.quantize(candidate, found, part, tmp_path / "int8.onnx")
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+        onnxruntime.InferenceSession(str(tmp_path / "int8.onnx"), options, providers=["CPUExecutionProvider"])
+        operators[len(part)] = Counter(node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node)
+    whole, alone = operators[4], operators[1]
+    assert (whole["QLinearConv"], whole["Conv"] + whole["FusedConv"]) == (4, 1)
+    assert (whole["QLinearAdd"], whole["QLinearConcat"]) == (1, 1)
+    assert alone["QLinearConv"] == 1
+    assert (alone["QLinearAdd"], alone["QLinearConcat"]) == (0, 0)
+    expected, made = (graphs.answers(path, [x], 1) for path in (tmp_path / "model.onnx", tmp_path / "int8.onnx"))
+    assert graphs.distance(expected, made) < 0.1
