@@ -36,7 +36,7 @@ from segonnx.artifacts import layout, manifest, testdata
 from segonnx.core import file_runs, hardware, subprocesses
 from segonnx.core.ort_session import model_bytes
 from segonnx.core.tolerances import labels_of
-from segonnx.errors import InputError
+from segonnx.errors import InputError, SegonnxError
 from segonnx.quantization import cases, verdict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,6 +51,8 @@ TITLES = {FLOAT16: "float16 storage", NNCF: "int8 by NNCF"}
 COPIES = 9
 """Copies of the one real image of the brain; segonnx holds one in four out, the image itself among them."""
 NOISE = 4
+BUDGET = 4
+"""How many layers may stay float32 so that labels keep a Dice of 0.99."""
 TRAINED = ("plain", "residual", "batchnorm")
 """Of ``tests.nnunet_folders.KINDS``."""
 
@@ -185,11 +187,13 @@ def make(folder: Path, name: str) -> None:
     artifact = made(folder / FLOAT32)
     assert artifact is not None
     if made(folder / INT8) is None:
-        # What int8 does to labels is measured here, and no reason to have no row.
-        segonnx(
-            "quantize", artifact, "--calibration", folder / "images", "--min-dice", 0, "--out", folder / INT8,
-            "--json", folder / "quantize.json",
-        )  # fmt: skip
+        asked = ("quantize", artifact, "--calibration", folder / "images", "--out", folder / INT8)
+        try:
+            if not _is_trained(artifact):
+                raise InputError("random weights have no labels to keep")
+            segonnx(*asked, "--budget", BUDGET)
+        except InputError:  # what int8 does to labels is measured here, and no reason to have no row
+            segonnx(*asked, "--min-dice", 0)
     python = os.environ.get("NNCF_PYTHON")
     if python and made(folder / NNCF) is None and _is_trained(artifact):
         nncf(folder, artifact, python)
@@ -280,6 +284,12 @@ def kept(model: Path, *, known: bool) -> tuple[float | None, float | None]:
     return content["weights"].get("storage", {}).get("effect", {}).get("label_agreement", 1.0), None
 
 
+def stayed(model: Path) -> list[str]:
+    """The layers that stayed float32 because the verdict asked for it."""
+    entry = {} if model.is_file() else manifest.read(model).get("quantization", {})
+    return [layer for layer in entry.get("float32", ()) if layer in entry.get("sensitivity", {})]
+
+
 def measure(folder: Path) -> dict[str, Any]:
     """The rows of one network."""
     models = {name: model for name in PRECISIONS if (model := made(folder / name)) is not None}
@@ -305,7 +315,7 @@ def measure(folder: Path) -> dict[str, Any]:
         rows.append(
             {
                 "precision": TITLES.get(key, key), "bytes": size, "peak_rss_bytes": memory, "labels_equal": same,
-                "least_dice": dice, "seconds": {one: found.get(key) for one, found in seconds.items()},
+                "least_dice": dice, "float32_layers": stayed(model), "seconds": {one: found.get(key) for one, found in seconds.items()},
             }
         )  # fmt: skip
     return {
@@ -340,7 +350,14 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
                 "" if row["least_dice"] is None else f"{row['least_dice']:.4f}",
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    notes = [
+        f"{network['network']}: {', '.join(row['float32_layers'])} stay{'s' * (len(row['float32_layers']) == 1)} float32: "
+        "with all layers in int8 a label keeps less than 0.99."
+        for network in found
+        for row in network["rows"]
+        if row["float32_layers"]
+    ]
+    return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
 def main(words: Sequence[str]) -> None:
@@ -362,7 +379,7 @@ def main(words: Sequence[str]) -> None:
                 text = json.dumps(measure(root / name), indent=1)
                 result.with_suffix(".part").write_text(text)
                 result.with_suffix(".part").rename(result)
-        except (InputError, subprocess.CalledProcessError) as error:
+        except (SegonnxError, subprocess.CalledProcessError) as error:
             failed.append(f"{name}: {error}")
     found = [json.loads(path.read_text()) for name in NETWORKS if (path := results / f"{name}.json").exists()]
     if found and what != "make":
