@@ -315,7 +315,8 @@ def measure(folder: Path) -> dict[str, Any]:
         rows.append(
             {
                 "precision": TITLES.get(key, key), "bytes": size, "peak_rss_bytes": memory, "labels_equal": same,
-                "least_dice": dice, "float32_layers": stayed(model), "seconds": {one: found.get(key) for one, found in seconds.items()},
+                "least_dice": dice, "float32_layers": stayed(model),
+                "seconds": {one: found.get(key) for one, found in seconds.items()},
             }
         )  # fmt: skip
     return {
@@ -351,8 +352,8 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
     notes = [
-        f"{network['network']}: {', '.join(row['float32_layers'])} stay{'s' * (len(row['float32_layers']) == 1)} float32: "
-        "with all layers in int8 a label keeps less than 0.99."
+        f"{network['network']} with all layers in int8 keeps a Dice below 0.99: in float32 stay "
+        f"{', '.join(row['float32_layers'])}."
         for network in found
         for row in network["rows"]
         if row["float32_layers"]
