@@ -17,6 +17,7 @@ time and size alone.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import json
 import os
@@ -124,8 +125,9 @@ def brain(which: str, folder: Path) -> None:
     import torch
 
     import segonnx as package
-    from examples import brain_extraction as example
     from segonnx.predict import images
+
+    example = importlib.import_module("examples.brain_extraction")
 
     read = images.read([example.packaged("nilearn", example.TEMPLATE)], "NibabelIOWithReorient")
     volume = read.array[0].transpose(2, 1, 0)
