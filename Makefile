@@ -16,7 +16,7 @@ DATA := deepbet nilearn
 # Tests of one file stay together, and share what they made first.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --durations 15
 
-.PHONY: install old-runtimes judges docs demo reference-systems bench bench-perf bench-predict bench-selftest bench-cohorts faults faults-cohort test test-all check lint reference clean
+.PHONY: install old-runtimes judges docs demo reference-systems bench bench-perf bench-predict bench-precision bench-selftest bench-cohorts faults faults-cohort test test-all check lint reference clean
 
 install: $(STAMP)
 
@@ -93,6 +93,13 @@ bench-perf: install
 bench-predict: install
 	$(BIN)/python -m benchmarks.whole_images race results/whole
 	$(BIN)/python -m benchmarks.whole_images table results/whole
+
+# 16 bits, int8 and NNCF's int8 beside float32, an hour or two on an idle machine. NNCF_PYTHON names a Python that has nncf and
+# openvino; without it there are no rows of NNCF. The table goes into docs/precision.md.
+bench-precision: install
+	$(BIN)/python -m benchmarks.precision make results/precision
+	$(BIN)/python -m benchmarks.precision time results/precision
+	$(BIN)/python -m benchmarks.precision table results/precision
 
 # Measures the bench itself, on an idle machine: some minutes. Writes docs/bench-selftest.md.
 bench-selftest: install old-runtimes judges

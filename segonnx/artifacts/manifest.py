@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from segonnx.artifacts.agreement import compound_contradiction, contradiction
 from segonnx.artifacts.layout import CPU_MODEL, MANIFEST, MODEL
@@ -24,6 +24,8 @@ MAX_BYTES = 16 * 2**20
 """A larger manifest isn't read."""
 
 Manifest = dict[str, Any]
+PrecisionKind = Literal["float32", "float16 storage", "bfloat16 storage", "int8"]
+"""What an artifact is: weights and arithmetic in float32, weights stored in 16 bits, or convolutions in int8."""
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -139,6 +141,14 @@ def require_one_network(content: Manifest, folder: Path, what: str) -> None:
 def gives_labels(content: Manifest) -> bool:
     """Whether the model gives labels (N, spatial...) instead of logits (N, classes, spatial...)."""
     return bool(content["outputs"][0].get("kind") == "labels")
+
+
+def precision(content: Manifest) -> PrecisionKind:
+    """What an artifact holds its weights in."""
+    if "quantization" in content:
+        return "int8"
+    kinds: dict[str, PrecisionKind] = {"float16": "float16 storage", "bfloat16": "bfloat16 storage"}
+    return kinds.get(content["weights"].get("storage", {}).get("dtype"), "float32")
 
 
 def cpu_model(content: Manifest) -> str:

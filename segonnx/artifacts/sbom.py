@@ -10,11 +10,12 @@ import re
 from segonnx._version import __version__
 
 
-def render(model: str) -> str:
+def render(model: str, precision: str) -> str:
     """The bill of materials of this Python environment: the same text each time.
 
     Args:
         model: the name of what it made.
+        precision: see ``manifest.precision``.
     """
     packages = {
         _normal(found.metadata["Name"]): found.version
@@ -34,7 +35,12 @@ def render(model: str) -> str:
         "specVersion": "1.6",
         "version": 1,
         "metadata": {
-            "component": {"type": "machine-learning-model", "name": model, "bom-ref": "model"},
+            "component": {
+                "type": "machine-learning-model",
+                "name": model,
+                "bom-ref": "model",
+                "properties": [{"name": "segonnx:precision", "value": precision}],
+            },
             "lifecycles": [{"phase": "build"}],
         },
         "components": sorted(components, key=lambda component: component["bom-ref"]),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from segonnx.artifacts.layout import MODEL
-from segonnx.bench.result import Published, WeightsKind
+from segonnx.bench.result import FLOAT32, Precision, Published, WeightsKind
 from segonnx.bench.rounds import Rule
 from segonnx.core import hardware
 from segonnx.core.decisions import Decision
@@ -130,6 +130,7 @@ class Target:
         backends: the runtimes that time it; None for all of the settings.
         effect: what storing its weights in fewer bits did, as its manifest says; None where they are the network's.
         computes: the type that its convolutions compute in: ``float32`` or ``int8``.
+        precision: of its artifact; None where there is none.
     """
 
     name: str
@@ -153,7 +154,8 @@ class Target:
     rule: Decision | None = None
     backends: tuple[str, ...] | None = None
     effect: Tolerance | None = None
-    computes: str = "float32"
+    computes: str = FLOAT32
+    precision: Precision | None = None
 
     @property
     def images(self) -> float:

@@ -61,6 +61,7 @@ class Recorder:
                 weights=target.weights,
                 artifact=target.digest,
                 published=target.published if x.shape == target.input_shape else None,
+                precision=target.precision if case.known[backend].needs == "artifact" else None,
                 threads=case.threads,
                 status=case.known[backend].missing() or OK,
             )

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from segonnx.artifacts.manifest import PrecisionKind
 from segonnx.bench import stats
 from segonnx.core import documents, files
 from segonnx.errors import InputError
@@ -15,7 +16,7 @@ from segonnx.runtimes.base import Operator
 from segonnx.sources import catalog
 
 OK = "ok"
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MAX_BYTES = 2**27
 """A larger file isn't read."""
 MAX_SAMPLES, MAX_ROUNDS = 4_000_000, 500_000
@@ -25,6 +26,7 @@ CaseKey = tuple[str, tuple[int, ...], int]
 """What must be equal for two rows to be compared: model, input shape and threads."""
 WeightsKind = Literal["seeded", "published", "file"]
 """Whose weights a model holds: random ones of a seed, those that its authors publish, or a user's file."""
+FLOAT32: PrecisionKind = "float32"
 
 _KEYS = {"core_latency_ns": "exchange_ns", "warmed_up": "steady", "roofline_peaks": "ceilings"}
 """Fields whose keys in the file have other names, which programs that read results know."""
@@ -49,6 +51,23 @@ class Published:
     efficiency: float | None = None
 
 
+@dataclass(frozen=True)
+class Precision:
+    """What an artifact holds its weights in, and what its manifest says that this does.
+
+    Attributes:
+        kind: the type.
+        bytes: of its graphs and weights.
+        labels_equal: the least fraction of voxels of an image that get the label of float32; None for float32.
+        least_dice: the least Dice of a label against float32; None where nobody compared label maps.
+    """
+
+    kind: PrecisionKind
+    bytes: int
+    labels_equal: float | None = None
+    least_dice: float | None = None
+
+
 @dataclass
 class Row:
     """One model in one runtime, on one input with one number of threads.
@@ -65,6 +84,7 @@ class Row:
         weights: whose weights the model holds; None where an older file doesn't tell.
         artifact: the digest of the artifact's manifest; None where there is no artifact, or an older file doesn't tell.
         published: what others published of this model on this input; None where nothing may be compared with it.
+        precision: of the artifact; None where the runtime runs none, or an older file doesn't tell.
         threads: how many threads the runtime was asked to use.
         status: ``ok``, or why there are no times.
         settings: what the runtime was set to, where it matters for time.
@@ -109,6 +129,7 @@ class Row:
     weights: WeightsKind | None = None
     artifact: str | None = None
     published: Published | None = None
+    precision: Precision | None = None
     threads: int = 1
     status: str = OK
     settings: dict[str, str] = field(default_factory=dict)
@@ -141,6 +162,11 @@ class Row:
     def case(self) -> CaseKey:
         """What it shares with the rows that it is compared with."""
         return self.model, self.input_shape, self.threads
+
+    @property
+    def network(self) -> str:
+        """The model's name without the precision that tells it from others of the name."""
+        return self.model if self.precision is None else self.model.removesuffix(f" {self.precision.kind}")
 
     @property
     def samples_s(self) -> list[float]:
@@ -207,6 +233,8 @@ class Row:
             known["profile"] = [Operator(**operator) for operator in content["profile"]]
         if content.get("published") is not None:
             known["published"] = Published(**content["published"])
+        if content.get("precision") is not None:
+            known["precision"] = Precision(**content["precision"])
         return cls(**known)
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from segonnx import runtimes
-from segonnx.artifacts import manifest
+from segonnx.artifacts import layout, manifest
 from segonnx.artifacts.manifest import Manifest, given_rule, gives_labels, require_one_network
 from segonnx.artifacts.verify import verify
 from segonnx.bench.plan import Settings, Target, TorchNetwork
-from segonnx.bench.result import Published, WeightsKind
+from segonnx.bench.result import FLOAT32, Precision, Published, WeightsKind
 from segonnx.core import hardware, synthetic_inputs
+from segonnx.core.ort_session import model_bytes
 from segonnx.core.subprocesses import Bounds, Progress
 from segonnx.core.tolerances import Tolerance
 from segonnx.errors import InputError, ResourceError
@@ -97,7 +100,8 @@ def from_artifact(
         gives=content["outputs"][0].get("kind", "logits"),
         rule=None if gives_labels(content) else given_rule(content),
         effect=_effect(content),
-        computes="int8" if "quantization" in content else "float32",
+        computes="int8" if "quantization" in content else FLOAT32,
+        precision=_precision(content, folder),
     )
 
 
@@ -109,6 +113,17 @@ def _effect(content: Manifest) -> Tolerance | None:
         return None
     effect = storage["effect"]
     return Tolerance(effect["max_rel_error"], effect["rms_rel_error"], effect["label_agreement"])
+
+
+def _precision(content: Manifest, folder: Path) -> Precision:
+    """What an artifact holds its weights in, with what its manifest says of labels."""
+    kind, size = manifest.precision(content), model_bytes(folder / layout.MODEL)
+    if kind == "int8":
+        verdict = content["quantization"]["verdict"]
+        return Precision(kind, size, verdict["label_agreement"], min(verdict["dice"].values()))
+    if kind == FLOAT32:
+        return Precision(kind, size)
+    return Precision(kind, size, content["weights"]["storage"]["effect"]["label_agreement"])
 
 
 def from_spec(spec: ModelSpec, make_network: MakeNetwork) -> Target:
@@ -196,6 +211,17 @@ def require_alike(targets: list[Target], settings: Settings) -> None:
                 f"{target.artifact} gives {target.gives}, and {', '.join(others)} would give logits: "
                 "time it with --backend ort and --backend openvino alone"
             )
+
+
+def told_apart(targets: Sequence[Target]) -> list[Target]:
+    """The targets, those of one name and shape named by their precision, too: a network in float32 keeps its name."""
+    count = Counter((target.name, target.input_shape) for target in targets)
+    return [
+        replace(target, name=f"{target.name} {target.precision.kind}")
+        if count[target.name, target.input_shape] > 1 and target.precision and target.precision.kind != FLOAT32
+        else target
+        for target in targets
+    ]
 
 
 def require_distinct(targets: Sequence[Target]) -> None:

@@ -319,6 +319,7 @@ def _asked(request: Request, specs: list[ModelSpec], settings: Settings, display
         for shape in request.shapes or (None,)
         for size in request.batch
     ]
+    timed = targets.told_apart(timed)
     targets.require_distinct(timed)
     x = targets.read_input(request.input_path, timed) if request.input_path is not None else None
     digest = None if x is None else synthetic_inputs.sha256(x)

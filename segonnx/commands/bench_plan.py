@@ -71,6 +71,8 @@ def _target(network: Network, folders: Mapping[str, Path], bounds: Bounds, plan:
         found = targets.from_spec(spec, bench_targets.network)
     if found.digest != network.artifact:
         raise InputError(f"{found.artifact} was changed since it was found")
+    if found.precision is not None and network.name == f"{found.name} {found.precision.kind}":
+        found = replace(found, name=network.name)
     if (found.name, found.input_shape) != (network.name, network.input_shape):
         shapes = ["x".join(map(str, shape)) for shape in (found.input_shape, network.input_shape)]
         raise InputError(

@@ -216,7 +216,9 @@ class _Job:
         graph = manifest_entries.tensors(self.artifact)
         content = manifest_entries.compose(findings.spec, self.settings, arguments, findings, graph)
         (self.artifact / layout.CARD).write_text(card.render(content), encoding="utf-8")
-        (self.artifact / layout.SBOM).write_text(sbom.render(self.spec.name), encoding="utf-8")
+        (self.artifact / layout.SBOM).write_text(
+            sbom.render(self.spec.name, manifest.precision(content)), encoding="utf-8"
+        )
         content["files"] = manifest_entries.files(self.artifact)
         (self.artifact / layout.MANIFEST).write_bytes(manifest.sealed(content, self.spec.name))
         return content

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import datetime
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +95,7 @@ def _allowed(effect: Difference | Agreement) -> Tolerance:
     )
 
 
-def write(
-    folder: Path, source: Manifest, entry: dict[str, Any], parity: dict[str, Any], rewrites: Sequence[str]
-) -> Manifest:
+def write(folder: Path, source: Manifest, entry: dict[str, Any], parity: dict[str, Any]) -> Manifest:
     """Write the card, the bill of materials and the manifest.
 
     Args:
@@ -106,7 +103,6 @@ def write(
         source: the manifest of the artifact that was quantized.
         entry: the manifest's ``quantization``.
         parity: what ``record`` gave.
-        rewrites: the passes that made the graph.
     """
     import onnx
 
@@ -119,13 +115,13 @@ def write(
         "opset": next(one.version for one in model.opset_import if one.domain in ("", "ai.onnx")),
         "ir_version": model.ir_version,
         "parity": parity,
-        "rewrites": list(rewrites),
+        "rewrites": [],
         "quantization": entry,
         "producer": hardware.versions() | {"segonnx": __version__},
         "files": {},
     }
     (folder / layout.CARD).write_text(card.render(content), encoding="utf-8")
-    (folder / layout.SBOM).write_text(sbom.render(content["name"]), encoding="utf-8")
+    (folder / layout.SBOM).write_text(sbom.render(content["name"], manifest.precision(content)), encoding="utf-8")
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     content["files"] = {
         path.relative_to(folder).as_posix(): {"sha256": sha256(path), "bytes": path.stat().st_size} for path in paths

@@ -1,7 +1,8 @@
-"""The graphs of a quantized artifact: which may be quantized, the ranges of their values, and int8 put into them.
+"""The graph of a quantized artifact: its layers that may be quantized, the ranges of its values, and int8 put into it.
 
 Convolutions get QuantizeLinear and DequantizeLinear around them, which ONNX Runtime and OpenVINO fuse: weights are int8
-by output channel, activations int8 with one scale each. All else, and the head, stays float32.
+by output channel, activations uint8 with one scale each. So does what lies between them. All else, and the head, stays
+float32.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 2 * 10**9
 """The most bytes of a model that is quantized: it passes through one protobuf."""
-PLAIN, SLICES = "plain", "slices"
-"""The graph as PyTorch writes it, and the one whose 3D convolutions are 2D ones on slices of depth."""
+BETWEEN = ("Add", "Concat", "MaxPool", "Relu", "Resize")
+"""Operators that compute in 8 bits where their values are: else each value would be widened for them, and cut again."""
 
 Ranges = dict[str, tuple[float, float]]
 """The least and the largest value of each tensor that is quantized."""
@@ -37,64 +38,44 @@ class Candidate:
     """A graph that may be quantized.
 
     Attributes:
-        name: ``PLAIN`` or ``SLICES``.
         path: the file, in float32, its constants folded.
         layers: for the name of each layer's weight, the names of its nodes; the head isn't among them.
         head: names of the layers that the graph ends in.
-        rewrites: the passes that made it.
     """
 
-    name: str
     path: Path
     layers: Mapping[str, tuple[str, ...]]
     head: tuple[str, ...]
-    rewrites: tuple[str, ...]
 
 
-def candidates(artifact: Path, work: Path) -> list[Candidate]:
-    """The graphs of an artifact that may be quantized.
+def candidate(artifact: Path, work: Path) -> Candidate:
+    """The graph of an artifact that may be quantized: the plain one, its norms as one operator each.
 
     Args:
-        artifact: the artifact, whose plain graph is taken.
-        work: gets their files.
+        artifact: the artifact.
+        work: gets the file.
 
     Raises:
         InputError: it holds no convolution but its head, or is too large.
     """
+    import onnx
     import onnx_ir as ir
     from onnx_ir.passes import common
 
-    from segonnx.optimize import BASELINE, run
-    from segonnx.optimize.choices import Choices
+    from segonnx.optimize import stable_instance_norm
 
     if (size := model_bytes(artifact / MODEL)) > MAX_BYTES:
         raise InputError(
             f"{artifact} holds {size / 1e9:.1f} GB; models of up to {MAX_BYTES / 1e9:.0f} GB are quantized"
         )
-    folded = work / "folded.onnx"
-    _fold(artifact / MODEL, folded)
-    model = ir.load(folded)
+    raw, path = work / "raw.onnx", work / "plain.onnx"
+    _fold(artifact / MODEL, raw)
+    model = ir.load(raw)
+    stable_instance_norm.restore(model)
     common.ShapeInferencePass()(model)
-    slices = model.clone()
-    layers = run(slices.clone(), Choices()).layers
-    found = [_candidate(model, run(model, BASELINE).passes, PLAIN, work)]
-    if layers:
-        how = Choices(without=("WinogradPhasesPass",), algorithms=dict.fromkeys(layers, "taps"))
-        found.append(_candidate(slices, run(slices, how).passes, SLICES, work))
-    if not found[0].layers:
-        raise InputError(f"{artifact} has no convolution besides its head: nothing to quantize")
-    return found
-
-
-def _candidate(model: Any, rewrites: tuple[str, ...], name: str, work: Path) -> Candidate:
-    import onnx
-    import onnx_ir as ir
-
     weights = {node.outputs[0].name: _weight(node) for node in model.graph if node.op_type == "Conv"}
-    raw, path = work / f"{name}.raw.onnx", work / f"{name}.onnx"
-    ir.save(model, raw)
-    _fold(raw, path)
-    raw.unlink()
+    ir.save(model, work / "whole.onnx")
+    _fold(work / "whole.onnx", path)
     proto = onnx.load(path)
     heads = set(_head(proto.graph))
     layers: dict[str, list[str]] = {}
@@ -109,13 +90,10 @@ def _candidate(model: Any, rewrites: tuple[str, ...], name: str, work: Path) -> 
         else:
             layers.setdefault(layer, []).append(node.name)
     onnx.save(proto, path)
-    return Candidate(
-        name,
-        path,
-        {layer: tuple(nodes) for layer, nodes in layers.items() if layer not in ends},
-        tuple(ends),
-        rewrites,
-    )
+    found = {layer: tuple(nodes) for layer, nodes in layers.items() if layer not in ends}
+    if not found:
+        raise InputError(f"{artifact} has no convolution besides its head: nothing to quantize")
+    return Candidate(path, found, tuple(ends))
 
 
 def _weight(node: Any) -> str | None:
@@ -176,7 +154,7 @@ def ranges(candidate: Candidate, inputs: Sequence[AnyArray], work: Path) -> Rang
     with _quiet():
         calibrator = create_calibrator(
             str(candidate.path),
-            ["Conv"],
+            ["Conv", *BETWEEN],
             augmented_model_path=str(work / "calibrated.onnx"),
             calibrate_method=CalibrationMethod.MinMax,
         )
@@ -185,6 +163,41 @@ def ranges(candidate: Candidate, inputs: Sequence[AnyArray], work: Path) -> Rang
         data = calibrator.compute_data()
     found = {name: (one.lowest, one.highest) for name, one in data.items()}
     return {name: (float(np.min(low)), float(np.max(high))) for name, (low, high) in found.items()}
+
+
+def _in_8_bits(graph: onnx.GraphProto, convolutions: Collection[str]) -> list[str]:
+    """The names of these convolutions, and of the nodes between them that take and give 8 bits, too."""
+    made = {name: node for node in graph.node for name in node.output}
+    users: dict[str, list[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node.name)
+    between = {node.name: node for node in graph.node if node.op_type in BETWEEN}
+
+    def given(node: onnx.NodeProto) -> list[str]:
+        taken = node.input[:1] if node.op_type == "Resize" else node.input
+        return [made[name].name if name in made else "" for name in taken]
+
+    def used(node: onnx.NodeProto) -> list[str]:
+        return users.get(node.output[0], [])
+
+    found = set(convolutions)
+    while more := {
+        name
+        for name, node in between.items()
+        if name not in found
+        and (
+            found.issuperset(given(node)) or (node.op_type == "Concat" and used(node) and found.issuperset(used(node)))
+        )
+    }:
+        found |= more
+    while useless := {
+        name
+        for name, node in between.items()
+        if name in found and node.op_type != "Relu" and found.isdisjoint(used(node))
+    }:
+        found -= useless
+    return [node.name for node in graph.node if node.name in found]
 
 
 def quantize(candidate: Candidate, found: Ranges, layers: Collection[str], path: Path) -> None:
@@ -201,8 +214,8 @@ def quantize(candidate: Candidate, found: Ranges, layers: Collection[str], path:
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    nodes = [node for layer in layers for node in candidate.layers[layer]]
     model = onnx.load(candidate.path)
+    nodes = _in_8_bits(model.graph, {node for layer in layers for node in candidate.layers[layer]})
     domains = {one.domain for one in model.opset_import}
     if nodes:
         as_arrays = {
@@ -214,11 +227,11 @@ def quantize(candidate: Candidate, found: Ranges, layers: Collection[str], path:
                 True,
                 False,
                 QuantType.QInt8,
-                QuantType.QInt8,
+                QuantType.QUInt8,  # of int8 ONNX Runtime leaves convolutions in float32 whose input others take, too
                 TensorsData(CalibrationMethod.MinMax, as_arrays),
                 nodes,
                 [],
-                ["Conv"],
+                ["Conv", *BETWEEN],
                 {"ActivationSymmetric": False, "WeightSymmetric": True},
             )
             quantizer.quantize_model()

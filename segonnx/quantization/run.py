@@ -38,8 +38,6 @@ REFUSED = {
 VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimd"})
 """Instruction sets that multiply int8 faster than float32; those of ARM are told by ``asimd`` alone."""
 TURNS = 5
-FASTER = 0.97
-"""A graph is faster than another where it takes less than this part of its time."""
 SENSITIVITY_WINDOWS = 2
 RANGES = ".ranges.json"
 
@@ -204,14 +202,12 @@ class _Tried:
         float32: the layers that stay float32, beside the head.
         sensitivity: for each layer, the error of the graph with it alone in int8; empty where nobody asked.
         verdict: on the held-out images.
-        candidates_s: seconds of a pass of each candidate in int8.
     """
 
     candidate: Candidate
     float32: tuple[str, ...]
     sensitivity: Mapping[str, float]
     verdict: Verdict
-    candidates_s: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -247,16 +243,14 @@ class _Job:
         return found
 
     def search(self) -> _Tried:
-        """Quantize the faster graph, and give layers back to float32 as long as the verdict and the budget say so.
+        """Quantize the graph, and give layers back to float32 as long as the verdict and the budget say so.
 
         Raises:
             CheckFailed: the verdict fails in the end.
         """
         request = self.request
         self.folder.mkdir()
-        found: list[Candidate] = self.call(_calibrate, request.artifact, self.work).value
-        seconds = self._race(found)
-        candidate = min(found, key=lambda one: seconds[one.name] * (FASTER if one.name == graphs.PLAIN else 1))
+        candidate: Candidate = self.call(_calibrate, request.artifact, self.work).value
         arguments = (self.content, self.held, self.work / "expected", request.threads)
         self.call(cases.label_maps, request.artifact, *arguments)
         ranked: list[str] = []
@@ -266,24 +260,13 @@ class _Job:
             kept = tuple(ranked[:count])
             judged = self._judge(candidate, kept)
             if judged.least[0] >= request.min_dice:
-                return _Tried(candidate, kept, sensitivity, judged, seconds)
+                return _Tried(candidate, kept, sensitivity, judged)
             if count >= min(request.budget, len(candidate.layers)):
                 raise CheckFailed(_missed(self.content["name"], judged, request, kept, sensitivity))
             if not sensitivity:
                 sensitivity = self.call(_sensitivity, candidate, self.work, request.threads).value
                 ranked = sorted(sensitivity, key=lambda layer: (-sensitivity[layer], layer))
             count = min(max(1, 2 * count), request.budget, len(ranked))
-
-    def _race(self, found: Sequence[Candidate]) -> dict[str, float]:
-        """Seconds of a pass of each candidate with all its layers in int8."""
-        paths = {}
-        for one in found:
-            paths[one.name] = self.work / f"{one.name}.int8.onnx"
-            self.call(_quantize, one, self.work, tuple(one.layers), paths[one.name])
-        if len(found) == 1:
-            return {found[0].name: 0.0}
-        seconds: dict[str, float] = self.call(_in_turns, paths, self.work / "window_0.npy", self.request.threads).value
-        return seconds
 
     def _judge(self, candidate: Candidate, kept: tuple[str, ...]) -> Verdict:
         layers = tuple(layer for layer in candidate.layers if layer not in kept)
@@ -310,9 +293,7 @@ class _Job:
         entry = {
             "of": self.content["digest"],
             "weights": "int8",
-            "activations": "int8",
-            "graph": candidate.name,
-            "candidates_s": {name: seconds for name, seconds in tried.candidates_s.items() if seconds},
+            "activations": "uint8",
             "calibration": {"method": "MinMax", "images": len(self.calibration), "windows": windows},
             "int8": len(candidate.layers) - len(tried.float32),
             "float32": [*candidate.head, *tried.float32],
@@ -325,7 +306,7 @@ class _Job:
                         "threads": self.request.threads},
         }  # fmt: skip
         replay = self.call(entries.record, self.request.artifact, self.content, self.folder, self.request.threads).value
-        made: Manifest = entries.write(self.folder, self.content, entry, replay, candidate.rewrites)
+        made: Manifest = entries.write(self.folder, self.content, entry, replay)
         return made
 
 
@@ -357,13 +338,12 @@ def _windows(work: Path, most: int | None = None) -> list[AnyArray]:
     return [np.load(work / f"window_{i}.npy", mmap_mode="r") for i in range(min(count, most or count))]
 
 
-def _calibrate(artifact: Path, work: Path, progress: Progress) -> list[Candidate]:
-    """The graphs that may be quantized; the ranges of each are written beside it."""
-    progress("preparing the graphs")
-    found = graphs.candidates(artifact, work)
-    for one in found:
-        progress(f"calibrating ({one.name})")
-        one.path.with_suffix(RANGES).write_text(json.dumps(graphs.ranges(one, _windows(work), work)))
+def _calibrate(artifact: Path, work: Path, progress: Progress) -> Candidate:
+    """The graph that may be quantized; the ranges of its values are written beside it."""
+    progress("preparing the graph")
+    found = graphs.candidate(artifact, work)
+    progress("calibrating")
+    found.path.with_suffix(RANGES).write_text(json.dumps(graphs.ranges(found, _windows(work), work)))
     return found
 
 
@@ -375,7 +355,7 @@ def _ranges(candidate: Candidate) -> graphs.Ranges:
 
 def _quantize(candidate: Candidate, work: Path, layers: tuple[str, ...], path: Path, progress: Progress) -> None:
     del work
-    progress(f"quantizing {len(layers)} layers ({candidate.name})")
+    progress(f"quantizing {len(layers)} layers")
     graphs.quantize(candidate, _ranges(candidate), layers, path)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from segonnx.bench.result import CaseKey, Result, Row
+from segonnx.bench.result import FLOAT32, CaseKey, Result, Row
 from segonnx.report import rows as formatted
 
 Spec = dict[str, Any]
@@ -29,6 +29,9 @@ SECTIONS = {
     "Time": "Median time of a pass, with its 95 % interval. Further left is faster.",
     "Accuracy against speed": "Published Dice score of each network with its published weights, against slices of "
     "512x512 per second measured here. The scores are others' measurements; further up and to the right is better.",
+    "Precision against speed": "What artifacts of one network in several precisions keep of float32's labels, as their "
+    "manifests say, against passes per second measured here: the least fraction of voxels of an image with the same "
+    "label, and the least Dice of a label, where label maps were compared. Further up and to the right is better.",
     "Every sample": "All timed passes in the order in which they ran, relative to the median of their runtime. A "
     "cloud that rises or falls is drift; the intervals don't know of it.",
     "Roofline": "Operations per second that each runtime achieved, against operations per byte. The lines are the "
@@ -70,6 +73,7 @@ def charts(result: Result) -> list[Chart]:
         if family := [row for row in rows if row.family == key]:
             found.append(_time(formatted.title(title), family, names))
     found += _accuracy(rows, names)
+    found += _precision(rows)
     found += _roofline(rows, names, result.roofline_peaks)
     found += _kinds(rows, names)
     found += _samples(rows, names)
@@ -159,6 +163,67 @@ def _accuracy(rows: list[Row], names: dict[CaseKey, str]) -> list[Chart]:
         ],
     )
     return [Chart("Accuracy against speed", "3D networks", f"{len(values)} points; the table has the speeds.", spec)]
+
+
+def _precision(rows: list[Row]) -> list[Chart]:
+    """A chart for each network of which there are artifacts in several precisions."""
+    found = []
+    held = [row for row in rows if row.precision is not None]
+    for network, sizes, threads in dict.fromkeys((row.network, row.input_shape, row.threads) for row in held):
+        its = [row for row in held if (row.network, row.input_shape, row.threads) == (network, sizes, threads)]
+        if len({row.precision.kind for row in its if row.precision}) < 2:
+            continue
+        values = [value for row in its for value in _kept(row)]
+        x = {
+            "field": "passes", "type": "quantitative", "title": "passes per second", "axis": TICKS,
+            "scale": _scale([value["passes"] for value in values]) | {"padding": 18},
+        }  # fmt: skip
+        y = {
+            "field": "part", "type": "quantitative", "title": "as float32, %",
+            "scale": {"zero": False, "padding": 18},
+        }  # fmt: skip
+        looks = _looks(its)
+        shape = {"field": "kept", "type": "nominal", "legend": {"orient": "top", "title": None}}
+        tips = _tips("precision", "runtime", "labels equal", "least Dice", "time", "size")
+        spec = vega(
+            values,
+            height=260,
+            layer=[
+                {
+                    "mark": {"type": "point", "filled": True, "size": 110, "opacity": 1},
+                    "encoding": {"x": x, "y": y, "color": looks["color"], "shape": shape, "tooltip": tips},
+                },
+                {
+                    "mark": {"type": "text", "align": "right", "dy": -12, "dx": 8},
+                    "encoding": {"x": x, "y": y, "text": {"field": "label"}},
+                },
+            ],
+        )
+        title = f"{network}, {formatted.shape(sizes)}, {threads} threads"
+        found.append(Chart("Precision against speed", title, f"{len(values)} points; the table has the figures.", spec))
+    return found
+
+
+def _kept(row: Row) -> list[dict[str, Any]]:
+    """A point for each thing that a row's artifact says to keep; float32 keeps all."""
+    assert row.precision is not None and row.median_s is not None
+    stored = row.precision
+    whole = 1.0 if stored.kind == FLOAT32 else None
+    kept = {
+        "labels equal": whole if stored.labels_equal is None else stored.labels_equal,
+        "least Dice": whole if stored.least_dice is None else stored.least_dice,
+    }
+    facts = {
+        "precision": stored.kind, "runtime": row.backend, "passes": 1 / row.median_s, "time": formatted.time(row),
+        "size": formatted.megabytes(stored.bytes),
+        "labels equal": "" if kept["labels equal"] is None else formatted.percent(kept["labels equal"]),
+        "least Dice": "" if kept["least Dice"] is None else formatted.dice(kept["least Dice"]),
+    }  # fmt: skip
+    return [
+        {**facts, "kept": name, "part": 100 * part, "label": stored.kind if name == "labels equal" else ""}
+        for name, part in kept.items()
+        if part is not None
+    ]
 
 
 def _samples(rows: list[Row], names: dict[CaseKey, str]) -> list[Chart]:

@@ -30,6 +30,7 @@ def render(content: Machines) -> str:
     """
     several = len(content.results) > 1
     machines = list(zip(content.titles, content.results, strict=True))
+    shown = _columns(content)
     drawn = [chart for title, one in machines for chart in _charts(title, one, several=several)]
     return page(
         "page.html.jinja",
@@ -51,11 +52,11 @@ def render(content: Machines) -> str:
             for title, one in machines
             for found, sentences in findings(one)
         ],
-        header=[_COLUMNS[0], *([rows.PROCESSOR] if several else []), *_TITLES],
+        header=[_COLUMNS[0], *([rows.PROCESSOR] if several else []), *(rows.COLUMNS[name].title for name in shown[1:])],
         rows=[
             [cells[0], *([(title, title, False)] if several else []), *cells[1:]]
             for title, one, row in rows.of_machines(content)
-            for cells in [_cells(one, row)]
+            for cells in [_cells(one, row, shown)]
         ],
     )
 
@@ -107,13 +108,17 @@ def _charts(title: str, result: Result, *, several: bool) -> list[charts.Chart]:
     return [replace(chart, title=f"{chart.title}, {title}") for chart in drawn] if several else drawn
 
 
-def _cells(result: Result, row: Row) -> list[tuple[str, str, bool]]:
+def _columns(content: Machines) -> tuple[str, ...]:
+    """The figures of the page's table."""
+    precision = rows.precision(row for *_, row in rows.of_machines(content))
+    return (*_COLUMNS[:3], *precision, *_COLUMNS[3:])
+
+
+def _cells(result: Result, row: Row, shown: Sequence[str]) -> list[tuple[str, str, bool]]:
     """Of each figure of a row: as it is shown, what it is sorted by, and whether it is a number."""
     return [
         (text, "" if cell.value is None else str(cell.value), rows.COLUMNS[name].number)
-        for name, text, cell in zip(
-            _COLUMNS, rows.texts(row, result, _COLUMNS), rows.cells(row, result, _COLUMNS), strict=True
-        )
+        for name, text, cell in zip(shown, rows.texts(row, result, shown), rows.cells(row, result, shown), strict=True)
     ]
 
 
@@ -167,7 +172,6 @@ _COLUMNS = (
     "model", "input", "threads", "runtime", "time", "vs eager", "verdict", "gflops", "of sgemm", "ns/voxel", "cpu",
     "load", "compile", "first result", "peak memory", "parameters", "max error", "rounds", "notes",
 )  # fmt: skip
-_TITLES = [rows.COLUMNS[name].title for name in _COLUMNS[1:]]
 
 
 def _machine(result: Result) -> list[tuple[str, str]]:

@@ -22,13 +22,15 @@ _MEANING = (
 def result(content: Machines) -> str:
     """One table per family, with the machine below; of several machines a column tells which."""
     several = len(content.results) > 1
-    header = [*_CASE, *_FIGURES]
-    header[3:3] = [rows.PROCESSOR] if several else []
     parts = []
     for key, title in content.families().items():
+        its = rows.of_machines(content, key)
+        case = (*_CASE, *rows.precision(row for *_, row in its))
+        header = [*case[: len(_CASE)], *(rows.COLUMNS[name].title for name in case[len(_CASE) :]), *_FIGURES]
+        header[3:3] = [rows.PROCESSOR] if several else []
         lines = []
-        for processor, one, row in rows.of_machines(content, key):
-            cells = _cells(row, one)
+        for processor, one, row in its:
+            cells = _cells(row, one, case)
             cells[3:3] = [processor] if several else []
             lines.append(cells)
         parts.append(f"### {escape(rows.title(title))}\n\n{_table(header, lines)}")
@@ -56,8 +58,8 @@ def _machine(title: str, content: Result) -> str:
     return f"- {escape(title)}: {escape(rows.machine(content.machine))}; {escape(content.autocast)}"
 
 
-def _cells(row: Row, content: Result) -> list[str]:
-    first = rows.texts(row, content, _CASE)
+def _cells(row: Row, content: Result, case: Sequence[str]) -> list[str]:
+    first = rows.texts(row, content, case, missing="")
     if not rows.timed(row):
         return [*first, row.status, "", "", ""]
     return first + rows.texts(row, content, _FIGURES, missing="")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from segonnx.bench import stats
 from segonnx.bench.machines import Machines
-from segonnx.bench.result import OK, CaseKey, Result, Row
+from segonnx.bench.result import FLOAT32, OK, CaseKey, Result, Row
 
 MISSING = "-"
 PROCESSOR = "processor"
 """The heading of the column that tells of which machine a row is, where there are several."""
+PRECISION = ("precision", "size", "labels equal", "least dice")
+"""The columns of what artifacts hold their weights in."""
 _LIBRARIES = ("segonnx", "torch", "onnxruntime", "openvino")
 
 
@@ -209,6 +211,35 @@ def _images_per_s(value: float, row: Row) -> str:
     return f"{value:.{0 if row.family == 'encoder' else 1}f}"
 
 
+def precision(its: Iterable[Row]) -> tuple[str, ...]:
+    """The columns of precision that these rows need: none where all is float32."""
+    kept = [row.precision for row in its if row.precision is not None and row.precision.kind != FLOAT32]
+    if not kept:
+        return ()
+    without = {"labels equal"} if all(one.labels_equal is None for one in kept) else set()
+    without |= {"least dice"} if all(one.least_dice is None for one in kept) else set()
+    return tuple(name for name in PRECISION if name not in without)
+
+
+def percent(part: float) -> str:
+    """A part of voxels; of what isn't all of them no more than 99.999 %."""
+    return f"{min(100 * part, 99.999) if part < 1 else 100:.3f} %"
+
+
+def dice(value: float) -> str:
+    """A Dice score; one below 1 is never rounded up to it."""
+    return f"{value if value == 1 else min(value, 0.9999):.4f}"
+
+
+def megabytes(value: int) -> str:
+    """A size."""
+    return f"{value / 1e6:,.1f} MB"
+
+
+def _precision(text: Callable[[Any], str], key: str) -> Callable[[Row, Result], Cell]:
+    return _figure(text, lambda row: None if row.precision is None else getattr(row.precision, key))
+
+
 def _gigabytes(value: int) -> str:
     return f"{value / 1e9:.2f} GB"
 
@@ -220,6 +251,10 @@ COLUMNS = {
     "runtime": Column("runtime", _text(lambda row: row.backend), number=False),
     "millions": Column("params", _figure(lambda count: f"{count / 1e6:,.2f}M", lambda row: row.parameters)),
     "parameters": Column("parameters", _figure(lambda count: f"{count:,}", lambda row: row.parameters)),
+    "precision": Column("precision", _precision(str, "kind"), number=False),
+    "size": Column("size", _precision(megabytes, "bytes")),
+    "labels equal": Column("labels equal", _precision(percent, "labels_equal")),
+    "least dice": Column("least Dice", _precision(dice, "least_dice")),
     "time": Column("time", lambda row, _: Cell(time(row), row.median_s if timed(row) else None)),
     "images": Column("img/s", _figure(significant, lambda row: row.images_per_s)),
     "efficiency": Column("efficiency", _figure(significant, lambda row: row.efficiency)),

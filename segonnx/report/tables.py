@@ -51,12 +51,18 @@ def family(result: Result, name: str) -> str:
     per = "equiv/s" if name == "3d" else "img/s"
     sweep = _swept(its)
     measured = (
-        "model", "millions", *sweep, "runtime", "time", "images", "efficiency", "vs eager", "gflops", "of sgemm", "cpu",
-        "load", "peak memory", "max error",
+        "model", "millions", *sweep, *rows.precision(its), "runtime", "time", "images", "efficiency", "vs eager",
+        "gflops", "of sgemm", "cpu", "load", "peak memory", "max error",
     )  # fmt: skip
     names = (*measured, *_PUBLISHED, "notes")
     shown = {"runtime": "<backend", "images": per, "published images": f"{per}*", "peak memory": "peak"}
-    shown |= {"model": "<model", "vs eager": "<vs eager", "notes": "<notes", "input": "input"}
+    shown |= {
+        "model": "<model",
+        "vs eager": "<vs eager",
+        "notes": "<notes",
+        "input": "input",
+        "precision": "<precision",
+    }
     threads = "" if "threads" in sweep else f"{its[0].threads} threads of "
     shapes = "" if "input" in sweep else f"{rows.shape(its[0].input_shape)}, "
     printed = table(
@@ -73,7 +79,7 @@ def by_processor(content: Machines, name: str) -> str:
     """One family's table of several machines: each row is of one machine, and tells which."""
     its = rows.of_machines(content, name)
     sweep = ["input"] if len({row.input_shape for *_, row in its}) > 1 else []
-    first = ("model", *sweep)
+    first = ("model", *sweep, *rows.precision(row for *_, row in its))
     names = (
         "threads",
         "runtime",
@@ -87,7 +93,7 @@ def by_processor(content: Machines, name: str) -> str:
         "notes",
     )
     shown = {"runtime": "<backend", "images": "equiv/s" if name == "3d" else "img/s", "peak memory": "peak"}
-    shown |= {"model": "<model", "vs eager": "<vs eager", "notes": "<notes"}
+    shown |= {"model": "<model", "vs eager": "<vs eager", "notes": "<notes", "precision": "<precision"}
     headings = [shown.get(column, rows.COLUMNS[column].title) for column in (*first, *names)]
     return table(
         [*headings[: len(first)], f"<{rows.PROCESSOR}", *headings[len(first) :]],
@@ -143,7 +149,7 @@ def _swept(its: Sequence[Row]) -> list[str]:
 
 def _line(row: Row, result: Result, names: Sequence[str]) -> list[str]:
     """The row's cells; no figure but the published ones where it has no times that count."""
-    always = {"model", "millions", "input", "threads", "runtime", "notes"}
+    always = {"model", "millions", "input", "threads", "runtime", "notes", *rows.PRECISION}
     texts = []
     for name, text in zip(names, rows.texts(row, result, names), strict=True):
         if name in _PUBLISHED:

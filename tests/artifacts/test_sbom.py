@@ -13,8 +13,8 @@ from tests.conftest import SMALL
 
 
 def test_it_names_the_environment_and_stays_the_same() -> None:
-    text = sbom.render("net")
-    assert sbom.render("net") == text
+    text = sbom.render("net", "float32")
+    assert sbom.render("net", "float32") == text
     found = {one["purl"]: one for one in json.loads(text)["components"]}
     assert f"pkg:pypi/numpy@{importlib.metadata.version('numpy')}" in found
     assert f"pkg:pypi/onnxruntime@{importlib.metadata.version('onnxruntime')}" in found
@@ -24,6 +24,7 @@ def test_it_names_the_environment_and_stays_the_same() -> None:
 def test_an_artifact_has_one(exports: Path) -> None:
     content = json.loads((exports / SMALL / layout.SBOM).read_bytes())
     assert content["metadata"]["component"]["name"] == SMALL
+    assert content["metadata"]["component"]["properties"] == [{"name": "segonnx:precision", "value": "float32"}]
     assert any(one["name"] == "torch" for one in content["components"])
 
 
@@ -32,5 +33,5 @@ def test_it_fits_the_schema() -> None:
     from cyclonedx.schema import SchemaVersion
 
     check = validation.JsonStrictValidator(SchemaVersion.V1_6).validate_str
-    assert check(sbom.render("net")) is None
-    assert check(sbom.render("net").replace('"library"', '"book"', 1)) is not None
+    assert check(sbom.render("net", "float32")) is None
+    assert check(sbom.render("net", "float32").replace('"library"', '"book"', 1)) is not None

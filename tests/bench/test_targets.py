@@ -142,7 +142,7 @@ def as_version_2(content: dict[str, Any]) -> dict[str, Any]:
     """The same result as an older segonnx wrote it."""
     old = json.loads(json.dumps(content)) | {"schema_version": 2}
     for row in old["rows"]:
-        del row["weights"], row["published"], row["artifact"]
+        del row["weights"], row["published"], row["artifact"], row["precision"]
     return old
 
 

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
+from onnx import helper
 from torch import nn
 
 import segonnx
+from segonnx.bench import result, targets
 from segonnx.bench import run as bench
-from segonnx.bench import targets
 from segonnx.bench.plan import Settings
-from segonnx.bench.result import OK
+from segonnx.bench.result import OK, Precision
 from segonnx.bench.rounds import Rule
 from segonnx.core import hardware
 from segonnx.core.tolerances import TOLERANCES
 from segonnx.errors import CheckFailed, InputError, VerifyError
 from segonnx.quantization import cases, graphs, run
 from segonnx.quantization.run import Request
+from segonnx.report import charts
 from tests import handmade
 from tests.artifacts.resealed import reseal
 from tests.conftest import export, message
@@ -98,7 +102,7 @@ def test_a_network_in_int8_keeps_its_labels(trained: tuple[Path, Path], tmp_path
     made = tmp_path / "blobs"
     content = segonnx.verify(made).manifest
     entry = content["quantization"]
-    assert (entry["int8"], entry["float32"], entry["graph"]) == (3, ["head.weight"], "plain")
+    assert (entry["int8"], entry["float32"]) == (3, ["head.weight"])
     assert entry["calibration"] == {"method": "MinMax", "images": 9, "windows": 9}
     assert entry["verdict"]["images"] == 3
     assert 0.99 <= entry["verdict"]["worst_dice"] <= entry["verdict"]["dice"]["1"] <= 1
@@ -223,6 +227,27 @@ def test_the_bench_takes_int8_as_it_is(trained: tuple[Path, Path], tmp_path: Pat
     assert target.computes == "int8"
     rows = bench.bench([target], Settings(("ort", "openvino"), (1,), Rule(rounds=1)), None, lambda _: None).rows
     assert [row.status for row in rows] == [OK, OK]
+    found = segonnx.verify(made).manifest["quantization"]["verdict"]
+    precision = Precision(
+        "int8", (made / "model.onnx").stat().st_size, found["label_agreement"], min(found["dice"].values())
+    )
+    assert {row.precision for row in rows} == {precision}
+
+
+def test_a_bench_of_one_network_in_two_precisions(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    made = run.quantize(request(trained, tmp_path / "q")).folder
+    out, plan = tmp_path / "r.json", tmp_path / "plan.json"
+    asked = ("--artifact", trained[0], "--artifact", made, "--backend", "ort", "--rounds", 1, "--no-roofline")
+    done = command("bench", *asked, "--plan-out", plan)
+    assert done.returncode == 0, done.stderr
+    done = command("bench", "--plan", plan, "--artifact", trained[0], "--artifact", made, "--json", out)
+    assert done.returncode == 0, done.stderr
+    read = result.read(out)
+    assert [(row.model, row.network) for row in read.rows] == [("blobs", "blobs"), ("blobs int8", "blobs")]
+    assert "least Dice" in done.stdout
+    assert [chart.section for chart in charts.charts(read)].count("Precision against speed") == 1
+    twice = command("bench", *asked, "--artifact", made)
+    assert "would have rows of one name, blobs int8" in message(twice)
 
 
 def test_a_trained_folder_goes_through_predicts_preprocessing(tmp_path: Path) -> None:
@@ -240,7 +265,7 @@ def test_a_trained_folder_goes_through_predicts_preprocessing(tmp_path: Path) ->
     assert labels.exists()
 
 
-def test_networks_of_volumes_have_two_candidates(tmp_path: Path) -> None:
+def test_a_network_of_volumes_keeps_its_norms_whole(tmp_path: Path) -> None:
     from dataclasses import replace
 
     from segonnx.exporters import pipeline
@@ -254,8 +279,10 @@ def test_networks_of_volumes_have_two_candidates(tmp_path: Path) -> None:
     for i in range(2):
         np.save(tmp_path / "x" / f"{i}.npy", random.standard_normal((1, 1, 32, 32, 64)).astype(np.float32))
     done = run.quantize(Request(made.folder, tmp_path / "x", tmp_path / "q", min_dice=0.0, threads=2))
-    entry = done.manifest["quantization"]
-    assert set(entry["candidates_s"]) == {graphs.PLAIN, graphs.SLICES}
+    operators = done.manifest["operators"]
+    assert "ReduceSumSquare" in made.manifest["operators"]
+    assert {"ReduceSumSquare", "BatchNormalization"}.isdisjoint(operators)
+    assert operators["InstanceNormalization"] > 1
     assert any("calibrated on noise" in warning for warning in done.warnings)
     assert any("calibrated on 1 image" in warning for warning in done.warnings)
     assert "storage" not in done.manifest["weights"]
@@ -344,3 +371,54 @@ def test_one_image_in_four_is_held_out() -> None:
     assert len(calibration) == 6
     calibration, held = cases.split(found[:2], Path())
     assert (len(calibration), len(held)) == (1, 1)
+
+
+def test_onnx_runtime_computes_every_layer_in_8_bits(tmp_path: Path) -> None:
+    """A residual block: a value with two users, sums, pooling, upsampling and a Concat between convolutions."""
+    random = np.random.default_rng(0)
+    tensors = [onnx.numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")]
+
+    def convolution(name: str, x: str, inputs: int = 8) -> onnx.NodeProto:
+        tensors.append(
+            onnx.numpy_helper.from_array(random.standard_normal((8, inputs, 3, 3)).astype(np.float32), f"{name}.weight")
+        )
+        return helper.make_node("Conv", [x, f"{name}.weight"], [name], pads=[1, 1, 1, 1])
+
+    nodes = [
+        convolution("stem", "x", 1),
+        helper.make_node("Relu", ["stem"], ["first"]),
+        helper.make_node("MaxPool", ["first"], ["pooled"], kernel_shape=[2, 2], strides=[2, 2]),
+        convolution("one", "pooled"),
+        helper.make_node("Relu", ["one"], ["positive"]),
+        convolution("two", "positive"),
+        helper.make_node("Add", ["two", "pooled"], ["sum"]),
+        helper.make_node("Resize", ["sum", "", "scales"], ["larger"], mode="nearest"),
+        helper.make_node("Concat", ["larger", "first"], ["both"], axis=1),
+        convolution("three", "both", 16),
+        convolution("head", "three"),
+    ]
+    given = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 1, 16, 16])]
+    wanted = [helper.make_tensor_value_info("head", onnx.TensorProto.FLOAT, [1, 8, 16, 16])]
+    graph = helper.make_graph(nodes, "block", given, wanted, tensors)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "model.onnx"
+    )
+    candidate = graphs.candidate(tmp_path, tmp_path)
+    assert (len(candidate.layers), candidate.head) == (4, ("head.weight",))
+    x = random.standard_normal((1, 1, 16, 16)).astype(np.float32)
+    found = graphs.ranges(candidate, [x], tmp_path)
+    operators = {}
+    for part in (list(candidate.layers), ["two.weight"]):
+        graphs.quantize(candidate, found, part, tmp_path / "int8.onnx")
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+        onnxruntime.InferenceSession(str(tmp_path / "int8.onnx"), options, providers=["CPUExecutionProvider"])
+        operators[len(part)] = Counter(node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node)
+    whole, alone = operators[4], operators[1]
+    assert (whole["QLinearConv"], whole["Conv"] + whole["FusedConv"]) == (4, 1)
+    assert (whole["QLinearAdd"], whole["QLinearConcat"]) == (1, 1)
+    assert alone["QLinearConv"] == 1
+    assert (alone["QLinearAdd"], alone["QLinearConcat"]) == (0, 0)
+    expected, made = (graphs.answers(path, [x], 1) for path in (tmp_path / "model.onnx", tmp_path / "int8.onnx"))
+    assert graphs.distance(expected, made) < 0.1

@@ -9,7 +9,7 @@ import numpy as np
 
 from segonnx.bench import stats, targets
 from segonnx.bench.machines import Machines
-from segonnx.bench.result import Ratio, Result, Row
+from segonnx.bench.result import Precision, Ratio, Result, Row
 from segonnx.runtimes.base import Operator
 from segonnx.sources import catalog
 
@@ -132,3 +132,19 @@ def profiled(row: Row) -> Row:
     """The row with a profile."""
     operators = [Operator("Conv", "convolution", 10, 0.6), Operator("Relu", "activation", 9, 0.2)]
     return replace(row, profile=operators)
+
+
+def in_precisions(result: Result) -> Result:
+    """The result as one of three artifacts of each network: in float32, float16 storage and int8."""
+    made = []
+    for precision in (
+        Precision("float32", 40_000_000),
+        Precision("float16 storage", 20_000_000, 0.99998),
+        Precision("int8", 10_000_000, 0.998, 0.9912),
+    ):
+        for row in result.rows:
+            name = row.model if precision.kind == "float32" else f"{row.model} {precision.kind}"
+            held = precision if row.backend in ("ort", "openvino") else None
+            if held is not None or precision.kind == "float32":
+                made.append(replace(row, model=name, precision=held))
+    return replace(result, rows=made, ratios=[])
