@@ -286,9 +286,12 @@ def test_a_scheduler_that_stands_still_is_gone(
     monkeypatch.setattr(clusters_of_dask, "ANSWER_S", 3.0)
     out = tmp_path / "out"
     with bare_scheduler(tmp_path) as (address, scheduler), dask("worker", address, "--no-nanny", folder=tmp_path):
-        stopper = threading.Thread(
-            target=lambda: (wait_for(lambda: made(out)), scheduler.send_signal(signal.SIGSTOP)), daemon=True
-        )
+
+        def stop() -> None:
+            wait_for(lambda: made(out))
+            scheduler.send_signal(signal.SIGSTOP)
+
+        stopper = threading.Thread(target=stop, daemon=True)
         stopper.start()
         done = run("predict", hand, larger / "in", out, "--scheduler", address, "--threads", 1)
         stopper.join()
