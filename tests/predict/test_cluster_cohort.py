@@ -256,10 +256,11 @@ def test_a_run_without_workers_ends_and_says_what_is_not_done(hand: Path, larger
             "0 of 60 cases are done, 60 aren't",
             f"segonnx: no worker was there at {address} for 2 s: start one, and run this again",
         ]
-        with (
-            dask("worker", address, "--no-nanny", "--nthreads", 2, folder=tmp_path) as worker,
-            _start(*words) as client,
-        ):
+        with contextlib.ExitStack() as stack:
+            worker = stack.enter_context(dask("worker", address, "--no-nanny", "--nthreads", 2, folder=tmp_path))
+            with clusters_of_dask.connect(address) as own:
+                wait_for(lambda: clusters_of_dask.members(own))
+            client = stack.enter_context(_start(*words))
             assert client.stdout is not None and client.stderr is not None
             while not client.stdout.readline().startswith("case"):
                 assert client.poll() is None, client.stderr.read()
