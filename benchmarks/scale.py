@@ -56,6 +56,7 @@ def main() -> None:
     if what == "table":
         table(folder, [Path(path) for path in rest])
         return
+    found: Any
     if what == "scheduler":
         found = scheduler(folder, [int(count) for count in rest] or CASES)
     else:

@@ -256,10 +256,11 @@ def test_a_run_without_workers_ends_and_says_what_is_not_done(hand: Path, larger
             "0 of 60 cases are done, 60 aren't",
             f"segonnx: no worker was there at {address} for 2 s: start one, and run this again",
         ]
-        with (
-            dask("worker", address, "--no-nanny", "--nthreads", 2, folder=tmp_path) as worker,
-            _start(*words) as client,
-        ):
+        with contextlib.ExitStack() as stack:
+            worker = stack.enter_context(dask("worker", address, "--no-nanny", "--nthreads", 2, folder=tmp_path))
+            with clusters_of_dask.connect(address) as own:
+                wait_for(lambda: clusters_of_dask.members(own))
+            client = stack.enter_context(_start(*words))
             assert client.stdout is not None and client.stderr is not None
             while not client.stdout.readline().startswith("case"):
                 assert client.poll() is None, client.stderr.read()
@@ -286,9 +287,12 @@ def test_a_scheduler_that_stands_still_is_gone(
     monkeypatch.setattr(clusters_of_dask, "ANSWER_S", 3.0)
     out = tmp_path / "out"
     with bare_scheduler(tmp_path) as (address, scheduler), dask("worker", address, "--no-nanny", folder=tmp_path):
-        stopper = threading.Thread(
-            target=lambda: (wait_for(lambda: made(out)), scheduler.send_signal(signal.SIGSTOP)), daemon=True
-        )
+
+        def stop() -> None:
+            wait_for(lambda: made(out))
+            scheduler.send_signal(signal.SIGSTOP)
+
+        stopper = threading.Thread(target=stop, daemon=True)
         stopper.start()
         done = run("predict", hand, larger / "in", out, "--scheduler", address, "--threads", 1)
         stopper.join()
