@@ -119,7 +119,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test
+# mypy needs one processor, and so do the installations of what only tests need.
+check:
+	$(MAKE) --jobs 2 --output-sync=target lint old-runtimes judges
+	$(MAKE) test
 
 # Puts the options of the commands into the pages.
 docs: install
