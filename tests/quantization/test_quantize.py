@@ -29,6 +29,7 @@ from tests.artifacts.resealed import reseal
 from tests.conftest import export, message
 from tests.conftest import run as command
 from tests.predict.conftest import save, volume
+from tests.runtimes.test_conformance import make_two_levels
 
 pytestmark = pytest.mark.usefixtures("steps_here")
 
@@ -241,19 +242,13 @@ def test_a_trained_folder_goes_through_predicts_preprocessing(tmp_path: Path) ->
 
 
 def test_networks_of_volumes_have_two_candidates(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from segonnx.exporters import pipeline
-    from segonnx.exporters.pipeline import Settings as How
-    from tests.conftest import tiny_system
-
-    spec = replace(tiny_system(), options={"depth": 1, "width": 8}, name="volumes")
-    made = pipeline.export(spec, How(tmp_path / "a", shape=(32, 32, 64), weights_dtype="float16"))
+    shape = (1, 1, 16, 64, 64)
+    made = segonnx.export(make_two_levels().eval(), torch.zeros(shape), tmp_path / "a", weights_dtype="float16")
     (tmp_path / "x").mkdir()
     random = np.random.default_rng(0)
     for i in range(2):
-        np.save(tmp_path / "x" / f"{i}.npy", random.standard_normal((1, 1, 32, 32, 64)).astype(np.float32))
-    done = run.quantize(Request(made.folder, tmp_path / "x", tmp_path / "q", min_dice=0.0, threads=2))
+        np.save(tmp_path / "x" / f"{i}.npy", random.standard_normal(shape).astype(np.float32))
+    done = run.quantize(Request(made.folder, tmp_path / "x", tmp_path / "q", min_dice=0.0, threads=1))
     entry = done.manifest["quantization"]
     assert set(entry["candidates_s"]) == {graphs.PLAIN, graphs.SLICES}
     assert any("calibrated on noise" in warning for warning in done.warnings)
