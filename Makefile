@@ -13,8 +13,12 @@ JUDGES := .venv-totalsegmentator
 DICOM3TOOLS := .dicom3tools
 # Of these examples/brain_extraction.py and its test read files alone: trained networks and an image.
 DATA := deepbet nilearn
-# Tests of one file stay together, and share what they made first.
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile --durations 15
+# Tests of one file stay together, and share what they made first. Which files begin tests/conftest.py says.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
+# Only files that hold such tests are read for them.
+SERIAL = $(shell grep -rlF mark.serial tests --include 'test_*.py')
+# Tests start hundreds of processes, which would compile the package anew each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install old-runtimes judges docs demo reference-systems bench bench-perf bench-predict bench-precision bench-selftest bench-cohorts faults faults-cohort test test-all check lint reference clean
 
@@ -127,19 +131,22 @@ faults-cohort: install
 
 test: install old-runtimes judges
 	$(BIN)/python -m pytest -m "not slow and not serial" $(PARALLEL)
-	$(BIN)/python -m pytest -m "not slow and serial" --durations 5
+	$(BIN)/python -m pytest -m "not slow and serial" --durations 5 $(SERIAL)
 
 # With the full-size models, too, and what of the code ran: an hour and more.
 test-all: install old-runtimes judges
 	$(BIN)/python -m pytest -m "not serial" $(PARALLEL) --cov --cov-report=
-	$(BIN)/python -m pytest -m serial --cov --cov-append --cov-report=term
+	$(BIN)/python -m pytest -m serial --cov --cov-append --cov-report=term $(SERIAL)
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test
+# mypy needs one processor, and so do the installations of what only tests need.
+check:
+	$(MAKE) --jobs 2 --output-sync=target lint old-runtimes judges
+	$(MAKE) test
 
 # Puts the options of the commands into the pages.
 docs: install

@@ -16,6 +16,7 @@ import threading
 import time
 import types
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,18 @@ LIBRARIES = (
     "segonnx.artifacts.verify", "segonnx.predict.bounded", "segonnx.predict.cohort",
 )  # fmt: skip
 """What processes take long to import."""
+LONG = (
+    "bench/test_bench.py", "runtimes/test_conformance.py", "optimize/test_search.py", "predict/test_cohort.py",
+    "predict/test_cluster_cohort.py", "exporters/test_pipeline.py", "exporters/test_nnunet.py",
+    "quantization/test_quantize.py", "test_cli.py", "predict/test_service.py", "exporters/test_trained.py",
+    "exporters/test_pixels.py", "exporters/test_smp.py", "exporters/test_rounding.py", "exporters/test_labels.py",
+    "exporters/test_parity.py", "exporters/test_constants.py", "exporters/test_scheduler.py",
+    "exporters/test_elsewhere.py", "predict/test_ensemble.py", "predict/test_totalsegmentator.py",
+    "predict/test_heads.py", "predict/test_bounded.py", "predict/test_series_files.py",
+    "models/test_infer_sizes.py", "artifacts/test_two_graphs.py", "test_fuzz.py", "benchmarks/test_faults.py",
+    "dicom/test_orientation.py", "bench/test_scheduler.py",
+)  # fmt: skip
+"""The files whose tests take long: they begin, so that the processes that run tests side by side end together."""
 
 _BLOCK_TORCH = """
 from importlib.machinery import PathFinder
@@ -67,6 +80,17 @@ def pytest_configure() -> None:
     if worker and hasattr(os, "sched_setaffinity"):
         usable = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {usable[int(worker.removeprefix("gw")) % len(usable)]})
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files whose tests take long first, and then those of the most tests, as xdist would."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    counts = Counter(item.path for item in items)
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONG)}
+    assert all(path.is_file() for path in places)
+    items.sort(key=lambda item: (places.get(item.path, len(LONG)), -counts[item.path], item.path))
 
 
 def tiny_system() -> ModelSpec:

@@ -153,7 +153,7 @@ def judge(
         wide: Let nnU-Net add its windows up in float32 instead of float16.
 
     Returns:
-        For each run ``seconds``, ``peak`` in bytes, and the ``error``, if any.
+        For each run ``seconds``, ``peak`` in bytes (0 where all is done in one process), and the ``error``, if any.
     """
     home.mkdir(parents=True, exist_ok=True)
     (home / "config.json").write_text(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from multiprocessing import shared_memory
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -14,9 +16,14 @@ from segonnx.bench.plan import Settings
 from segonnx.bench.rounds import Rule
 from tests.bench import fakes
 
-several = pytest.mark.skipif(
-    not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs two processors of Linux"
-)
+pytestmark = pytest.mark.usefixtures("copied_workers")
+T = TypeVar("T", bound=Callable[..., None])
+
+
+def several(test: T) -> T:
+    """Mark a test that needs two processors: those that run side by side have one each."""
+    few = not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2
+    return pytest.mark.serial(pytest.mark.skipif(few, reason="needs two processors of Linux")(test))
 
 
 @several

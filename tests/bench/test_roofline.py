@@ -2,15 +2,42 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from segonnx.bench import roofline
 from segonnx.core import hardware
 
+MEASURE = {name: getattr(roofline, name) for name in ("_numpy", "_torch", "_bandwidth")}
+"""What is measured, each in a process of its own."""
 
-@pytest.mark.serial
-def test_ceilings_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+
+def _smaller(name: str, *arguments: Any) -> Any:
+    """Measure on less, a few times."""
+    with pytest.MonkeyPatch.context() as patch:
+        for constant, value in {"SIZE": 256, "REPEATS": 2, "MIN_BYTES": 2**22, "MAX_BYTES": 2**22}.items():
+            patch.setattr(roofline, constant, value)
+        return MEASURE[name](*arguments)
+
+
+def smaller_numpy(*arguments: Any) -> Any:
+    return _smaller("_numpy", *arguments)
+
+
+def smaller_torch(*arguments: Any) -> Any:
+    return _smaller("_torch", *arguments)
+
+
+def smaller_bandwidth(*arguments: Any) -> Any:
+    return _smaller("_bandwidth", *arguments)
+
+
+@pytest.mark.parametrize("size", ["small", pytest.param("whole", marks=[pytest.mark.serial, pytest.mark.slow])])
+def test_ceilings_are_measured(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if size == "small":
+        for function in (smaller_numpy, smaller_torch, smaller_bandwidth):
+            monkeypatch.setattr(roofline, function.__name__.removeprefix("smaller"), function)
     found = roofline.measure(1, hardware.choose_cpus(1))
     assert found.keys() == {"threads", "sgemm_gflops", "sgemm_library", "bandwidth_gb_s"}
     assert found["threads"] == 1

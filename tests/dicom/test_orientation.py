@@ -1,7 +1,8 @@
 """Every mark of a phantom stands in SEG and RTSTRUCT where it stood in its series, whatever the geometry is.
 
-Two hundred random ones: oblique directions, negated rows, columns and slices, files in any order, pixels that aren't
-square. A phantom goes from DICOM through one of the readers, as before a network, and its label map back to DICOM.
+Random ones: oblique directions, negated rows, columns and slices, files in any order, pixels that aren't square. Sixty
+have each kind of direction and of file with each reader; two hundred are slow. A phantom goes from DICOM through one of
+the readers, as before a network, and its label map back to DICOM.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from tests.dicom import judges
 from tests.dicom.series_maker import ENHANCED_MR, MR, Maker, save
 from tests.dicom.test_series import found
 
-GEOMETRIES = 200
 JUDGED = 24
 """How many of them programs of others read, too, which start a process for each."""
 EXACT = 1e-3
@@ -101,11 +101,11 @@ def through_a_reader(series: Series, folder: Path, reader: str) -> np.ndarray:
     return nifti.read_labels(folder / "labels.nii.gz", series.grid)
 
 
-@pytest.fixture(scope="module")
-def every(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Case, Path]]:
+@pytest.fixture(scope="module", params=[60, pytest.param(200, marks=pytest.mark.slow)])
+def every(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Case, Path]]:
     root = tmp_path_factory.mktemp("geometries")
     found_ = []
-    for number in range(GEOMETRIES):
+    for number in range(request.param):
         folder = root / str(number)
         folder.mkdir()
         one = case(number, folder)
@@ -144,7 +144,6 @@ def frames(path: Path) -> Iterator[tuple[int, np.ndarray]]:
 
 @pytest.mark.parametrize("kind", seg.KINDS)
 def test_every_mark_of_a_seg_is_where_dicoms_formula_says(kind: str, every: list[tuple[Case, Path]]) -> None:
-    assert len(every) == GEOMETRIES
     for one, folder in every:
         there: dict[int, list[np.ndarray]] = {}
         for value, place in frames(folder / f"{kind}.dcm"):

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -375,8 +376,11 @@ def test_what_predict_would_refuse_of_a_member_is_refused_at_export(dataset: Pat
     done = run("predict", artifact, tmp_path / "ct.nii.gz", tmp_path / "labels.nii.gz")
     assert done.returncode == 2 and "MyPreprocessor" in message(done)
     # What nobody asked for isn't looked at.
-    done = run("export", "--nnunet", copy, "--ensemble", "2d", "3d_fullres", *words)
-    assert done.returncode == 0 and "changed after" not in done.stderr, done.stderr
+    exported = mock.Mock(side_effect=InputError("enough"))
+    with mock.patch.object(exporters, "export", exported):
+        done = run("export", "--nnunet", copy, "--ensemble", "2d", "3d_fullres", *words)
+    assert message(done) == "segonnx: enough"
+    assert "changed after" not in done.stderr and exported.call_count == 1
 
 
 def test_an_ensemble_takes_no_first_stage(ensemble: Path, tmp_path: Path) -> None:
