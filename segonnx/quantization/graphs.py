@@ -49,7 +49,7 @@ class Candidate:
 
 
 def candidate(artifact: Path, work: Path) -> Candidate:
-    """The graph of an artifact that may be quantized: the plain one, its norms as one operator each.
+    """The graph of an artifact that may be quantized: the plain one.
 
     Args:
         artifact: the artifact.
@@ -62,8 +62,6 @@ def candidate(artifact: Path, work: Path) -> Candidate:
     import onnx_ir as ir
     from onnx_ir.passes import common
 
-    from segonnx.optimize import stable_instance_norm
-
     if (size := model_bytes(artifact / MODEL)) > MAX_BYTES:
         raise InputError(
             f"{artifact} holds {size / 1e9:.1f} GB; models of up to {MAX_BYTES / 1e9:.0f} GB are quantized"
@@ -71,7 +69,6 @@ def candidate(artifact: Path, work: Path) -> Candidate:
     raw, path = work / "raw.onnx", work / "plain.onnx"
     _fold(artifact / MODEL, raw)
     model = ir.load(raw)
-    stable_instance_norm.restore(model)
     common.ShapeInferencePass()(model)
     weights = {node.outputs[0].name: _weight(node) for node in model.graph if node.op_type == "Conv"}
     ir.save(model, work / "whole.onnx")
