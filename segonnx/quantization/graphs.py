@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 2 * 10**9
 """The most bytes of a model that is quantized: it passes through one protobuf."""
+THIN = 4
 BETWEEN = ("Add", "Concat", "MaxPool", "Relu", "Resize")
 """Operators that compute in 8 bits where their values are: else each value would be widened for them, and cut again."""
 
@@ -40,7 +41,7 @@ class Candidate:
     Attributes:
         path: the file, in float32, its constants folded.
         layers: for the name of each layer's weight, the names of its nodes; the head isn't among them.
-        head: names of the layers that the graph ends in.
+        head: names of the layers that stay float32: those that the graph ends in, and 3D ones of few channels.
     """
 
     path: Path
@@ -74,7 +75,7 @@ def candidate(artifact: Path, work: Path) -> Candidate:
     ir.save(model, work / "whole.onnx")
     _fold(work / "whole.onnx", path)
     proto = onnx.load(path)
-    heads = set(_head(proto.graph))
+    heads = set(_head(proto.graph)) | set(_thin(proto.graph))
     layers: dict[str, list[str]] = {}
     ends: dict[str, None] = {}
     for i, node in enumerate(proto.graph.node):
@@ -122,6 +123,16 @@ def _head(graph: onnx.GraphProto) -> Iterator[int]:
             yield place
         else:
             waiting += list(graph.node[place].input)
+
+
+def _thin(graph: onnx.GraphProto) -> Iterator[int]:
+    """The places of 3D convolutions of few channels, which ONNX Runtime's int8 kernel gathers voxel by voxel."""
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    for i, node in enumerate(graph.node):
+        shape = shapes.get(node.input[1], []) if node.op_type == "Conv" else []
+        groups = next((one.i for one in node.attribute if one.name == "group"), 1)
+        if len(shape) == 5 and shape[1] < THIN and groups == 1:
+            yield i
 
 
 def _fold(source: Path, made: Path) -> None:

@@ -279,6 +279,7 @@ def test_a_network_of_volumes_keeps_its_norms_whole(tmp_path: Path) -> None:
     for i in range(2):
         np.save(tmp_path / "x" / f"{i}.npy", random.standard_normal((1, 1, 32, 32, 64)).astype(np.float32))
     done = run.quantize(Request(made.folder, tmp_path / "x", tmp_path / "q", min_dice=0.0, threads=2))
+    assert len(done.manifest["quantization"]["float32"]) > 1  # the head, and what takes the image's one channel
     key = "InstanceNormalization"
     assert done.manifest["operators"][key] == made.manifest["operators"][key] > 1
     assert any("calibrated on noise" in warning for warning in done.warnings)
