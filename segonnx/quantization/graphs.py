@@ -77,7 +77,7 @@ def candidate(artifact: Path, work: Path) -> Candidate:
     _fold(work / "whole.onnx", path)
     proto = onnx.load(path)
     heads, thin = set(_head(proto.graph)), set(_thin(proto.graph))
-    if {i for i, node in enumerate(proto.graph.node) if node.op_type == "Conv"} > heads | thin:
+    if {i for i, node in enumerate(proto.graph.node) if node.op_type == "Conv"} - heads - thin:
         heads |= thin
     layers: dict[str, list[str]] = {}
     ends: dict[str, None] = {}
