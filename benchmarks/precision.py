@@ -28,7 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -48,6 +48,8 @@ SLOW_S, FEWER = 3.0, 3
 """A network whose pass takes longer is timed in fewer passes."""
 VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 FLOAT32, FLOAT16, INT8, NNCF = PRECISIONS = ("float32", "float16", "int8", "nncf")
+STORED: tuple[Literal["float32", "float16"], ...] = ("float32", "float16")
+"""What ``segonnx export`` stores the weights in."""
 TITLES = {FLOAT16: "float16 storage", NNCF: "int8 by NNCF"}
 COPIES = 9
 """Copies of the one real image of the brain; segonnx holds one in four out, the image itself among them."""
@@ -79,7 +81,7 @@ def segonnx(*words: object) -> None:
 
 def export(folder: Path, *what: object) -> None:
     """Make a network's artifacts in float32 and with weights in float16."""
-    for dtype in (FLOAT32, FLOAT16):
+    for dtype in STORED:
         if made(folder / dtype) is None:
             segonnx("export", *what, "--weights-dtype", dtype, "--out", folder / dtype)
 
@@ -141,7 +143,7 @@ def brain(which: str, folder: Path) -> None:
             found.append(small if which == "box" else extraction.inside(extraction.box(network(small))))
         _write(inputs, [one[None, None] for one in found])
     file, called = {"box": example.BOX, "mask": example.MASK}[which][:2]
-    for dtype in (FLOAT32, FLOAT16):
+    for dtype in STORED:
         if made(folder / dtype) is None:
             x = torch.from_numpy(np.load(inputs / "0.npy"))
             package.export(

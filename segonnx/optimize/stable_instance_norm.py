@@ -17,7 +17,6 @@ import math
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from segonnx.optimize.base import Rewrite
 from segonnx.optimize.builder import Builder
@@ -25,7 +24,6 @@ from segonnx.optimize.reading import is_operator
 
 SMALL = 1024
 """Channels of at most this many voxels keep the operator: their sums are short enough."""
-_STATISTICS = ("ReduceMean", "ReduceSumSquare", "Reshape", "Squeeze", "Div")
 ROW = 128
 """Voxels that a sum runs over at most, where an axis is longer than ``SMALL`` and its divisors allow."""
 
@@ -46,60 +44,6 @@ class StableInstanceNormPass(Rewrite):
                 _replace(model.graph, node)
                 modified = True
         return ir.passes.PassResult(model, modified)
-
-
-def restore(model: ir.Model) -> bool:
-    """Put InstanceNormalization back where ``StableInstanceNormPass`` replaced it in a graph for one instance.
-
-    A network in int8 has no use for digits that its convolutions lose, and the operator is faster.
-    """
-    modified = False
-    for node in list(model.graph):
-        if (x := _normalised(node)) is None:
-            continue
-        _, scale, bias = node.inputs[:3]
-        build = Builder(model.graph)
-        epsilon = node.attributes.get_float("epsilon", 1e-5)
-        build.replace(node, build("InstanceNormalization", x, scale, bias, epsilon=epsilon))
-        modified = True
-    if modified:
-        RemoveUnusedNodesPass()(model)
-    return modified
-
-
-def _normalised(node: ir.Node) -> ir.Value | None:
-    """What a BatchNormalization normalises by this instance's own statistics; None where it doesn't."""
-    if not is_operator(node, "BatchNormalization") or len(node.inputs) < 5:
-        return None
-    centred, _, _, mean, variance = node.inputs[:5]
-    zeros = None if mean is None else mean.const_value
-    if zeros is None or zeros.numpy().any() or centred is None or variance is None:
-        return None
-    sub = centred.producer()
-    if sub is None or not is_operator(sub, "Sub"):
-        return None
-    x, own = sub.inputs
-    if x is None or own is None or _reduced(own) is not x or _reduced(variance) is not centred:
-        return None
-    return x
-
-
-def _reduced(value: ir.Value) -> ir.Value | None:
-    """What a statistic was reduced of, through the operators that ``_replace`` writes."""
-    while (node := value.producer()) is not None and node.op_type in _STATISTICS:
-        first = node.inputs[0]
-        if first is None:
-            return None
-        value = first
-        if node.op_type in ("ReduceMean", "ReduceSumSquare") and not _goes_on(value):
-            return value
-    return None
-
-
-def _goes_on(value: ir.Value) -> bool:
-    """Whether a reduction's input is itself one."""
-    node = value.producer()
-    return node is not None and node.op_type in ("ReduceMean", "ReduceSumSquare")
 
 
 def _is_large(node: ir.Node) -> bool:

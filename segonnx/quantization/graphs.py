@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 2 * 10**9
 """The most bytes of a model that is quantized: it passes through one protobuf."""
+THIN = 16
+"""A 3D convolution of fewer channels is no faster in int8, and may be many times slower."""
 BETWEEN = ("Add", "Concat", "MaxPool", "Relu", "Resize")
 """Operators that compute in 8 bits where their values are: else each value would be widened for them, and cut again."""
 
@@ -40,7 +42,7 @@ class Candidate:
     Attributes:
         path: the file, in float32, its constants folded.
         layers: for the name of each layer's weight, the names of its nodes; the head isn't among them.
-        head: names of the layers that the graph ends in.
+        head: names of the layers that stay float32: those that the graph ends in, and 3D ones of few channels.
     """
 
     path: Path
@@ -49,7 +51,7 @@ class Candidate:
 
 
 def candidate(artifact: Path, work: Path) -> Candidate:
-    """The graph of an artifact that may be quantized: the plain one, its norms as one operator each.
+    """The graph of an artifact that may be quantized: the plain one.
 
     Args:
         artifact: the artifact.
@@ -62,8 +64,6 @@ def candidate(artifact: Path, work: Path) -> Candidate:
     import onnx_ir as ir
     from onnx_ir.passes import common
 
-    from segonnx.optimize import stable_instance_norm
-
     if (size := model_bytes(artifact / MODEL)) > MAX_BYTES:
         raise InputError(
             f"{artifact} holds {size / 1e9:.1f} GB; models of up to {MAX_BYTES / 1e9:.0f} GB are quantized"
@@ -71,13 +71,14 @@ def candidate(artifact: Path, work: Path) -> Candidate:
     raw, path = work / "raw.onnx", work / "plain.onnx"
     _fold(artifact / MODEL, raw)
     model = ir.load(raw)
-    stable_instance_norm.restore(model)
     common.ShapeInferencePass()(model)
     weights = {node.outputs[0].name: _weight(node) for node in model.graph if node.op_type == "Conv"}
     ir.save(model, work / "whole.onnx")
     _fold(work / "whole.onnx", path)
     proto = onnx.load(path)
-    heads = set(_head(proto.graph))
+    heads, thin = set(_head(proto.graph)), set(_thin(proto.graph))
+    if {i for i, node in enumerate(proto.graph.node) if node.op_type == "Conv"} - heads - thin:
+        heads |= thin
     layers: dict[str, list[str]] = {}
     ends: dict[str, None] = {}
     for i, node in enumerate(proto.graph.node):
@@ -125,6 +126,16 @@ def _head(graph: onnx.GraphProto) -> Iterator[int]:
             yield place
         else:
             waiting += list(graph.node[place].input)
+
+
+def _thin(graph: onnx.GraphProto) -> Iterator[int]:
+    """The places of 3D convolutions of few channels, which ONNX Runtime's int8 kernel gathers voxel by voxel."""
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    for i, node in enumerate(graph.node):
+        shape = shapes.get(node.input[1], []) if node.op_type == "Conv" else []
+        groups = next((one.i for one in node.attribute if one.name == "group"), 1)
+        if len(shape) == 5 and min(shape[:2]) < THIN and groups == 1:
+            yield i
 
 
 def _fold(source: Path, made: Path) -> None:

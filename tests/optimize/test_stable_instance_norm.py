@@ -10,7 +10,6 @@ import pytest
 from onnx import TensorProto, helper
 
 from segonnx import optimize
-from segonnx.optimize import stable_instance_norm
 from segonnx.optimize.stable_instance_norm import StableInstanceNormPass
 from tests.optimize.graphs import weight_of
 
@@ -110,39 +109,3 @@ def test_the_value_keeps_its_name_and_shape() -> None:
 def test_an_opset_without_axes_as_inputs_is_refused() -> None:
     with pytest.raises(ir.passes.PreconditionError, match="opset 18"):
         StableInstanceNormPass()(_model([1, 4, 32, 32, 32], 4, opset=17))
-
-
-@pytest.mark.parametrize("shape", [(1, 4, 16, 48, 33), (1, 3, 128, 128), (1, 3, 4096), (1, 2, 5, 1100)])
-def test_what_was_replaced_can_be_put_back(shape: tuple[int, ...]) -> None:
-    model = _model(list(shape), shape[1], epsilon=1e-2)
-    x = RNG.normal(3, 0.5, shape).astype(np.float32)
-    expected = _run(model, x)
-    assert optimize.apply(model)
-    assert stable_instance_norm.restore(model)
-    operators = Counter(node.op_type for node in model.graph)
-    assert operators["InstanceNormalization"] == 1
-    assert set(operators) <= {"InstanceNormalization", "Reshape", "Shape"}
-    assert np.allclose(_run(model, x), expected, atol=1e-5)
-    assert not stable_instance_norm.restore(model)
-
-
-def test_other_batch_norms_stay() -> None:
-    """One whose statistics are the network's own, or another value's."""
-    for statistics_of, zeros in (("x", 1.0), ("other", 0.0)):
-        nodes = [
-            helper.make_node("ReduceMean", ["x"], ["mean"], keepdims=1),
-            helper.make_node("Sub", ["x", "mean"], ["centred"]),
-            helper.make_node("ReduceSumSquare", [statistics_of, "axes"], ["square"], keepdims=0),
-            helper.make_node("BatchNormalization", ["centred", "ones", "ones", "zeros", "square"], ["y"]),
-        ]
-        tensors = [
-            onnx.numpy_helper.from_array(np.array([0, 2, 3], np.int64), "axes"),
-            onnx.numpy_helper.from_array(np.ones(4, np.float32), "ones"),
-            onnx.numpy_helper.from_array(np.full(4, zeros, np.float32), "zeros"),
-        ]
-        given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4, 8, 8]) for name in ("x", "other")]
-        wanted = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, 8, 8])]
-        graph = helper.make_graph(nodes, "test", given, wanted, tensors)
-        model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
-        assert not stable_instance_norm.restore(model)
-        assert Counter(node.op_type for node in model.graph)["BatchNormalization"] == 1

