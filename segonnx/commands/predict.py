@@ -307,7 +307,7 @@ def _through(cohort: Cohort, executor: Executor, display: Display, *, carried: b
                 display.echo(_how_far(cohort))
     except ResourceError:
         whole = sum(ended.status in ("done", "before") for ended in cohort.ended.values())
-        display.echo(f"{whole:,} of {cohort.mine:,} cases are done, {cohort.mine - whole:,} aren't", err=True)
+        display.echo(f"{whole:,} of {cohort.mine:,} cases are done, {cohort.mine - whole:,} aren't")
         raise
     counts = Counter(ended.status for ended in cohort.ended.values())
     if counts["before"] or counts["elsewhere"] or cohort.not_done:

@@ -175,7 +175,9 @@ def members(client: Client) -> list[Member]:
     Raises:
         ResourceError: The scheduler is gone.
     """
-    told: Any = _answered(client, lambda: client.scheduler_info(n_workers=-1))
+    # Not by scheduler_info(): every two seconds the library keeps an answer without workers in the place that it reads.
+    scheduler: Any = client.scheduler
+    told: Any = {} if scheduler is None else _answered(client, lambda: client.sync(scheduler.identity, n_workers=-1))
     known = told.get("workers")
     if known is None or client.status != "running":
         raise SchedulerGoneError(f"the scheduler at {address_of(client)} is gone: the connection was lost")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import LocalCluster
 
@@ -37,6 +38,14 @@ def test_a_client_knows_its_workers(scheduler: str) -> None:
         assert len(cluster.one_per_host(found)) == 1
         pids = {client.submit(os.getpid, workers=member.address, pure=False).result() for member in found}
         assert len(pids) == 2 and os.getpid() not in pids
+
+
+def test_all_workers_are_known_whatever_the_client_asks_meanwhile(scheduler: str) -> None:
+    with dask.config.set({"distributed.client.scheduler-info-interval": "1ms"}), cluster.connect(scheduler) as client:
+        known = {member.address for member in cluster.members(client)}
+        assert known
+        for _ in range(300):
+            assert {member.address for member in cluster.members(client)} == known
 
 
 def test_the_first_worker_of_each_host() -> None:
