@@ -5,6 +5,7 @@ What the network gives comes out slice by slice, and memory holds that of as man
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -92,17 +93,19 @@ def starts(size: int, window: int, step: float) -> list[int]:
     return [round((size - window) / (count - 1) * index) for index in range(count)]
 
 
-def weights(window: Sequence[int], sigma: float) -> npt.NDArray[np.float32]:
+@functools.lru_cache(maxsize=1)
+def weights(window: tuple[int, ...], sigma: float) -> npt.NDArray[np.float32]:
     """The Gaussian that weights the logits of a window, largest at its centre.
 
-    The numbers are those of nnU-Net: the Gaussian times ten, rounded to float16.
+    The numbers are those of nnU-Net: the Gaussian times ten, rounded to float16. The last one is kept for the next
+    image.
 
     Args:
         window: The spatial sizes of a window, in voxels.
         sigma: The standard deviation, as a fraction of the window.
 
     Returns:
-        The weights, float32, of the window's shape. No weight is 0.
+        The weights, float32, of the window's shape, read-only. No weight is 0.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -111,7 +114,9 @@ def weights(window: Sequence[int], sigma: float) -> npt.NDArray[np.float32]:
     gaussian = gaussian_filter(peak, [size * sigma for size in window], mode="constant")
     rounded: AnyArray = (10 * gaussian / gaussian.max()).astype(np.float16)
     rounded[rounded == 0] = rounded[rounded > 0].min()
-    return rounded.astype(np.float32)
+    result = rounded.astype(np.float32)
+    result.setflags(write=False)
+    return result
 
 
 def averaged(
