@@ -61,7 +61,7 @@ demo: export TORCHINDUCTOR_VEC_ISA_OK := 1
 demo: install
 	$(BIN)/segonnx export $(DEMO)
 	$(BIN)/segonnx verify $(DEMO:%=artifacts/%)
-	$(BIN)/segonnx bench $(DEMO) --processes 1 --max-time 5 --no-roofline --json results/demo.json
+	$(BIN)/segonnx bench $(DEMO) --processes 1 --max-time 2 --no-roofline --json results/demo.json
 	$(BIN)/segonnx report results/demo.json --html results/demo.html
 	$(BIN)/python examples/brain_extraction.py
 

@@ -51,7 +51,7 @@ MACHINES = (1, 16, 128)
 
 
 def main() -> None:
-    what, folder, rest = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
+    what, folder, rest = sys.argv[1], Path(sys.argv[2]).absolute(), sys.argv[3:]
     folder.mkdir(parents=True, exist_ok=True)
     if what == "table":
         table(folder, [Path(path) for path in rest])
@@ -142,6 +142,8 @@ def _processes(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
 
         own = start("scheduler", "--port", 0, "--scheduler-file", file)
         while not (file.exists() and file.read_text().endswith("}")):
+            if own.poll() is not None:
+                raise RuntimeError(f"the scheduler didn't start: {folder / 'scheduler.log'} says why")
             time.sleep(0.1)
         address = json.loads(file.read_text())["address"]
         for _ in range(WORKERS):

@@ -284,7 +284,9 @@ def eager(module: nn.Module) -> Network:
 
 def receiver(artifact: Path) -> Network:
     """The artifact's labels, by ONNX Runtime alone."""
-    session = onnxruntime.InferenceSession(artifact / "model.onnx", providers=["CPUExecutionProvider"])
+    graphs = [artifact / "model.cpu.onnx", artifact / "model.onnx"]  # the first one is for ONNX Runtime on a CPU
+    graph = next(path for path in graphs if path.exists())
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
 
     def run(volume: Array) -> Array:
         (labels,) = session.run(["labels"], {"input": volume[None, None]})

@@ -317,9 +317,9 @@ def test_workers_may_come_later(hand: Path, whole: Path, tmp_path: Path) -> None
         assert made(tmp_path / "out") == made(whole / "out")
 
 
-def test_a_scheduler_that_dies_ends_the_run(hand: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_scheduler_that_dies_ends_the_run(hand: Path, larger: Path, tmp_path: Path) -> None:
     with cluster(tmp_path, ["one"]) as address:
-        running = _start(hand, whole / "in", tmp_path / "out", "--scheduler", address)
+        running = _start(hand, larger / "in", tmp_path / "out", "--scheduler", address)
         assert running.stdout is not None and running.stderr is not None
         while not running.stdout.readline().startswith("case"):
             assert running.poll() is None
