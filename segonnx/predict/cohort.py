@@ -340,6 +340,12 @@ class Cohort:
         elif answer.state is State.SUSPECT:
             self._alone.append(replace(item, alone=True, warnings=("a process died with it before",)))
         elif answer.state is State.LEFT:
+            if (record := self._done(job)) is not None:  # and died before it gave up the case
+                self._claims.tidy(job.case)
+                yield self._before(job, record)
+                return
+            if not self._options.overwrite:  # nothing stood there when the first of them began
+                case_files.take_away(job, job.made(self._artifact.config, self._options))
             said = (
                 f"two processes died with it alone in hand: to have it tried again, remove {self._folder / job.case}.*"
             )

@@ -208,10 +208,6 @@ class _Pipeline:
         except claims.LostError as error:
             self._answer(Answer(request.job.case, error=error, lost=True))
         except Exception as error:  # noqa: BLE001 (whatever it was, the other cases go on)
-            for path in request.made if request.clean else ():
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
-            if request.clean and request.job.masks:
-                with contextlib.suppress(OSError):
-                    request.job.path.rmdir()
+            if request.clean:
+                files.take_away(request.job, request.made)
             self._answer(Answer(request.job.case, error=subprocesses.translate(error)))

@@ -460,6 +460,25 @@ def test_what_a_killed_run_left_is_no_obstacle(hand: Path, tmp_path: Path, here:
     assert record is not None and record["warnings"][0] == "a process died with it before"
 
 
+def test_what_dead_processes_made_of_a_case_that_is_left_is_taken_away(hand: Path, tmp_path: Path, here: None) -> None:
+    source, out = make(tmp_path / "in", *"abc"), tmp_path / "out"
+    assert run("predict", hand, source, out).returncode == 0
+    claims = out / records.FOLDER / "claims"
+    for case in "ab":
+        for number in (1, 2):
+            (claims / f"{case}.{number}").write_text(json.dumps({"run": "gone", "death": "alone"}))
+    (out / records.FOLDER / "done" / "a.json").unlink()  # the second one died before it had noted it
+    done = run("predict", hand, source, out)
+    assert done.returncode == 1
+    assert "segonnx: a: two processes died with it alone in hand" in message(done)
+    assert made(out).keys() == {"b.nii.gz", "c.nii.gz"}
+    for path in claims.glob("a.*"):
+        path.unlink()
+    again = run("predict", hand, source, out)
+    assert again.returncode == 0, again.stderr
+    assert made(out).keys() == {"a.nii.gz", "b.nii.gz", "c.nii.gz"}
+
+
 def _start(*arguments: object, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "segonnx", "predict", *map(str, arguments)]
     # A shell starts its background jobs deaf to Ctrl-C, and so would be what these tests start.
