@@ -108,7 +108,7 @@ def trained(kind: str, folder: Path) -> None:
     source = nnunet_folders.folders(kind, folder / "nnunet")[0]
     if not any(source.glob("fold_*/checkpoint_final.pth")):
         shutil.rmtree(folder / "nnunet", ignore_errors=True)
-        nnunet_folders.run("make", kind, root=folder / "nnunet")
+        nnunet_folders.run("make", kind, folder / "nnunet", root=folder / "nnunet")
     export(folder, "--nnunet", source, "--fold", own.runs[0][1])
     images = folder / "images"
     if images.is_dir():

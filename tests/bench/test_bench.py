@@ -477,7 +477,7 @@ def _rested(folder: Path) -> bool:
     pids: dict[str, int] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Session, "run_block", monitored)
-        fake_bench(folder, "spinning", "slow", rounds=4)
+        fake_bench(folder, "spinning", "slow", rounds=2)
     assert spent
     return max(spent) < 0.1 * fakes.Slow.seconds
 
