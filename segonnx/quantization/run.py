@@ -375,7 +375,10 @@ def _sensitivity(candidate: Candidate, work: Path, threads: int, progress: Progr
 def _in_turns(paths: Mapping[str, Path], window: Path, threads: int, progress: Progress) -> dict[str, float]:
     """The median seconds of a pass of several graphs, in turns."""
     x = np.load(window)
-    sessions = {name: open_session(path, SessionSettings(threads=threads)) for name, path in paths.items()}
+    sessions = {
+        name: open_session(path, SessionSettings(threads=threads, spinning="while-running"))
+        for name, path in paths.items()
+    }
     taken: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(TURNS + 1):  # the first is a warm-up
         progress(f"timing, turn {turn} of {TURNS}")
