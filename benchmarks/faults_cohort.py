@@ -198,8 +198,8 @@ def campaign(
     told = records.load(sorted(place.glob("*.jsonl"))).records
     twice = [case for case, record in told.items() if case.startswith("good") and record["status"] != "done"]
     for case in twice:  # two kills hit it while it was tried alone. It is tried once more.
-        for path in (place / "out" / records.FOLDER / "claims").glob(f"{case}.*"):
-            path.unlink()
+        for path in (*(place / "out" / records.FOLDER / "claims").glob(f"{case}.*"), place / "out" / f"{case}.nii.gz"):
+            path.unlink(missing_ok=True)
     for words in commands if twice else ():
         _start(words, None, place / "said").wait()
     _let_ten_minutes_pass(place / "out")

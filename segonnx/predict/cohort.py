@@ -344,10 +344,11 @@ class Cohort:
                 self._claims.tidy(job.case)
                 yield self._before(job, record)
                 return
-            if not self._options.overwrite:  # nothing stood there when the first of them began
-                case_files.take_away(job, job.made(self._artifact.config, self._options))
+            # What stands there may be a dead process's, or by now a user's own: it stays.
+            there = [path for path in job.made(self._artifact.config, self._options) if os.path.lexists(path)]
             said = (
                 f"two processes died with it alone in hand: to have it tried again, remove {self._folder / job.case}.*"
+                + "".join(f" and {path}" for path in there)
             )
             yield self._not_done(job.case, "left", CheckFailed(said))
         elif (record := self._done(job)) is not None:  # another process was quicker

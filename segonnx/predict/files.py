@@ -6,7 +6,7 @@ import contextlib
 import math
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -267,16 +267,6 @@ def require(artifact: Described, options: FileOptions, *, previous: bool, severa
         )
     _require_for_task(artifact, options)
     Looks(artifact, options.looks, several=several)
-
-
-def take_away(job: Job, made: Iterable[Path]) -> None:
-    """Remove what was written of a case that isn't done."""
-    for path in made:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-    if job.masks:
-        with contextlib.suppress(OSError):
-            job.path.rmdir()
 
 
 def require_same(path: Path, content: bytes, options: FileOptions) -> None:

@@ -208,6 +208,10 @@ class _Pipeline:
         except claims.LostError as error:
             self._answer(Answer(request.job.case, error=error, lost=True))
         except Exception as error:  # noqa: BLE001 (whatever it was, the other cases go on)
-            if request.clean:
-                files.take_away(request.job, request.made)
+            for path in request.made if request.clean else ():
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+            if request.clean and request.job.masks:
+                with contextlib.suppress(OSError):
+                    request.job.path.rmdir()
             self._answer(Answer(request.job.case, error=subprocesses.translate(error)))
