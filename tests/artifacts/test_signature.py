@@ -12,6 +12,7 @@ from segonnx.artifacts import layout, manifest, packing
 from segonnx.artifacts.verify import verify
 from segonnx.core.files import sha256
 from segonnx.errors import InputError, ResourceError, VerifyError
+from tests import signing_keys
 from tests.conftest import message, run
 
 pytest.importorskip("model_signing", reason="model-signing isn't installed: pip install 'segonnx[sign]'")
@@ -23,22 +24,9 @@ from segonnx.artifacts import signature
 pytestmark = pytest.mark.usefixtures("copied_workers")
 
 
-def _key(folder: Path, name: str) -> tuple[Path, Path]:
-    """A new private key and its public one."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    private, public = folder / f"{name}.key", folder / f"{name}.pub"
-    private.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    public.write_bytes(
-        key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    )
-    return private, public
-
-
 @pytest.fixture
 def keys(tmp_path: Path) -> tuple[Path, Path]:
-    return _key(tmp_path, "sender")
+    return signing_keys.make(tmp_path, "sender")
 
 
 @pytest.fixture
@@ -61,7 +49,7 @@ def test_another_key_and_no_signature_are_found(artifact: Path, keys: tuple[Path
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "isn't signed" in done.stderr
     signature.sign(artifact, keys[0])
-    done = run("verify", artifact, "--key", _key(tmp_path, "other")[1])
+    done = run("verify", artifact, "--key", signing_keys.make(tmp_path, "other")[1])
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "isn't as the owner of" in done.stderr
 

@@ -17,11 +17,12 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 import segonnx
-from segonnx.artifacts import manifest
+from segonnx.artifacts import layout, manifest
 from segonnx.cli import main
 from segonnx.exporters import totalsegmentator as exporter
 from segonnx.predict import images, predictor, tasks
 from segonnx.predict.readers.nifti import label_table
+from tests import signing_keys
 from tests import totalsegmentator_folders as folders
 from tests.conftest import steps_in_process
 
@@ -131,6 +132,16 @@ def test_a_task_verifies_packs_and_is_signed_for_like_any_artifact(artifacts: Pa
     refused = _run("pack", artifact, "--format", "triton", "--out", tmp_path / "triton")
     assert refused.exit_code == 2
     assert "is a task, and --format triton takes one network" in refused.output
+    pytest.importorskip("model_signing", reason="model-signing isn't installed: pip install 'segonnx[sign]'")
+    private, public = signing_keys.make(tmp_path, "sender")
+    _done("sign", tmp_path / "task", "--key", private)
+    assert "signed by the owner of" in _done("verify", tmp_path / "task", "--key", public)
+    assert (tmp_path / "task" / layout.SIGNATURE).is_file()
+    (card,) = (tmp_path / "task" / member["folder"] / "README.md" for member in manifest.read(artifact)["members"])
+    card.write_bytes(card.read_bytes() + b"\n")
+    changed = _run("verify", tmp_path / "task", "--key", public)
+    assert changed.exit_code == 1
+    assert changed.output.count("\n") == 1
 
 
 def test_a_task_predicts_from_python_and_keeps_its_axes(artifacts: Path, ct: Path) -> None:
