@@ -1,7 +1,7 @@
 """Holds tasks against TotalSegmentator itself: labels, seconds and memory, from file to file.
 
     python -m benchmarks.against_totalsegmentator make ROOT [TASK...]    small networks of every task, and total's own
-    python -m benchmarks.against_totalsegmentator tasks ROOT [TASK...]   small networks, every task: labels
+    python -m benchmarks.against_totalsegmentator tasks ROOT [TASK...]   small networks, every task
     python -m benchmarks.against_totalsegmentator whole ROOT             the task total at its own size, in turns
     python -m benchmarks.against_totalsegmentator table ROOT             put what was measured into the page
 
@@ -27,7 +27,7 @@ from benchmarks.whole_images import Peak
 from segonnx.sources import totalsegmentator
 from tests import totalsegmentator_folders as folders
 
-BLOCK_VERSION = 1
+BLOCK_VERSION = 2
 """Raised when what this program writes, or measures, changes."""
 PAGE = docs.ROOT / "docs" / "totalsegmentator.md"
 IMAGES = docs.ROOT.parent / "shared" / "images"
@@ -35,7 +35,10 @@ PHANTOM = ((96, 84, 32), (0.9, 0.9, 3.0))
 """The phantom's shape (x, y, z), and its spacing in mm; it lies askew, and its axes run to the left and up."""
 ROUNDS = 2
 """How often the task is run at its own size, each way by turns."""
-COLUMNS = ("task, image", "labels found", "same label", "in float32", "least Dice", "shape, affine, names")
+COLUMNS = (
+    "task, image", "labels found", "same label", "in float32", "least Dice", "shape, affine, names", "seconds, theirs",
+    "ours", "memory, theirs", "ours",
+)  # fmt: skip
 FEATURES, PATCH = (32, 64, 128, 256, 320, 320), (128, 128, 128)
 """The networks of TotalSegmentator at 1.5 mm."""
 
@@ -50,28 +53,25 @@ def make(root: Path, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def tasks(root: Path, names: tuple[str, ...]) -> None:
-    """Run tasks of small networks by both, and keep in ROOT how far the label maps agree."""
+    """Run tasks of small networks by both, and keep in ROOT how far the label maps agree, and what each took."""
     chosen, images = make(root, names), _images(root)
-    runs = [
-        {"input": image, "output": _labels(root, "theirs", name, kind), "ml": True, **folders.arguments(name)}
-        for name in chosen
-        for kind, image in _of(name, images)
-    ]
-    wide = [{**run, "output": str(run["output"]).replace("/theirs/", "/wide/")} for run in runs]
-    for run in wide:
-        Path(run["output"]).parent.mkdir(exist_ok=True)
-    found = iter(folders.judge(root / "home", root / "small", runs, wide=False))
-    folders.judge(root / "home", root / "small", wide)
+    pairs = [(name, *one) for name in chosen for one in _of(name, images)]
+    folders.judge(root / "home", root / "small", [_run(root, "wide", *pair) for pair in pairs])
     every = _kept(root)
-    for name in chosen:
-        for kind, image in _of(name, images):
-            ours = _predict(name, image, _labels(root, "ours", name, kind), root)
-            row: dict[str, Any] = {"error": next(found)["error"] or ours["error"]}
-            if row["error"] is None:
-                row |= _agreement(root, name, kind)
-                row["wide"] = _agreement(root, name, kind, "wide")
-            every["tasks"][f"{name}, {kind}"] = row
-            _keep(root, every)
+    for name, kind, image in pairs:
+        theirs = _judged(_run(root, "theirs", name, kind, image), root / "small", root)
+        ours = _predict(name, image, _labels(root, "ours", name, kind), root)
+        row: dict[str, Any] = {"error": theirs["error"] or ours["error"], "theirs": theirs, "ours": ours}
+        if row["error"] is None:
+            row |= _agreement(root, name, kind)
+            row["wide"] = _agreement(root, name, kind, "wide")
+        every["tasks"][f"{name}, {kind}"] = row
+        _keep(root, every)
+
+
+def _run(root: Path, whose: str, name: str, kind: str, image: Path) -> dict[str, Any]:
+    """The arguments of TotalSegmentator's function."""
+    return {"input": image, "output": _labels(root, whose, name, kind), "ml": True, **folders.arguments(name)}
 
 
 def whole(root: Path) -> None:
@@ -200,9 +200,15 @@ def tasks_table(every: dict[str, Any]) -> str:
         same = "the same" if row["geometry"] and row["names"] else "differ"
         lines.append(
             f"| {name} | {row['labels']} | {100 * row['same']:.4f} % | {100 * row['wide']['same']:.4f} % "
-            f"| {row['wide']['dice']:.6f} | {same} |"
+            f"| {row['wide']['dice']:.6f} | {same} | {' | '.join(_taken(row))} |"
         )
     return "\n".join([*lines, ""])
+
+
+def _taken(row: dict[str, Any]) -> list[str]:
+    """What a task took: seconds of both, and memory of both."""
+    both = row["theirs"], row["ours"]
+    return [*(f"{one['seconds']:.1f}" for one in both), *(f"{one['peak'] / 1e9:.2f} GB" for one in both)]
 
 
 def _place(row: str) -> tuple[int, str]:

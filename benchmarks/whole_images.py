@@ -55,7 +55,9 @@ LARGE = {
 """Made folders, which are raced from the command's start to its end."""
 BACK = ("resample back", "decide", "back", "postprocess")
 PREPARE = ("read", "prepare", "resample")
-EVERY_S = 0.1
+EVERY_S, REST = 0.1, 30
+"""How often memory is looked at, and how many times as long as a look took no other is taken: the system counts pages
+on one of the processors, for hundredths of a second where there are many."""
 COLUMNS = (
     "case", "way", "seconds", "faster", "start", "prepare", "network", "blend", "back", "write", "around", "memory",
     "same label",
@@ -162,14 +164,16 @@ class Peak:
         self._thread.start()
 
     def _watch(self) -> None:
-        while not self._ended.wait(EVERY_S):
-            total = 0
+        took = 0.0
+        while not self._ended.wait(max(EVERY_S, REST * took)):
+            began, total = time.perf_counter(), 0
             try:
                 for one in (self._process, *self._process.children(recursive=True)):
                     total += getattr(one.memory_full_info() if self._kind == "pss" else one.memory_info(), self._kind)
             except psutil.Error:
                 pass
             self.bytes = max(self.bytes, total)
+            took = time.perf_counter() - began
 
     def end(self) -> int:
         """Stop looking, and give the peak."""

@@ -13,13 +13,19 @@ from typing import Any
 
 import psutil
 
+EVERY_S, REST = 0.1, 30
+"""How often memory is looked at, and how many times as long as a look took no other is taken: the system counts pages
+on one of the processors, for hundredths of a second where there are many."""
+
 
 def _watch(ended: threading.Event, found: list[int]) -> None:
     """Take down the most memory of this process and of what it starts; a page that several have counts once."""
-    own = psutil.Process()
-    while not ended.wait(0.1):
+    own, took = psutil.Process(), 0.0
+    while not ended.wait(max(EVERY_S, REST * took)):
+        began = time.perf_counter()
         with contextlib.suppress(psutil.Error):
             found.append(sum(one.memory_full_info().pss for one in (own, *own.children(recursive=True))))
+        took = time.perf_counter() - began
 
 
 def _stay_in_this_process() -> None:
