@@ -187,8 +187,10 @@ def _keep(root: Path, every: dict[str, Any]) -> None:
 
 def tasks_table(every: dict[str, Any]) -> str:
     """Every task, as markdown."""
+    measured = {name.partition(", ")[0] for name in every["tasks"]}
+    supported = [task for task in totalsegmentator.tasks() if task.unsupported is None]
     lines = [
-        f"{every['machine']}, TotalSegmentator {totalsegmentator.version()}; the least Dice is in float32:",
+        f"{every['machine']}, TotalSegmentator {totalsegmentator.version()}; {len(measured)} of {len(supported)} tasks; least Dice in float32:",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|{'---|' * len(COLUMNS)}",
