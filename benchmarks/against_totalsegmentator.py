@@ -189,8 +189,9 @@ def tasks_table(every: dict[str, Any]) -> str:
     """Every task, as markdown."""
     measured = {name.partition(", ")[0] for name in every["tasks"]}
     supported = [task for task in totalsegmentator.tasks() if task.unsupported is None]
+    of = f"{len(measured)} of {len(supported)} tasks; the least Dice is in float32:"
     lines = [
-        f"{every['machine']}, TotalSegmentator {totalsegmentator.version()}; {len(measured)} of {len(supported)} tasks; least Dice in float32:",
+        f"{every['machine']}, TotalSegmentator {totalsegmentator.version()}; {of}",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|{'---|' * len(COLUMNS)}",
