@@ -17,6 +17,7 @@ from segonnx.exporters.pipeline import Settings
 from segonnx.predict import images
 from segonnx.quantization import run as quantization
 from segonnx.quantization.run import Request
+from tests import signing_keys
 from tests import handmade
 from tests.conftest import export, message, tiny_system
 from tests.conftest import run as command
@@ -61,12 +62,10 @@ def test_card_bill_and_manifest_name_the_precision(kind: str, made: dict[str, Pa
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_signed_packed_unpacked_and_predicts_the_same(kind: str, made: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("model_signing", reason="model-signing isn't installed: pip install 'segonnx[sign]'")
-    from tests.artifacts.test_signature import _key
-
     image = made["images"] / "c0_0000.nii.gz"
     before, after = tmp_path / "before.nii.gz", tmp_path / "after.nii.gz"
     assert command("predict", made[kind], image, before).returncode == 0
-    private, public = _key(tmp_path, "sender")
+    private, public = signing_keys.make(tmp_path, "sender")
     packed = tmp_path / "a.zip"
     assert command("pack", made[kind], "--format", "zip", "--out", packed).returncode == 0
     again = tmp_path / "again"
