@@ -17,8 +17,7 @@ from segonnx.exporters.pipeline import Settings
 from segonnx.predict import images
 from segonnx.quantization import run as quantization
 from segonnx.quantization.run import Request
-from tests import signing_keys
-from tests import handmade
+from tests import handmade, signing_keys
 from tests.conftest import export, message, tiny_system
 from tests.conftest import run as command
 from tests.predict.conftest import save, volume
