@@ -56,14 +56,16 @@ $(DICOM3TOOLS)/.installed:
 # A network of each family: exported, verified, timed in four runtimes. Then a trained one on a real image.
 DEMO := encoder-mobilenetv3-small unet-resnet18 stunet-s
 
-# torch.compile then takes the processor's word for what it can, and compiles no test programs for each network.
+# torch.compile then takes the processor's word for what it can, and compiles no test programs for each network;
+# and its compilers' processes are copies of one that has imported torch.
 demo: export TORCHINDUCTOR_VEC_ISA_OK := 1
+demo: export TORCHINDUCTOR_WORKER_START := fork
 demo: install
 	$(BIN)/segonnx export $(DEMO)
 	$(BIN)/segonnx verify $(DEMO:%=artifacts/%)
-	$(BIN)/segonnx bench $(DEMO) --processes 1 --max-time 2 --no-roofline --json results/demo.json
+	$(BIN)/segonnx bench $(DEMO) --processes 1 --max-time 1 --no-roofline --json results/demo.json
 	$(BIN)/segonnx report results/demo.json --html results/demo.html
-	$(BIN)/python examples/brain_extraction.py
+	$(BIN)/python examples/brain_extraction.py --rounds 1
 
 # Exports and verifies the fourteen reference systems, smallest first; what is there already is kept.
 reference-systems: install

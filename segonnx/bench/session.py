@@ -33,6 +33,8 @@ WARMUP_SECONDS = 20.0
 """No more blocks are spent on warming up after this long."""
 PROFILE_SECONDS = 3.0
 WEIGHTS = "weights.safetensors"
+PRELOADED = ("segonnx.models.preloaded",)
+"""What writing weights imports."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -225,9 +227,7 @@ def make_runnable(case: Case, folder: Path, recorder: Recorder, progress: Progre
         try:
             weights = folder / WEIGHTS
             write = target.network.write_weights
-            digest = subprocesses.call(
-                write_weights, write, weights, progress=progress, preload=("segonnx.models",)
-            ).value
+            digest = subprocesses.call(write_weights, write, weights, progress=progress, preload=PRELOADED).value
         except SegonnxError as error:
             for row in users:
                 row.status = str(error)

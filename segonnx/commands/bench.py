@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -302,6 +303,7 @@ def _asked(request: Request, specs: list[ModelSpec], settings: Settings, display
             display.echo(f"segonnx: {said}", err=True)
         return chosen
 
+    _preload(request, specs)
     timed = [fit(bench_targets.from_artifact(artifact, display, settings.bounds)) for artifact in request.artifacts]
     timed += [
         fit(
@@ -325,6 +327,21 @@ def _asked(request: Request, specs: list[ModelSpec], settings: Settings, display
     digest = None if x is None else synthetic_inputs.sha256(x)
     used = fitting.used(timed, settings)
     return Work(plan_file.of(timed, used, every_core=request.threads is None, input_sha256=digest), timed, x)
+
+
+def _preload(request: Request, specs: Sequence[ModelSpec]) -> None:
+    """Import what makes networks, while artifacts are verified, for the processes that make them."""
+    from segonnx.bench import session
+    from segonnx.core import subprocesses
+    from segonnx.exporters import libraries
+
+    names = request.backends or runtimes.DEFAULTS
+    if not specs or not any(runtimes.get(name).needs == "network" for name in names):
+        return
+    if all((request.out / spec.name).exists() for spec in specs):
+        subprocesses.start_preloading(session.PRELOADED)
+    else:  # they are exported first
+        libraries.preload()
 
 
 def _summary(plan: Plan) -> str:

@@ -277,12 +277,14 @@ def command(json_path: Path | None, **asked: Any) -> None:
     segonnx export smp:unet:resnet34 --weights best.ckpt --mean 0.5,0.5,0.5 --std 0.25,0.25,0.25 --labels names.txt
     """
     from segonnx.core import file_runs
+    from segonnx.exporters import libraries
 
     request = Request(**{**asked, "check_with": tuple(dict.fromkeys(asked["check_with"]))})
     specs = _named(request)
     if request.scheduler is None:  # whose workers have what it takes
         file_runs.chosen(request.check_with, "--check-with")
         options.require_torch("export")
+        libraries.preload()  # while this process imports its own
     options.require_writable(
         json_path, *(path for path in (request.weights, request.nnunet, request.labels) if path is not None)
     )

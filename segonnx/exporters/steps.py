@@ -22,6 +22,7 @@ from segonnx.core.subprocesses import Progress
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.core.tolerances import Difference
 from segonnx.errors import InputError, VerifyError
+from segonnx.exporters import libraries
 from segonnx.exporters.assemble import Converted
 from segonnx.exporters.convert import Conversion, convert, convert_network
 from segonnx.exporters.parity_inputs import of_module
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 _LOGGER = logging.getLogger(__name__)
-_LIBRARIES = ("torch._dynamo", "onnxscript", "onnx_ir", "onnxruntime", "segonnx.models")
-"""What the steps import takes longer than many a step."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Steps(abc.ABC):
         Raises:
             SegonnxError: see ``subprocesses.call``.
         """
-        outcome = subprocesses.call(function, *arguments, progress=self.progress, preload=_LIBRARIES)
+        outcome = subprocesses.call(function, *arguments, progress=self.progress, preload=libraries.LIBRARIES)
         self.stages[name] = Stage(round(outcome.seconds, 3), outcome.peak_rss_bytes)
         _LOGGER.info("%s took %.1f s, peak %.2f GB", name, outcome.seconds, outcome.peak_rss_bytes / 1e9)
         return outcome.value
@@ -146,7 +145,7 @@ class ModuleSteps(Steps):
     def __init__(self, built: BuiltModel, progress: Progress) -> None:
         super().__init__(progress)
         self._built = built
-        subprocesses.start_preloading(_LIBRARIES)  # while this process prepares and converts
+        libraries.preload()  # while this process prepares and converts
 
     def adapt(self, spec: ModelSpec) -> ModelSpec:
         return spec
