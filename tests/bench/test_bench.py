@@ -133,6 +133,7 @@ def test_the_table_has_the_sources_columns_and_figures(result: dict[str, Any]) -
     ]
 
 
+@pytest.mark.slow  # an export and a bench
 def test_rounded_weights_may_differ_from_eagers_by_what_rounding_does(
     tmp_path: Path,
 ) -> None:

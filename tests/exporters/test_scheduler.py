@@ -106,6 +106,7 @@ def test_a_network_whose_worker_dies_is_exported_on_another(client: Client, tmp_
     assert verify(found.folder, replay=False).manifest == found.manifest
 
 
+@pytest.mark.slow  # workers that start; of one that dies is tested above
 def test_a_network_that_kills_two_workers_is_left(client: Client, tmp_path: Path) -> None:
     killed: list[str] = []
 

@@ -199,6 +199,7 @@ sys.addaudithook(hook)
 """
 
 
+@pytest.mark.slow  # half a minute of workers that start
 def test_a_case_that_kills_two_workers_alone_is_left_and_one_that_had_bad_luck_is_not(
     hand: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -80,6 +80,7 @@ def test_it_is_signed_packed_unpacked_and_predicts_the_same(kind: str, made: dic
     assert np.array_equal(one, other)
 
 
+@pytest.mark.slow  # tuning, quantizing and rounding are each tested
 def test_a_tuned_network_is_stored_in_16_bits_and_quantized(tmp_path: Path) -> None:
     spec = replace(tiny_system(), options={"depth": 1, "width": 8}, name="volumes")
     how = Settings(tmp_path / "a", shape=(32, 32, 64), weights_dtype="bfloat16", tune=True, tune_time=1.0)
