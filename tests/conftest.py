@@ -273,6 +273,7 @@ def steps_in_process() -> Iterator[None]:
         mock.patch.object(subprocesses, "call", functools.partial(call, progress=subprocesses.silent)),
         mock.patch.object(subprocesses, "stream", stream),
         mock.patch.object(subprocesses, "converse", converse),
+        mock.patch.object(subprocesses, "keep_freed_memory"),  # nothing would take it back
         lookups.remembered(),
     ):
         yield

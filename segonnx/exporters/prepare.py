@@ -213,6 +213,7 @@ def prepare(preparation: Preparation, weights: Weights, threads: int, progress: 
     progress("counting the network")
     macs = _macs(preparation.spec, preparation.shape)
     built = network_with_weights(preparation.spec, weights, progress)
+    subprocesses.keep_freed_memory()
     return _write_down(built, macs, preparation, progress)
 
 

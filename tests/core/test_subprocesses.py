@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -259,3 +260,23 @@ def test_workers_end_with_their_parent(preload: tuple[str, ...]) -> None:
     while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the worker outlived its parent"
         time.sleep(0.05)
+
+
+def faults(keeping: bool, progress: subprocesses.Progress) -> int:
+    """How often the system must hand out pages to a process that takes and frees much memory again and again."""
+    import resource
+
+    del progress
+    if keeping:
+        subprocesses.keep_freed_memory()
+    bytes(bytearray(10**8))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        bytes(bytearray(10**8))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no other C library is told so")
+def test_freed_memory_is_used_again() -> None:
+    kept, given_back = (subprocesses.call(faults, keeping).value for keeping in (True, False))
+    assert kept < 0.1 * given_back
