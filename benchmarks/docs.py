@@ -81,6 +81,14 @@ def machine() -> str:
     return f"{described['usable_cores']} cores of {described['cpu']}"
 
 
+def content(path: Path, mark: str) -> str:
+    """What stands between a document's two marks of a name; empty where it has none."""
+    found = re.search(
+        rf"<!-- {re.escape(mark)}: [^>]* -->\n(.*?)<!-- /{re.escape(mark)} -->", path.read_text("utf-8"), re.DOTALL
+    )
+    return "" if found is None else found[1]
+
+
 def put_block(path: Path, mark: str, content: str, program: str, where: str | None = None) -> None:
     """Put a text between a document's two marks of a name, with what made it in the first one.
 

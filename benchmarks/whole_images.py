@@ -2,7 +2,8 @@
 
     python -m benchmarks.whole_images make ROOT [CASE...]     train, make and export what is raced, where it isn't there
     python -m benchmarks.whole_images race ROOT [CASE...]     race them and keep what was measured in ROOT
-    python -m benchmarks.whole_images table ROOT              put what was measured into docs/predict.md
+    python -m benchmarks.whole_images table ROOT              put what was measured into docs/predict.md, beside what
+                                                              it tells of other cases on the same machine
 
 BEFORE, the segonnx that today's is compared with, is checked out below ROOT. Run it on an idle machine.
 """
@@ -321,24 +322,38 @@ def race(root: Path, cases: Sequence[str]) -> None:
         path.write_text(json.dumps(every, indent=1))
 
 
-def table(root: Path) -> str:
-    """What was measured, as markdown."""
+def table(root: Path, there: str = "") -> str:
+    """What was measured, as markdown.
+
+    Args:
+        root: holds what was measured.
+        there: the table so far, whose rows of other cases stay where they are of this machine.
+    """
     path = root / "whole.json"
     every = json.loads(path.read_text()) if path.exists() else {}
-    lines = [
-        f"Seconds on {every.get('machine', 'no machine yet')}. Of the tests' folders, medians of {ROUNDS} rounds in",
-        "processes that stay; of the others once, from the command's start to its end.",
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        f"|{'---|' * len(COLUMNS)}",
-    ]
+    measured: dict[str, list[str]] = {}
     for case, found in every.items():
         if case == "machine":
             continue
         for word, rows in found.items() if case in SMALL else (("", found),):
             told = f"{nnunet_folders.name(case)}, {word}" if word else case
             first = rows.get("nnunet", {})
-            lines += [_row(told, way, row, first) for way, row in rows.items()]
+            measured[told] = [_row(told, way, row, first) for way, row in rows.items()]
+    machine = every.get("machine", "no machine yet")
+    if f" {machine}. " in there.partition("|")[0].replace("\n", " "):
+        kept: dict[str, list[str]] = {}
+        for line in there.splitlines():
+            if line.startswith("| ") and not line.startswith("| case |"):
+                kept.setdefault(line.split(" | ")[0].removeprefix("| "), []).append(line)
+        measured = kept | measured
+    lines = [
+        f"Seconds on {machine}. Of the tests' folders, medians of {ROUNDS} rounds in",
+        "processes that stay; of the others once, from the command's start to its end.",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        f"|{'---|' * len(COLUMNS)}",
+        *(line for lines in measured.values() for line in lines),
+    ]
     return "\n".join([*lines, ""])
 
 
@@ -366,7 +381,7 @@ def main(command: str, root: str, *cases: str) -> None:
     elif command == "race":
         race(Path(root).resolve(), cases)
     else:
-        docs.put_block(PAGE, "whole", table(Path(root).resolve()), __spec__.name)
+        docs.put_block(PAGE, "whole", table(Path(root).resolve(), docs.content(PAGE, "whole")), __spec__.name)
 
 
 if __name__ == "__main__":
