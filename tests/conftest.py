@@ -44,8 +44,7 @@ CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
 """What ``dataset`` holds."""
 LIBRARIES = (
     "torch._dynamo", "onnxscript", "onnx_ir", "onnxruntime", "openvino", "segonnx.models.preloaded",
-    "segonnx.bench.worker",
-    "segonnx.artifacts.verify", "segonnx.predict.bounded", "segonnx.predict.cohort",
+    "segonnx.bench.worker", "segonnx.artifacts.verify", "segonnx.predict.bounded", "segonnx.predict.cohort",
 )  # fmt: skip
 """What processes take long to import."""
 LONG = (

@@ -11,5 +11,5 @@ LIBRARIES = ("timm", "segmentation_models_pytorch", "dynamic_network_architectur
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch's, of what timm uses
     for _name in LIBRARIES:
-        with contextlib.suppress(ImportError):  # whoever needs it says so
+        with contextlib.suppress(Exception):  # missing or broken: whoever needs it says so, and the others go on
             importlib.import_module(_name)
