@@ -36,6 +36,8 @@ RUNS = "runs"
 """The folder for the files of runs, in that of the claims."""
 MAX_BYTES = 2**12
 """No claim's file is larger."""
+_UNMADE = ".claim-"
+"""How the name of a file begins that a run makes a claim of."""
 Sign = Literal["none", "among others", "alone"]
 """What the death of a claim's run says of the case: nothing; that it may be why; or that nothing else was in hand."""
 _LOGGER = logging.getLogger("segonnx.claims")
@@ -182,12 +184,22 @@ class Claims:
         return age > before
 
     def _make(self, case: str, number: int, sign: Sign) -> bool:
-        """Make the file of a claim; False where it is there."""
+        """Make the file of a claim, whole or not at all; False where it is there."""
+        path, text = self.path(case, number), self._text(sign if self._carried else "none")
+        unmade = self._runs / f"{_UNMADE}{self._name}"
         try:
-            with self.path(case, number).open("x", encoding="ascii") as file:
-                file.write(self._text(sign if self._carried else "none"))
+            unmade.write_text(text, "ascii")
+            try:
+                os.link(unmade, path)
+            except FileExistsError:
+                raise
+            except OSError:  # storage without hard links: one that is killed here leaves a cut claim
+                with path.open("x", encoding="ascii") as file:
+                    file.write(text)
         except FileExistsError:
             return False
+        finally:
+            unmade.unlink(missing_ok=True)
         self._held[case] = number
         return True
 
@@ -241,7 +253,8 @@ class Claims:
     def _clear_runs(self) -> None:
         """Remove the files of runs that are dead: a claim that names one that isn't there is a dead one's."""
         for path in self._runs.iterdir():
-            if not path.name.startswith(".") and path.name != self._name and not self._lives(path.name, path):
+            run = path.name.removeprefix(_UNMADE)
+            if not run.startswith(".") and run != self._name and not self._lives(run, path):
                 path.unlink(missing_ok=True)
 
 

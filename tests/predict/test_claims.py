@@ -241,6 +241,46 @@ def test_a_claim_that_is_cut_or_strange_is_a_dead_ones_when_it_is_old(text: str,
         assert own.take("a").state is State.SUSPECT
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from segonnx.predict.claims import Claims
+
+def hook(event, args):
+    if ready and event == sys.argv[3]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+ready = False
+sys.addaudithook(hook)
+with Claims(Path(sys.argv[1])) as own:
+    ready = True
+    own.take(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("event", ["os.link", "os.remove"])
+def test_a_run_that_is_killed_while_it_claims_a_case_keeps_nobody_waiting(event: str, tmp_path: Path) -> None:
+    """A cut claim names no run, and would be taken for a live one's until it is old."""
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), "a", event], cwd=ROOT, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with Claims(tmp_path) as own:
+        assert own.take("a").state is (State.TAKEN if event == "os.link" else State.SUSPECT)
+        assert len(list((tmp_path / claims.RUNS).iterdir())) == 1  # ours; what the killed one began is gone
+    assert json.loads((tmp_path / "a.1").read_text())["death"] in ("none", "among others")
+
+
+def test_storage_without_hard_links_has_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    with Claims(tmp_path) as one, Claims(tmp_path) as other:
+        assert one.take("a").state is State.TAKEN
+        assert other.take("a").state is State.ELSEWHERE
+        one.release("a")
+        assert other.take("a").state is State.TAKEN
+
+
 def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ResourceError, match="can't write to"), Claims(tmp_path / "file"):
