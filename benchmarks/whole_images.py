@@ -1,9 +1,10 @@
 """Times whole images from file to file by turns: nnU-Net, nnU-Net with OpenVINO in its network's place, segonnx.
 
-    python -m benchmarks.whole_images make ROOT [CASE...]     train, make and export what is raced, where it isn't there
-    python -m benchmarks.whole_images race ROOT [CASE...]     race them and keep what was measured in ROOT
-    python -m benchmarks.whole_images table ROOT              put what was measured into docs/predict.md, beside what
-                                                              it tells of other cases on the same machine
+    python -m benchmarks.whole_images make ROOT [CASE...]         train, make and export what is raced and isn't there
+    python -m benchmarks.whole_images race ROOT [CASE...] [WAY...]  race them, or a large one's WAYs alone, and keep in
+                                                                  ROOT what was measured
+    python -m benchmarks.whole_images table ROOT                  put what was measured into docs/predict.md, beside
+                                                                  what it tells of other cases on the same machine
 
 BEFORE, the segonnx that today's is compared with, is checked out below ROOT. Run it on an idle machine.
 """
@@ -304,15 +305,16 @@ def _compared(rows: dict[str, Any], labels: dict[str, Any]) -> dict[str, Any]:
     return rows
 
 
-def race(root: Path, cases: Sequence[str]) -> None:
-    """Race cases, and keep what was measured in ROOT."""
+def race(root: Path, words: Sequence[str]) -> None:
+    """Race the cases that words name, each in the ways that they name or in all, and keep what was measured in ROOT."""
     path = root / "whole.json"
     every = json.loads(path.read_text()) if path.exists() else {}
-    cases = cases or (*SMALL, *LARGE)
+    ways = [word for word in words if word in WAYS] or list(WAYS)
+    cases = [word for word in words if word not in WAYS] or [*SMALL, *LARGE]
     places = make(root, cases)
     for case in cases:
         if case in LARGE:
-            every[case] = race_large(root, places[case], list(WAYS))
+            every[case] = race_large(root, places[case], ways)
         else:
             every[case] = {
                 word: race_small(root, places[case], mirror=mirror)

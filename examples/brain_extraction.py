@@ -402,14 +402,15 @@ def extract(image: Path, artifacts: Path, results: Path, rounds: int) -> None:
     print(f"  {BOX[1]}: {agreement(coarse, expected)}")
     print(f"  {MASK[1]}: {agreement(fine, expected_fine)}")
     print(f"  the brain mask: {agreement(mask, extraction.mask(expected_box, expected_fine))}")
-    machine = hardware.describe()
-    print(f"A pass, the median of {rounds}, in turns, {machine['usable_cores']} cores of {machine['cpu']}:")
-    for name, networks, given in (
-        (BOX[1], (torch_box, onnx_box), extraction.small),
-        (MASK[1], (torch_mask, onnx_mask), inside),
-    ):
-        seconds = medians(networks, given, rounds)
-        print(f"  {name}: PyTorch {seconds[0]:.2f} s, ONNX Runtime {seconds[1]:.2f} s")
+    if rounds:
+        machine = hardware.describe()
+        print(f"A pass, the median of {rounds}, in turns, {machine['usable_cores']} cores of {machine['cpu']}:")
+        for name, networks, given in (
+            (BOX[1], (torch_box, onnx_box), extraction.small),
+            (MASK[1], (torch_mask, onnx_mask), inside),
+        ):
+            seconds = medians(networks, given, rounds)
+            print(f"  {name}: PyTorch {seconds[0]:.2f} s, ONNX Runtime {seconds[1]:.2f} s")
     print(f"The brain: {np.count_nonzero(mask) * np.prod(read.spacing) / 1000:.0f} ml")
     if image.name == Path(TEMPLATE).name:
         print(f"Dice against nilearn's brain mask, a threshold: {dice(mask, volume > BRAIN * volume.max()):.4f}")
@@ -426,7 +427,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--artifacts", type=Path, default=Path("artifacts/brain-extraction"), help="the folder of both artifacts"
     )
     parser.add_argument("--results", type=Path, default=Path("results"), help="where the mask and the picture go")
-    parser.add_argument("--rounds", type=int, default=3, help="timed passes of each")
+    parser.add_argument("--rounds", type=int, default=3, help="timed passes of each; 0 times none")
     options = parser.parse_args(arguments)
     try:
         for file, _, _ in (BOX, MASK):

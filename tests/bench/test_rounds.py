@@ -112,7 +112,7 @@ def test_a_runtime_that_fails_takes_no_further_part() -> None:
     assert done == {}
 
 
-@pytest.mark.parametrize("noise", [0.01, 0.04])
+@pytest.mark.parametrize("noise", [0.01, pytest.param(0.04, marks=pytest.mark.slow)])
 def test_verdicts_are_right_about_as_often_as_they_say(noise: float) -> None:
     """``make bench-selftest`` has the whole measure; this is enough to see that a broken interval would be found."""
     same = [stats.verdict(simulate.speedup(1.0, noise, seed, FAST)[1]) for seed in range(40)]

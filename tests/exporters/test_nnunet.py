@@ -422,8 +422,8 @@ def _zip_as_nnunet(folder: Path, path: Path) -> None:
 @pytest.mark.parametrize(
     ("trainer", "old", "strides", "expected"),
     [
-        ("STUNetTrainer_small_ft", False, [[1, 1, 1], [1, 2, 2], [2, 2, 2]],
-         [[1, 2, 2], [2, 2, 2], [1, 1, 1], [1, 1, 1], [1, 1, 1]]),
+        pytest.param("STUNetTrainer_small_ft", False, [[1, 1, 1], [1, 2, 2], [2, 2, 2]],
+                     [[1, 2, 2], [2, 2, 2], [1, 1, 1], [1, 1, 1], [1, 1, 1]], marks=pytest.mark.slow),
         ("STUNetTrainer", True, [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 1], [2, 1, 1], [2, 2, 2]],
          [[1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 1], [2, 1, 1]]),
     ],

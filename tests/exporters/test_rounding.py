@@ -77,7 +77,7 @@ class Norms(nn.Module):
         return given
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_network_of_volumes_is_half_as_large_and_both_graphs_share_it(
     dtype: str, little: ModelSpec, tiny: ModelSpec, tmp_path: Path
 ) -> None:

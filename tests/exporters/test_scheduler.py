@@ -92,6 +92,7 @@ def kill_of(client: Client, step: str) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow  # it takes a quarter of a minute; cases whose worker dies are the same code, in predict
 def test_a_network_whose_worker_dies_is_exported_on_another(client: Client, tmp_path: Path) -> None:
     killed: list[str] = []
 
@@ -106,7 +107,7 @@ def test_a_network_whose_worker_dies_is_exported_on_another(client: Client, tmp_
     assert verify(found.folder, replay=False).manifest == found.manifest
 
 
-@pytest.mark.slow  # workers that start; of one that dies is tested above
+@pytest.mark.slow  # workers that start
 def test_a_network_that_kills_two_workers_is_left(client: Client, tmp_path: Path) -> None:
     killed: list[str] = []
 

@@ -290,6 +290,7 @@ def test_every_architecture_of_smp_agrees_with_smp(name: str, options: dict[str,
     _check_smp(tmp_path, name, **options)
 
 
+@pytest.mark.slow  # the timm weights above come from the cache in the same way
 def test_a_repository_of_the_hub_is_read_from_the_cache(tmp_path: Path) -> None:
     from segonnx.errors import InputError
     from segonnx.sources import smp

@@ -146,7 +146,7 @@ def test_a_graph_that_asks_for_more_memory_than_it_may_take_is_one_line(kind: st
 
 
 @copied
-@pytest.mark.parametrize("kind", ["loop", "scan"])
+@pytest.mark.parametrize("kind", ["loop", pytest.param("scan", marks=pytest.mark.slow)])
 def test_a_graph_that_takes_longer_than_it_may_is_ended(kind: str, hand: Path, tmp_path: Path) -> None:
     artifact = _with(hand, tmp_path, kind)
     with pytest.raises(StageError, match="a window took more than 3 s: --timeout allows more"):

@@ -136,7 +136,10 @@ def _of_another_version(init: Callable[..., None]) -> Callable[..., None]:
     return changed
 
 
-def test_what_a_cluster_cannot_do_is_one_line(hand: Path, whole: Path, tmp_path: Path) -> None:
+def test_what_a_cluster_cannot_do_is_one_line(
+    hand: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clusters_of_dask, "CONNECT_S", 0.5)
     image = whole / "in" / "case 00_0000.nii.gz"
     for words, said in (
         ((whole / "in", tmp_path / "o", "--transfer"), "--transfer sends images to workers"),
@@ -156,7 +159,9 @@ def _start(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, preexec_fn=hear)  # noqa: PLW1509
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, *(pytest.param(how, marks=pytest.mark.slow) for how in (signal.SIGTERM, signal.SIGKILL))]
+)
 def test_a_client_that_ends_leaves_finished_cases_and_no_stray_task(
     how: signal.Signals, hand: Path, larger: Path, scheduler: str, tmp_path: Path
 ) -> None:
@@ -303,6 +308,7 @@ def test_a_scheduler_that_stands_still_is_gone(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow  # a run without workers, above, waits and goes on, too
 def test_workers_may_come_later(hand: Path, whole: Path, tmp_path: Path) -> None:
     with cluster(tmp_path, []) as address:
         with _start(hand, whole / "in", tmp_path / "out", "--scheduler", address) as running:
@@ -318,6 +324,7 @@ def test_workers_may_come_later(hand: Path, whole: Path, tmp_path: Path) -> None
         assert made(tmp_path / "out") == made(whole / "out")
 
 
+@pytest.mark.slow  # one that stands still, above, is gone, too
 def test_a_scheduler_that_dies_ends_the_run(hand: Path, larger: Path, tmp_path: Path) -> None:
     with cluster(tmp_path, ["one"]) as address:
         running = _start(hand, larger / "in", tmp_path / "out", "--scheduler", address)

@@ -406,7 +406,7 @@ print(json.dumps([peak, memory.predicting(shape, resampled, inference, features 
     ("shape", "spacing", "window", "classes", "features", "threads"),
     [
         ((128, 256, 256), (1.5, 1.5, 1.5), (16, 64, 64), 60, None, 1),
-        ((96, 256, 256), (3.0, 1.5, 1.5), (32, 64, 64), 90, 24, 2),
+        pytest.param((96, 256, 256), (3.0, 1.5, 1.5), (32, 64, 64), 90, 24, 2, marks=pytest.mark.slow),
         pytest.param((160, 320, 320), (1.0, 0.8, 0.8), (64, 64, 64), 90, 24, 2, marks=pytest.mark.slow),
         pytest.param((800, 512, 512), (1.0, 0.8, 0.8), (128, 128, 128), 117, 32, 2, marks=pytest.mark.slow),
         pytest.param((800, 512, 512), (1.5, 0.8, 0.8), (128, 128, 128), 117, None, 2, marks=pytest.mark.slow),

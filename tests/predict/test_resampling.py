@@ -134,6 +134,22 @@ def test_images_are_interpolated_with_every_argument_of_nnunets_torch_function(
     np.testing.assert_allclose(image, expected, rtol=0, atol=1e-5)
 
 
+def _undecided(labels: Any, new: Any, how: config.Resampling, *, by_majority: bool) -> Any:
+    """The voxels whose label hangs on the last digit of what they have of two labels: nnU-Net adds up in another order.
+
+    It compares in float16 where no majority is asked for.
+    """
+    shares = np.stack([labels == value for value in np.unique(labels)]).astype(np.float64)
+    for axis, one in enumerate(resampling.interpolations(how, labels.shape, new, None)):
+        shares = np.moveaxis(
+            np.tensordot(shares, one.matrix(labels.shape[axis]).astype(np.float64), (axis + 1, 1)), -1, axis + 1
+        )
+    if by_majority:
+        return np.any(np.abs(shares - 0.5) < 1e-6, axis=0)
+    largest = np.sort(shares, axis=0)
+    return (np.diff(largest[-2:], axis=0).min(axis=0, initial=1) < 1e-3) | np.any(np.abs(shares - 0.7) < 1e-3, axis=0)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     old=SHAPES, new=SHAPES, spacing=SPACINGS, mode=st.sampled_from(config.AXIS_MODES), labels=st.booleans(),
@@ -148,7 +164,9 @@ def test_all_axes_together_are_interpolated_as_by_nnunets_simple_function(
         array = rng.integers(-1, 4, old).astype(np.int16)
         expected = resample_torch.resample_torch_simple(array[None], new, is_seg=True, **arguments)
         how = _how("seg", config.TOGETHER, {**arguments, "is_seg": True})
-        np.testing.assert_array_equal(_ours(array, new, how, spacing, spacing), expected[0].astype(np.int16))
+        found = _ours(array, new, how, spacing, spacing)
+        differ = found != expected[0].astype(np.int16)
+        assert not np.any(differ & ~_undecided(array, new, how, by_majority=majority))
         return
     image = rng.standard_normal((2, *old)).astype(np.float32)
     expected = resample_torch.resample_torch_simple(image, new, **arguments)

@@ -100,6 +100,7 @@ def test_the_indexed_job_of_kubernetes(site: Path) -> None:
     assert made(site / "labels").keys() == {f"{case}.nii.gz" for case in CASES}
 
 
+@pytest.mark.slow  # processes of Dask that start; cohorts on clusters have tests of their own
 def test_three_workstations(site: Path) -> None:
     scheduler, worker, client = (block.strip() for block in blocks("Three workstations", "bash"))
     with socket.socket() as free:

@@ -337,6 +337,7 @@ def _spy(monkeypatch: pytest.MonkeyPatch, name: str, named: list[str]) -> None:
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real images aren't beside the repository")
+@pytest.mark.slow  # the same is done in this process, with series of ours
 def test_the_real_series_in_a_process_as_a_users(hand: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.dcm"
     words = [

@@ -153,7 +153,14 @@ def test_the_plain_graph_gives_eagers_logits_on_noise(name: str, ready: Ready) -
     assert compare(eager, plain).within(TOLERANCES["float32"])
 
 
-@pytest.mark.parametrize("name", [name for name in runtimes.NAMES if name not in PLAIN])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "compile-channels-last" else ())  # it compiles once more
+        for name in runtimes.NAMES
+        if name not in PLAIN
+    ],
+)
 def test_a_runtime_gives_eagers_logits(name: str, answers: Callable[[str], dict[str, Any]]) -> None:
     first, second, third = answers(name)["outputs"]
     assert first.dtype == np.float32
@@ -201,7 +208,9 @@ def test_outputs_are_reused_or_not_as_asked(name: str, answers: Callable[..., di
     assert np.array_equal(bound["outputs"][0], fresh["outputs"][0])
 
 
-@pytest.mark.parametrize("name", ["eager", "eager-channels-last", "compile", "ort", "openvino"])
+@pytest.mark.parametrize(
+    "name", ["eager", "eager-channels-last", pytest.param("compile", marks=pytest.mark.slow), "ort", "openvino"]
+)
 def test_a_profile_tells_operators_by_kind(name: str, answers: Callable[..., dict[str, Any]]) -> None:
     profile = answers(name, profile=True)["profile"]
     assert all(one.seconds > 0 and one.calls > 0 and one.kind in operator_kinds.KINDS for one in profile)
