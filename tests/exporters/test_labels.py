@@ -223,6 +223,7 @@ def test_other_programs_are_told_the_type_and_the_shape(unet: Path, tmp_path: Pa
     assert (data["inputs"]["image"]["num_channels"], data["inputs"]["image"]["spatial_shape"]) == (3, [64, 96])
 
 
+@pytest.mark.slow  # the bench below compares labels, too, and none differs
 @pytest.mark.usefixtures("copied_workers")
 def test_a_bench_compares_labels(unet: Path) -> None:
     model = targets.from_artifact(unet, lambda _: None)

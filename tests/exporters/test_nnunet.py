@@ -540,7 +540,8 @@ def test_a_plan_that_names_code_runs_none(copy: Path, tmp_path: Path, monkeypatc
     assert (tmp_path / "it ran").exists()
 
 
-# Real folders: nnU-Net plans, preprocesses and trains; its own predictor is what the artifact is held against.
+# Real folders: nnU-Net plans, preprocesses and trains; its own predictor is what the artifact is held against. It is so
+# in predict/test_as_nnunet.py, too, for folders that nobody trained: those are made in no time.
 
 needs_nnunet = pytest.mark.skipif(
     importlib.util.find_spec("nnunetv2") is None, reason="nnunetv2 isn't installed: pip install 'segonnx[dev]'"
@@ -552,7 +553,7 @@ needs_nnunet = pytest.mark.skipif(
     ("kind", "folds"),
     [
         pytest.param("plain", ("ensemble",), marks=pytest.mark.slow),
-        ("regions", ()),
+        pytest.param("regions", (), marks=pytest.mark.slow),
         pytest.param("plain", (), marks=pytest.mark.slow),
         pytest.param("flat", (), marks=pytest.mark.slow),
         pytest.param("residual", (), marks=pytest.mark.slow),

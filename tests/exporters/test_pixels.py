@@ -293,6 +293,7 @@ def test_open_sizes_are_told_in_the_order_of_the_pictures(tmp_path: Path) -> Non
     assert (image["num_channels"], image["spatial_shape"]) == (3, ["*", "*"])
 
 
+@pytest.mark.slow  # an encoder of timm's, whole
 def test_a_folder_of_smp_brings_its_encoders_mean(tmp_path: Path) -> None:
     import segmentation_models_pytorch as smp
 

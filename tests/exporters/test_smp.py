@@ -114,6 +114,7 @@ def test_an_encoder_of_one_size_has_that(name: str, size: int, divisor: int) -> 
     assert spec.divisors == (divisor, divisor)
 
 
+@pytest.mark.slow  # a vision transformer
 def test_the_size_of_an_export_holds_for_its_random_weights(tmp_path: Path) -> None:
     """A vision transformer takes 224 x 224 alone, and is given nothing else. Four of its blocks are used."""
     spec = catalog.find("smp:dpt:tu-vit_tiny_patch16_224")

@@ -288,6 +288,7 @@ def test_a_run_without_workers_ends_and_says_what_is_not_done(hand: Path, larger
         assert made(out) == made(larger / "out")
 
 
+@pytest.mark.slow  # core/test_cluster.py has one that dies, and a run without workers is above
 def test_a_scheduler_that_stands_still_is_gone(
     hand: Path, larger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,7 +325,7 @@ def test_workers_may_come_later(hand: Path, whole: Path, tmp_path: Path) -> None
         assert made(tmp_path / "out") == made(whole / "out")
 
 
-@pytest.mark.slow  # one that stands still, above, is gone, too
+@pytest.mark.slow  # core/test_cluster.py has one that dies, without a cohort
 def test_a_scheduler_that_dies_ends_the_run(hand: Path, larger: Path, tmp_path: Path) -> None:
     with cluster(tmp_path, ["one"]) as address:
         running = _start(hand, larger / "in", tmp_path / "out", "--scheduler", address)

@@ -557,7 +557,7 @@ def test_a_case_that_kills_the_whole_run_is_left_after_two_that_had_it_alone(
 def test_sigterm_gives_up_what_is_in_hand(hand: Path, tmp_path: Path) -> None:
     cases = [f"case {number:02}" for number in range(40)]
     source, out = make(tmp_path / "in", *cases), tmp_path / "out"
-    for _ in range(3):
+    for _ in range(2):
         with _start(hand, source, out) as running:
             assert running.stdout is not None and running.stderr is not None
             while not running.stdout.readline().startswith("case"):

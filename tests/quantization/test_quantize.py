@@ -266,6 +266,7 @@ def test_a_trained_folder_goes_through_predicts_preprocessing(tmp_path: Path) ->
     assert labels.exists()
 
 
+@pytest.mark.slow  # a folder of nnU-Net, above, is quantized, too
 def test_a_network_of_volumes_keeps_its_norms_whole(tmp_path: Path) -> None:
     from dataclasses import replace
 
