@@ -52,7 +52,7 @@ LARGE = {
     "totalsegmentator, smaller": ("smaller", whole_cases.CLASSES),
     "totalsegmentator": ("totalsegmentator", whole_cases.CLASSES),
     "long": ("long", whole_cases.CLASSES),
-    "long, few classes": ("long", 5),
+    "long, few classes": ("few", 5),
 }
 """Made folders, which are raced from the command's start to its end."""
 BACK = ("resample back", "decide", "back", "postprocess")
