@@ -47,7 +47,7 @@ CASES = {
 }
 """``totalsegmentator`` has the size of its network, and ``smaller`` an image that nnU-Net has the memory for in 24 GB;
 ``long`` a small network, and much around it. ``few`` is for few classes: with a first kernel of 1 a flat image is all
-rounding after a norm, and a head of few classes, whose logits vary little, makes so much of that that export refuses it.
+rounding after a norm, and a head of few classes, whose logits vary little, makes more of it than export allows.
 """
 CLASSES = 117
 WINDOW, SPACING = (128, 128, 128), (1.5, 1.5, 1.5)
