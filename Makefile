@@ -61,18 +61,18 @@ DEMO := encoder-mobilenetv3-small unet-resnet18 stunet-s
 demo: export TORCHINDUCTOR_VEC_ISA_OK := 1
 demo: export TORCHINDUCTOR_WORKER_START := fork
 demo: install
-	mkdir -p results
 	$(MAKE) --jobs 2 demo-networks demo-brain
 	$(BIN)/segonnx bench $(DEMO) --processes 1 --max-time 1 --no-roofline --json results/demo.json
 	$(BIN)/segonnx report results/demo.json --html results/demo.html
 	cat results/brain_extraction.txt
 
-demo-networks:
+demo-networks: install
 	$(BIN)/segonnx export $(DEMO)
 	$(BIN)/segonnx verify $(DEMO:%=artifacts/%)
 
 # It times nothing here: the exports run beside it.
-demo-brain:
+demo-brain: install
+	mkdir -p results
 	$(BIN)/python examples/brain_extraction.py --rounds 0 > results/brain_extraction.txt 2>&1 || { cat results/brain_extraction.txt; exit 1; }
 
 # Exports and verifies the fourteen reference systems, smallest first; what is there already is kept.

@@ -306,7 +306,7 @@ def _compared(rows: dict[str, Any], labels: dict[str, Any]) -> dict[str, Any]:
 
 
 def race(root: Path, words: Sequence[str]) -> None:
-    """Race the cases that words name, each in the ways that they name or in all, and keep what was measured in ROOT."""
+    """Race the cases that words name, or all, large ones in the ways that words name, or all; keep that in ROOT."""
     path = root / "whole.json"
     every = json.loads(path.read_text()) if path.exists() else {}
     ways = [word for word in words if word in WAYS] or list(WAYS)
@@ -376,12 +376,12 @@ def _row(case: str, way: str, row: dict[str, Any], first: dict[str, Any]) -> str
     )
 
 
-def main(command: str, root: str, *cases: str) -> None:
+def main(command: str, root: str, *words: str) -> None:
     """Run one of the commands."""
     if command == "make":
-        make(Path(root).resolve(), cases or (*SMALL, *LARGE))
+        make(Path(root).resolve(), words or (*SMALL, *LARGE))
     elif command == "race":
-        race(Path(root).resolve(), cases)
+        race(Path(root).resolve(), words)
     else:
         docs.put_block(PAGE, "whole", table(Path(root).resolve(), docs.content(PAGE, "whole")), __spec__.name)
 

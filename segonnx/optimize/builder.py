@@ -104,7 +104,7 @@ def _holds(value: ir.Value, data: np.ndarray) -> bool:
 
 
 def _attribute(name: str, value: Any) -> Any:
-    """The attribute of a value of a plain type. onnx_ir finds the type, too, in twenty times the time."""
+    """The attribute of a value of a plain type. onnx_ir would try one type after another."""
     if type(value) is int:
         return ir.AttrInt64(name, value)
     if type(value) in (list, tuple) and value and all(type(number) is int for number in value):

@@ -37,3 +37,20 @@ def test_the_page_s_own_table_is_read_as_it_stands(tmp_path: Path) -> None:
     machine = there.removeprefix("Seconds on ").split(". ")[0]
     kept = whole_images.table(made(tmp_path / "a", {}, machine), there)
     assert kept.strip() == there.strip()
+
+
+@pytest.mark.parametrize(("named", "raced"), [(["now", "nnunet"], ["now", "nnunet"]), ([], list(whole_images.WAYS))])
+def test_a_large_case_is_raced_in_the_ways_that_are_named(
+    named: list[str], raced: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def race_large(_: Path, place: str, ways: list[str]) -> dict[str, object]:
+        assert place == "the long one's"
+        asked.append(ways)
+        return {}
+
+    monkeypatch.setattr(whole_images, "make", lambda _, cases: {case: f"the {case} one's" for case in cases})
+    monkeypatch.setattr(whole_images, "race_large", race_large)
+    whole_images.race(tmp_path, ["long", *named])
+    assert asked == [raced]
