@@ -17,7 +17,7 @@ import numpy.typing as npt
 from segonnx.predict.config import InferenceConfig
 from segonnx.predict.heads import Head
 from segonnx.predict.interpolation import AnyArray, LinearInterpolation
-from segonnx.predict.memory import BLOCK, slices_at_once
+from segonnx.predict.memory import slices_at_once, voxels_at_once
 from segonnx.predict.preprocessing import Times
 from segonnx.predict.workers import Workers, blocks
 
@@ -195,7 +195,7 @@ class _Resampled(_Way):
     def finish(self, z: int, taps: _Taps) -> None:
         (first, share), *others = taps.every
         width = first.shape[2]
-        for rows in blocks(first.shape[1], max(1, BLOCK // width)):
+        for rows in blocks(first.shape[1], max(1, voxels_at_once(self._rule.outputs) // width)):
             mixed = first[:, rows] if share == 1 else first[:, rows] * share
             for other, its in others:
                 mixed = mixed + other[:, rows] * its
@@ -242,7 +242,7 @@ class _Decided(_Way):
         channels, height, width = one.shape
         rows = np.empty((height * width, channels), np.float32)
         wins = np.empty(height * width, self._rule.kind)
-        for some in blocks(height, max(1, BLOCK // width)):
+        for some in blocks(height, max(1, voxels_at_once(self._rule.outputs) // width)):
             part = np.ascontiguousarray(one[:, some]).reshape(channels, -1)
             voxels = slice(some.start * width, some.stop * width)
             rows[voxels] = part.T
@@ -264,30 +264,38 @@ class _Decided(_Way):
         if len(taps.every) > 1:
             agreed = self._together([agreed.copy(), *(one.agreed for one, _ in taps.every[1:])])
         labels = self._values[agreed]
-        open_voxels = np.flatnonzero(agreed == self._none)
-        for some in blocks(len(open_voxels), BLOCK):
-            voxels = open_voxels[some]
-            labels.reshape(-1)[voxels] = self._rule.values[self._rule.decided_rows(self._mixed(voxels, taps))]
+        undecided = agreed == self._none
+        for rows in blocks(len(labels), max(1, voxels_at_once(self._rule.outputs) // labels.shape[1])):
+            y, x = np.nonzero(undecided[rows])
+            if len(y):
+                decided = self._rule.decided_rows(self._mixed(self._lines(rows, taps), y, x))
+                labels[rows][y, x] = self._rule.values[decided]
         self._target.labels[z] = labels
 
-    def _mixed(self, voxels: npt.NDArray[np.int64], taps: _Taps) -> AnyArray:
-        """The numbers (voxels, channels) of some voxels within the plane."""
-        from scipy.sparse import csr_array
+    def _lines(self, rows: slice, taps: _Taps) -> AnyArray:
+        """The numbers of some of the image's rows, (rows, x, channels), still on the network's grid along x."""
+        index, weight = self._y.index[rows], self._y.weight[rows]
+        begin, end = int(index.min()), int(index.max()) + 1
+        width = taps.every[0][0].width
+        parts = [(one.rows[begin * width : end * width], share) for one, share in taps.every]
+        plane = _mean(parts).reshape(end - begin, -1)
+        lines = _mean([(plane[old - begin], share[:, None]) for old, share in zip(index.T, weight.T, strict=True)])
+        return lines.reshape(len(index), width, -1)
 
-        y, x = np.divmod(voxels, len(self._x.index))
-        places = self._y.index[y][:, :, None] * taps.every[0][0].width + self._x.index[x][:, None, :]
-        shares = self._y.weight[y][:, :, None] * self._x.weight[x][:, None, :]
-        count = math.prod(places.shape[1:])
-        ends = np.arange(len(voxels) + 1, dtype=np.int32) * np.int32(count)
-        result: AnyArray | None = None
-        for one, share in taps.every:
-            matrix = csr_array(
-                ((shares * share).ravel(), places.ravel().astype(np.int32), ends), shape=(len(voxels), len(one.rows))
-            )
-            made = matrix @ one.rows
-            result = made if result is None else result + made
-        assert result is not None
-        return result
+    def _mixed(self, lines: AnyArray, y: npt.NDArray[np.int64], x: npt.NDArray[np.int64]) -> AnyArray:
+        """The numbers (voxels, channels) of the voxels (y, x) of what ``_lines`` gives."""
+        taps = zip(self._x.index.T, self._x.weight.T, strict=True)
+        line, lines = y * lines.shape[1], lines.reshape(-1, lines.shape[2])
+        return _mean([(lines.take(line + index[x], axis=0), weight[x, None]) for index, weight in taps])
+
+
+def _mean(parts: Sequence[tuple[AnyArray, AnyArray | np.float32]]) -> AnyArray:
+    """The sum of arrays, each multiplied by its share."""
+    (first, share), *others = parts
+    total: AnyArray = first * share
+    for other, its in others:
+        total += other * its
+    return total
 
 
 def _way(interpolations: Sequence[LinearInterpolation], rule: Rule, target: Target) -> _Way:

@@ -16,13 +16,22 @@ FLAT_SLICES = 16
 """How many slices of a 2D network are handed on together, so that threads can share them."""
 SHARED = 2**28
 """So many bytes of slices are worked on at the same time, or one slice if that is larger."""
-BLOCK = 2**13
-"""So many voxels are decided at a time: their logits stay in a processor's cache."""
+LOGITS, VOXELS = 2**18, 2**13
+"""So many logits are compared at a time, as they stay in a processor's cache then; and of so many voxels, at least."""
 SIDE_BY_SIDE, TOGETHER = 2**23, 2**21
 """Windows whose numbers take at most the first many bytes may be run side by side, and those that went through one
 forward pass since the last were added up take at most the second many, or are one."""
 WHOLE = ("ZScoreNormalization", "RescaleTo01Normalization")
 """The normalizations that take all voxels of a channel at once."""
+
+
+def voxels_at_once(outputs: int) -> int:
+    """How many voxels are decided at a time. Of fewer, threads would wait for the interpreter, and not for numbers.
+
+    Args:
+        outputs: The network's outputs.
+    """
+    return max(VOXELS, LOGITS // outputs)
 
 
 def slices_at_once(channels: int, planes: Sequence[int], threads: int) -> int:
@@ -103,5 +112,6 @@ def predicting(
     finite = all(math.isfinite(size) for size in grids)
     at_once = slices_at_once(channels, [math.ceil(size) for size in grids], threads) if finite else threads
     slices = FLOAT * channels * max(grids) * (4 * at_once + 2)
-    blocks = threads * BLOCK * (2 * FLOAT * channels + (FLOAT + 2) * len(config.label_values))
+    outputs = len(config.label_values)
+    blocks = threads * voxels_at_once(outputs) * (2 * FLOAT * channels + (FLOAT + 2) * outputs)
     return prepared + max(making, labels + sums + windows + slices + blocks)
