@@ -1,5 +1,5 @@
 # `make demo` and `make test` are all that a newcomer needs; each installs what it needs first.
-# The demo takes less than six minutes on two cores, the installation aside: torch.compile takes half a minute a network.
+# The demo takes about five minutes on two cores, the installation aside: torch.compile takes half a minute a network.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv

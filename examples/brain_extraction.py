@@ -32,7 +32,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -276,10 +276,16 @@ def eager(module: nn.Module) -> Network:
 
     def run(volume: Array) -> Array:
         with torch.inference_mode():
-            background, brain = module(torch.from_numpy(volume)[None, None])[0]
-            return (brain > background).to(torch.uint8).numpy()  # of two classes faster than torch's argmax
+            return labels_of(module(torch.from_numpy(volume)[None, None]))
 
     return run
+
+
+def labels_of(logits: torch.Tensor) -> Array:
+    """The labels (x, y, z) of logits (1, 2, x, y, z): of two classes this is faster than torch's argmax."""
+    background, brain = logits[0]
+    labels: Array = (brain > background).to(torch.uint8).numpy()
+    return labels
 
 
 def receiver(artifact: Path) -> Network:
@@ -296,22 +302,34 @@ def receiver(artifact: Path) -> Network:
     return run
 
 
-def prepare(which: tuple[str, str, int], volume: Array, artifacts: Path) -> tuple[Network, Network]:
+class Prepared(NamedTuple):
+    """One of deepbet's networks.
+
+    Attributes:
+        torch: the network in PyTorch.
+        onnx: its artifact in ONNX Runtime.
+        expected: the labels that PyTorch gives for the volume that it was prepared with.
+    """
+
+    torch: Network
+    onnx: Network
+    expected: Array
+
+
+def prepare(which: tuple[str, str, int], volume: Array, artifacts: Path) -> Prepared:
     """Load one of deepbet's networks, hold it against deepbet's own, and export it.
 
     Args:
         which: ``BOX`` or ``MASK``.
         volume: its input.
         artifacts: the folder in which the artifact is made.
-
-    Returns:
-        The network in PyTorch, and in ONNX Runtime.
     """
     file, name, size = which
     module, scripted = load(file)
     x = torch.from_numpy(volume)[None, None]
     with torch.inference_mode():
-        difference = (module(x).softmax(1) - scripted(x)).abs().max().item()
+        logits = module(x)
+        difference = (logits.softmax(1) - scripted(x)).abs().max().item()
     parameters = sum(parameter.numel() for parameter in module.parameters())
     print(f"{name}: {parameters:,} parameters, every name and shape as in deepbet's {Path(file).name}")
     print(f"  PyTorch against deepbet's TorchScript on this image: probabilities differ by {difference:.1e} at most")
@@ -325,7 +343,7 @@ def prepare(which: tuple[str, str, int], volume: Array, artifacts: Path) -> tupl
         overwrite=True,
     )
     print(f"  exported to {exported.folder}, {size} x {size} x {size}, {exported.seconds:.0f} s")
-    return eager(module), receiver(exported.folder)
+    return Prepared(eager(module), receiver(exported.folder), labels_of(logits))
 
 
 def agreement(ours: Array, theirs: Array) -> str:
@@ -388,28 +406,24 @@ def extract(image: Path, artifacts: Path, results: Path, rounds: int) -> None:
     print(f"{image.name}: {' x '.join(map(str, volume.shape))} voxels")
     print("deepbet: MIT licence. nilearn: BSD-3-Clause; its template: (C) McGill University, free for any use")
     extraction = Extraction(volume)
-    torch_box, onnx_box = prepare(BOX, extraction.small, artifacts)
-    coarse = onnx_box(extraction.small)
+    first = prepare(BOX, extraction.small, artifacts)
+    coarse = first.onnx(extraction.small)
     box = extraction.box(coarse)
     inside = extraction.inside(box)
-    torch_mask, onnx_mask = prepare(MASK, inside, artifacts)
-    fine = onnx_mask(inside)
+    second = prepare(MASK, inside, artifacts)
+    fine = second.onnx(inside)
     mask = extraction.mask(box, fine)
     print("ONNX Runtime against PyTorch, labels:")
-    expected = torch_box(extraction.small)
-    expected_box = extraction.box(expected)
-    expected_fine = torch_mask(inside if expected_box == box else extraction.inside(expected_box))
-    print(f"  {BOX[1]}: {agreement(coarse, expected)}")
+    expected_box = extraction.box(first.expected)
+    expected_fine = second.expected if expected_box == box else second.torch(extraction.inside(expected_box))
+    print(f"  {BOX[1]}: {agreement(coarse, first.expected)}")
     print(f"  {MASK[1]}: {agreement(fine, expected_fine)}")
     print(f"  the brain mask: {agreement(mask, extraction.mask(expected_box, expected_fine))}")
     if rounds:
         machine = hardware.describe()
         print(f"A pass, the median of {rounds}, in turns, {machine['usable_cores']} cores of {machine['cpu']}:")
-        for name, networks, given in (
-            (BOX[1], (torch_box, onnx_box), extraction.small),
-            (MASK[1], (torch_mask, onnx_mask), inside),
-        ):
-            seconds = medians(networks, given, rounds)
+        for name, one, given in ((BOX[1], first, extraction.small), (MASK[1], second, inside)):
+            seconds = medians((one.torch, one.onnx), given, rounds)
             print(f"  {name}: PyTorch {seconds[0]:.2f} s, ONNX Runtime {seconds[1]:.2f} s")
     print(f"The brain: {np.count_nonzero(mask) * np.prod(read.spacing) / 1000:.0f} ml")
     if image.name == Path(TEMPLATE).name:

@@ -19,23 +19,33 @@ _render = functools.cache(sbom.render)
 
 
 @functools.cache
-def _known() -> tuple[Any, Callable[[set[Any]], dict[Any, Any]]]:
-    """How torch translates each operator, for each opset, and what it decomposes the others into."""
+def _known() -> tuple[Any, Callable[[set[Any]], dict[Any, Any]], Callable[[], set[Any]]]:
+    """How torch translates each operator, for each opset, what it decomposes the others into, and what it keeps."""
+    import torch
+    from torch.export import exported_program
     from torch.onnx._internal.exporter import _decomp, _registration
 
+    collect = exported_program._collect_all_valid_cia_ops
     table = functools.cache(_decomp.create_onnx_friendly_decomposition_table)
+    kept = functools.cache(lambda _: collect())
     translations = staticmethod(functools.cache(_registration.ONNXRegistry.from_torchlib))
-    return translations, lambda operators: dict(table(frozenset(operators)))  # which torch changes
+    return (
+        translations,
+        lambda operators: dict(table(frozenset(operators))),  # which torch changes
+        lambda: set(kept(frozenset(torch.ops._dir))),
+    )
 
 
 def _program(*arguments: Any) -> Any:
     """``convert._program``, which imports torch."""
+    from torch.export import exported_program
     from torch.onnx._internal.exporter import _decomp, _registration
 
-    translations, table = _known()
+    translations, table, kept = _known()
     with (
         mock.patch.object(_registration.ONNXRegistry, "from_torchlib", translations),
         mock.patch.object(_decomp, "create_onnx_friendly_decomposition_table", table),
+        mock.patch.object(exported_program, "_collect_all_valid_cia_ops", kept),
     ):
         return _convert(*arguments)
 

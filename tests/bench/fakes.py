@@ -67,7 +67,7 @@ class Slow(Steady):
     """One whose pass is longer than a block."""
 
     name = "slow"
-    seconds = 0.6
+    seconds = 0.25
 
 
 class Absent(Steady):

@@ -194,6 +194,7 @@ def test_the_input_is_the_plans(exports: Path, tmp_path: Path) -> None:
     assert none.returncode == 2 and "leave --input out" in message(none)
 
 
+@pytest.mark.slow  # a bench; test_cli.py has one whose runtimes are missing, without a plan
 def test_runtimes_that_are_missing_elsewhere_are_rows_that_say_so(
     plan: Path, exports: Path, tmp_path: Path, without_torch: dict[str, str]
 ) -> None:

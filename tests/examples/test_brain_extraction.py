@@ -192,7 +192,10 @@ def test_the_picture_shows_three_planes_with_the_mask_in_colour(example: ModuleT
     assert sagittal[:120].mean() == pytest.approx(1 / 3, abs=0.01) and not sagittal[120:].any()
 
 
-@pytest.mark.parametrize("package", ["deepbet", pytest.param("nilearn", marks=needs_files)])
+@pytest.mark.parametrize(
+    "package",
+    ["deepbet", pytest.param("nilearn", marks=[needs_files, pytest.mark.slow])],  # the other one's message
+)
 def test_a_missing_package_is_one_line(package: str, tmp_path: Path) -> None:
     hide = f"""
 import importlib.metadata as metadata

@@ -19,7 +19,7 @@ PROGRAM = (
     [
         ("", "True True"),
         ("raise RuntimeError('operator torchvision::nms does not exist')", "False False"),
-        ("import no_such_module", "False False"),
+        pytest.param("import no_such_module", "False False", marks=pytest.mark.slow),  # another error alone
     ],
 )
 def test_a_library_that_cannot_be_imported_stops_nobody_who_does_not_need_it(

@@ -252,9 +252,8 @@ def bare_scheduler(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]
 
 
 def test_a_run_without_workers_ends_and_says_what_is_not_done(hand: Path, larger: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
     with bare_scheduler(tmp_path) as (address, _):
-        words = (hand, larger / "in", out, "--scheduler", address, "--worker-wait", 2, "--threads", 1)
+        words = (hand, larger / "in", tmp_path / "out", "--scheduler", address, "--worker-wait", 2, "--threads", 1)
         nobody = run("predict", *words)
         assert nobody.returncode == 2
         assert message(nobody).splitlines() == [
@@ -262,6 +261,13 @@ def test_a_run_without_workers_ends_and_says_what_is_not_done(hand: Path, larger
             f"segonnx: no worker was there at {address} for 2 s: start one, and run this again",
         ]
         assert nobody.stdout.splitlines()[-1] == "0 of 60 cases are done, 60 aren't"
+
+
+@pytest.mark.slow  # two workers; core/test_cluster.py has one that dies, and a run without any is above
+def test_a_run_whose_workers_are_gone_ends_and_goes_on_later(hand: Path, larger: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with bare_scheduler(tmp_path) as (address, _):
+        words = (hand, larger / "in", out, "--scheduler", address, "--worker-wait", 2, "--threads", 1)
         with contextlib.ExitStack() as stack:
             worker = stack.enter_context(dask("worker", address, "--no-nanny", "--nthreads", 2, folder=tmp_path))
             with clusters_of_dask.connect(address) as own:

@@ -83,6 +83,7 @@ def test_the_job_array_of_slurm(site: Path) -> None:
     assert "6 of 6" in (site / "cohort.html").read_text("utf-8")
 
 
+@pytest.mark.slow  # its container's command does what the job array above does
 def test_the_indexed_job_of_kubernetes(site: Path) -> None:
     (text,) = blocks("Kubernetes", "yaml")
     job: dict[str, Any] = yaml.safe_load(text)

@@ -95,6 +95,7 @@ def test_a_tuned_network_is_stored_in_16_bits_and_quantized(tmp_path: Path) -> N
     assert "tuning" not in segonnx.verify(done.folder).manifest
 
 
+@pytest.mark.slow  # two tasks; exporters/test_rounding.py has a trained folder in 16 bits
 def test_a_task_of_totalsegmentator_in_16_bits(tmp_path: Path) -> None:
     from tests import totalsegmentator_folders as folders
 

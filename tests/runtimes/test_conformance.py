@@ -143,6 +143,10 @@ def answers(ready: Ready) -> Callable[..., dict[str, Any]]:
 
 
 PLAIN = ("ort-stock", "openvino-stock")
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow if name == "compile-channels-last" else ())  # it compiles once more
+    for name in runtimes.NAMES
+]
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -153,14 +157,7 @@ def test_the_plain_graph_gives_eagers_logits_on_noise(name: str, ready: Ready) -
     assert compare(eager, plain).within(TOLERANCES["float32"])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow if name == "compile-channels-last" else ())  # it compiles once more
-        for name in runtimes.NAMES
-        if name not in PLAIN
-    ],
-)
+@pytest.mark.parametrize("name", [one for one in NAMES if one.values[0] not in PLAIN])
 def test_a_runtime_gives_eagers_logits(name: str, answers: Callable[[str], dict[str, Any]]) -> None:
     first, second, third = answers(name)["outputs"]
     assert first.dtype == np.float32
@@ -187,7 +184,7 @@ def test_any_module_can_be_run(name: str, tmp_path: Path) -> None:
     assert np.array_equal(subprocesses.call(check, name, mine, Options(1)).value["outputs"][0], 2 * x)
 
 
-@pytest.mark.parametrize("name", runtimes.NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_runtime_says_what_matters(name: str, answers: Callable[..., dict[str, Any]]) -> None:
     settings = answers(name)["settings"]
     assert {"dtype", "outputs", "spinning", "version"} <= settings.keys()
