@@ -22,10 +22,9 @@ _render = functools.cache(sbom.render)
 def _known() -> tuple[Any, Callable[[set[Any]], dict[Any, Any]], Callable[[], set[Any]]]:
     """How torch translates each operator, for each opset, what it decomposes the others into, and what it keeps."""
     import torch
-    from torch.export import exported_program
     from torch.onnx._internal.exporter import _decomp, _registration
 
-    collect = exported_program._collect_all_valid_cia_ops
+    collect = torch._export.utils._collect_all_valid_cia_ops
     table = functools.cache(_decomp.create_onnx_friendly_decomposition_table)
     kept = functools.cache(lambda _: collect())
     translations = staticmethod(functools.cache(_registration.ONNXRegistry.from_torchlib))
