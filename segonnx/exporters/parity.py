@@ -188,8 +188,8 @@ def _write_test_data(artifact: Path, check: ParityCheck, output: OutputKind | No
     answers |= {name: check.more(0, k) for k, name in enumerate(check.spec.more_outputs, 1)}
     exact = output == "labels" and not check.spec.more_outputs
     tolerance = 0.0 if exact else TOLERANCES[DTYPE].max_rel_error
-    spread = max(std_of(answer.reshape(1, 1, -1)) for answer in answers.values()) if tolerance else 0.0
-    testdata.write(artifact, check.given(0), answers, atol=tolerance * spread, rtol=tolerance)
+    std = max(std_of(answer.reshape(1, 1, -1)) for answer in answers.values()) if tolerance else 0.0
+    testdata.write(artifact, check.given(0), answers, atol=tolerance * std, rtol=tolerance)
 
 
 def compare_more(check: ParityCheck, i: int, k: int, found: npt.NDArray[Any], title: str, what: str) -> Difference:

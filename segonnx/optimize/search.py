@@ -175,11 +175,11 @@ class Search:
         return challenger, rival
 
     def _race_layers(self, layers: Mapping[str, RewrittenLayer], depth_chunks: int) -> dict[str, str]:
-        """The algorithms that were faster alone than the current ones, by their layers, the largest gain first."""
+        """The algorithms that were faster alone than the current ones, by their layers, what saves the most first."""
         ends = time.monotonic() + LAYERS_SHARE * (self.deadline - time.monotonic())
         undecided = [layer for layer in layers.values() if len(layer.algorithms) > 1]
         undecided.sort(key=lambda layer: layer.multiply_adds, reverse=True)
-        gains: dict[str, tuple[float, str]] = {}
+        saved: dict[str, tuple[float, str]] = {}
         for number, layer in enumerate(undecided, 1):
             if time.monotonic() >= ends:
                 self._complete = False
@@ -190,8 +190,8 @@ class Search:
             text, count, current = str(layer.layer), layer.convolutions, layer.algorithm
             self._layers.append({"layer": text, "convolutions": count, "default": current, "seconds": seconds})
             if best != current:
-                gains[text] = (count * (seconds[current] - seconds[best]), best)
-        return {text: best for text, (_, best) in sorted(gains.items(), key=lambda item: -item[1][0])}
+                saved[text] = (count * (seconds[current] - seconds[best]), best)
+        return {text: best for text, (_, best) in sorted(saved.items(), key=lambda item: -item[1][0])}
 
     def race_algorithms(self, layer: RewrittenLayer, depth_chunks: int) -> dict[str, float]:
         """Median seconds of each algorithm of a layer, alone."""

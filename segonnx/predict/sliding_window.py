@@ -161,12 +161,12 @@ def averaged(
     inside = (slice(below[1], below[1] + image.shape[2]), slice(below[2], below[2] + image.shape[3]))
     held = min(how.held, depth)
     sums = _Sums(how, (held, height, width), workers)
-    lanes = (forward, *beside)
+    passes = (forward, *beside)
     done = first = 0
     for row, following in zip(rows, [*rows[1:], depth], strict=True):
         corners = list(itertools.product(*along))
         seen = ((corner, flip) for corner in corners for flip in how.flips)
-        while together := tuple(itertools.islice(seen, len(lanes) * (how.together if beside else 1))):
+        while together := tuple(itertools.islice(seen, len(passes) * (how.together if beside else 1))):
             with timed("network"):
                 windows = [
                     _mirrored(
@@ -177,7 +177,7 @@ def averaged(
                     )
                     for (y, x), flip in together
                 ]
-                every = _passed(lanes, windows, workers)
+                every = _passed(passes, windows, workers)
             with timed("blend"):
                 for (corner, flip), given in zip(together, every, strict=True):
                     sums.add(_mirrored(given, flip), row, corner)
@@ -283,16 +283,16 @@ CACHED = 2**16
 """So many numbers stay in the cache of a processor until they are used again."""
 
 
-def _passed(lanes: Sequence[Forward], windows: Sequence[AnyArray], workers: Workers) -> list[AnyArray]:
+def _passed(passes: Sequence[Forward], windows: Sequence[AnyArray], workers: Workers) -> list[AnyArray]:
     """What the network gives for some windows, which its forward passes share out among them."""
-    if len(lanes) == 1:
-        return [lanes[0](np.ascontiguousarray(window)) for window in windows]
+    if len(passes) == 1:
+        return [passes[0](np.ascontiguousarray(window)) for window in windows]
 
-    def passed(lane: int) -> list[AnyArray]:
-        return [lanes[lane](np.ascontiguousarray(window)).copy() for window in windows[lane :: len(lanes)]]
+    def passed(place: int) -> list[AnyArray]:
+        return [passes[place](np.ascontiguousarray(window)).copy() for window in windows[place :: len(passes)]]
 
-    found = workers.run(passed, range(len(lanes)))
-    return [found[place % len(lanes)][place // len(lanes)] for place in range(len(windows))]
+    found = workers.run(passed, range(len(passes)))
+    return [found[number % len(passes)][number // len(passes)] for number in range(len(windows))]
 
 
 def _mirrored(array: AnyArray, axes: Sequence[int]) -> AnyArray:

@@ -45,19 +45,19 @@ def record(artifact: Path, content: Manifest, made: Path, threads: int, progress
     again = open_session(made / MODEL, SessionSettings(threads=1)).run(None, {name: x})[0]
     effect, replay = _compared(content, expected, own), _compared(content, own, again)
     tolerance = _allowed(effect)
-    spread = 0.0 if manifest.gives_labels(content) else std_of(own)
+    std = 0.0 if manifest.gives_labels(content) else std_of(own)
     testdata.write(
         made,
         {name: x},
         {content["outputs"][0].get("kind", "logits"): own},
-        atol=tolerance.max_rel_error * spread,
+        atol=tolerance.max_rel_error * std,
         rtol=0.0,
     )
     first = content["parity"]["inputs"][0]
     found = _figures(replay)
     return {
         "inputs": [
-            {**{key: first[key] for key in ("kind", "shape", "sha256")}, **found, "spread": spread},
+            {**{key: first[key] for key in ("kind", "shape", "sha256")}, **found, "spread": std},
         ],
         **found,
         "tolerance": {
