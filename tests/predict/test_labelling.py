@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from segonnx.predict import labelling
+from segonnx.predict import labelling, memory
 from segonnx.predict.heads import Head
 from segonnx.predict.interpolation import LinearInterpolation
 from segonnx.predict.labelling import Rule, Target
@@ -79,10 +79,19 @@ def _linear(old: tuple[int, ...], new: tuple[int, ...]) -> list[LinearInterpolat
 @pytest.mark.parametrize("features", [None, 5])
 @pytest.mark.parametrize("regions", [False, True])
 @pytest.mark.parametrize("smooth", [0.3, 2.0])
-@pytest.mark.parametrize(("threads", "length"), [(1, 1), (3, 4)])
+@pytest.mark.parametrize(("threads", "length", "voxels"), [(1, 1, memory.VOXELS), (3, 4, 50)])
 def test_labels_are_those_of_all_logits_at_once(
-    features: int | None, regions: bool, smooth: float, threads: int, length: int, loaded: Artifact
+    features: int | None,
+    regions: bool,
+    smooth: float,
+    threads: int,
+    length: int,
+    voxels: int,
+    loaded: Artifact,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(memory, "VOXELS", voxels)  # decided at a time: all of these slices, or two or three rows
+    monkeypatch.setattr(memory, "LOGITS", 8 * voxels)
     rule = _rule(loaded, 8, regions=regions, features=features)
     channels = _channels(rule.channels, smooth)
     apart = [LinearInterpolation.between(OLD[0], NEW[0], nearest=True), *_linear(OLD[1:], NEW[1:])]
