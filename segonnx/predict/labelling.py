@@ -56,6 +56,10 @@ class Rule:
         found: AnyArray = np.array([0, *values] if self.config.regions else values, label_type(self.config))
         return found
 
+    def rows_at_once(self, height: int, width: int) -> Sequence[slice]:
+        """The rows of a slice, in the blocks that are decided at a time."""
+        return blocks(height, voxels_at_once(self.outputs) // width)
+
     def logits(self, channels: AnyArray) -> AnyArray:
         """The logits (outputs, voxels) of numbers (channels, voxels)."""
         return channels if self.head is None else self.head.logits(channels)
@@ -195,7 +199,7 @@ class _Resampled(_Way):
     def finish(self, z: int, taps: _Taps) -> None:
         (first, share), *others = taps.every
         width = first.shape[2]
-        for rows in blocks(first.shape[1], max(1, voxels_at_once(self._rule.outputs) // width)):
+        for rows in self._rule.rows_at_once(first.shape[1], width):
             mixed = first[:, rows] if share == 1 else first[:, rows] * share
             for other, its in others:
                 mixed = mixed + other[:, rows] * its
@@ -242,7 +246,7 @@ class _Decided(_Way):
         channels, height, width = one.shape
         rows = np.empty((height * width, channels), np.float32)
         wins = np.empty(height * width, self._rule.kind)
-        for some in blocks(height, max(1, voxels_at_once(self._rule.outputs) // width)):
+        for some in self._rule.rows_at_once(height, width):
             part = np.ascontiguousarray(one[:, some]).reshape(channels, -1)
             voxels = slice(some.start * width, some.stop * width)
             rows[voxels] = part.T
@@ -265,7 +269,7 @@ class _Decided(_Way):
             agreed = self._together([agreed.copy(), *(one.agreed for one, _ in taps.every[1:])])
         labels = self._values[agreed]
         undecided = agreed == self._none
-        for rows in blocks(len(labels), max(1, voxels_at_once(self._rule.outputs) // labels.shape[1])):
+        for rows in self._rule.rows_at_once(*labels.shape):
             y, x = np.nonzero(undecided[rows])
             if len(y):
                 decided = self._rule.decided_rows(self._mixed(self._lines(rows, taps), y, x))
