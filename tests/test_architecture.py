@@ -39,7 +39,9 @@ ROOMS: dict[str, set[str]] = {
 FLOOR = {"errors", "_version"}
 """What every room may import; these two import nothing of the package."""
 
-EXCEPTIONS: dict[tuple[str, str], str] = {}
+EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("artifacts", "optimize.stable_instance_norm"): "verify replays a graph as export ran it, with norms that are exact"
+}
 """Arrows that the table doesn't allow, (importing file's room, imported module), and why each stays."""
 
 TOP = {"__init__.py", "__main__.py", "_version.py", "cli.py", "errors.py", "py.typed"}

@@ -24,10 +24,10 @@ from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.errors import ConversionError, ResourceError, first_line
 from segonnx.exporters.activation import final
 from segonnx.exporters.assemble import Converted, Graph
-from segonnx.exporters.opsets import OPSET, TORCH_LEAST
 from segonnx.exporters.prepare import STATE
 from segonnx.exporters.provenance import CONSTANTS
 from segonnx.exporters.rounding import WeightsDtype
+from segonnx.optimize.opsets import OPSET, TORCH_LEAST
 from segonnx.sources.catalog import ModelSpec
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _finish(model: ir.Model, conversion: Conversion) -> None:
     """Bring a graph to the form of the file, in place."""
     from onnx_ir.passes import common
 
-    from segonnx.exporters import opsets
+    from segonnx.optimize import opsets
     from segonnx.optimize.pixels import PixelsPass
 
     opsets.lower(model, conversion.opset)

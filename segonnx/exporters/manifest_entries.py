@@ -24,11 +24,11 @@ from segonnx.errors import CheckpointError
 from segonnx.exporters import outputs, parity_inputs, preprocessing
 from segonnx.exporters.accounting import Account
 from segonnx.exporters.assemble import Converted, Graph
-from segonnx.exporters.opsets import OPSET
 from segonnx.exporters.parity import DTYPE, Measured, Parity
 from segonnx.exporters.prepare import Prepared, Values
 from segonnx.exporters.settings import Settings
 from segonnx.optimize import FOR_BLOCKS
+from segonnx.optimize.opsets import OPSET
 from segonnx.sources.catalog import ModelSpec
 
 

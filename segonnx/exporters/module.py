@@ -21,11 +21,11 @@ from segonnx.errors import InputError, first_line
 from segonnx.exporters import module_checks, module_inputs, module_outputs, naming, pipeline, pixels
 from segonnx.exporters.module_inputs import MORE_TYPES, Call, dtype_of
 from segonnx.exporters.module_outputs import Key, OutputAxes
-from segonnx.exporters.opsets import OPSET
 from segonnx.exporters.pipeline import Exported
 from segonnx.exporters.rounding import WEIGHTS_DTYPES, WeightsDtype
 from segonnx.exporters.settings import Cpu, InputKind, OutputKind, Settings
 from segonnx.optimize import Optimize
+from segonnx.optimize.opsets import OPSET
 from segonnx.sources.catalog import ModelSpec, MoreInput
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from segonnx.core.tolerances import TOLERANCES, compare, probabilities_of
 from segonnx.errors import InputError, ParityError
 from segonnx.exporters.activation import Activation
 from segonnx.exporters.assemble import Converted, Graph, share_weights
-from segonnx.exporters.parity import DTYPE, ParityCheck, open_runnable, run, runnable
+from segonnx.exporters.parity import DTYPE, ParityCheck, open_runnable, run
 from segonnx.exporters.prepare import Values
 from segonnx.exporters.settings import OutputKind
 from segonnx.sources.catalog import ModelSpec
@@ -198,8 +198,7 @@ def _require_own(path: Path, output: OutputKind, check: ParityCheck, progress: P
         onnx.checker.check_model(str(path), full_check=True)
     except onnx.checker.ValidationError as error:
         raise ParityError(f"the graph that gives {output} isn't valid ONNX: {error}") from error
-    with runnable(path) as ran:
-        session = open_runnable(ran, check.threads)
+    session, _ = open_runnable(path, check.threads)
     for i, test_input in enumerate(check.inputs):
         progress(f"comparing the {output} of {test_input.name}")
         found = run(session, check.given(i))[0]

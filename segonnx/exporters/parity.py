@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from segonnx.artifacts import testdata
+from segonnx.artifacts import graph_sessions, testdata
 from segonnx.artifacts.layout import CPU_MODEL, MODEL
 from segonnx.core import synthetic_inputs
 from segonnx.core.ort_session import SessionSettings, open_session
@@ -29,7 +27,6 @@ from segonnx.core.tolerances import (
     std_of,
 )
 from segonnx.errors import ParityError
-from segonnx.exporters import opsets
 from segonnx.exporters.parity_inputs import Feeds, kept
 from segonnx.exporters.settings import OutputKind
 from segonnx.sources.catalog import ModelSpec
@@ -38,10 +35,6 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 DTYPE = "float32"
-RUNTIME = "ONNX Runtime CPU"
-STABLE_NORM_RUNTIME = (
-    f"{RUNTIME}, with each large InstanceNormalization of the file computed by sums that lose no digits"
-)
 
 
 @dataclass(frozen=True)
@@ -114,7 +107,7 @@ class Parity:
     """
 
     inputs: tuple[Measured, ...]
-    runtime: str = RUNTIME
+    runtime: str = graph_sessions.RUNTIME
 
 
 def measure(artifact: Path, check: ParityCheck, output: OutputKind | None, progress: Progress) -> dict[str, Parity]:
@@ -143,9 +136,7 @@ def measure(artifact: Path, check: ParityCheck, output: OutputKind | None, progr
     for model in (MODEL, CPU_MODEL):
         if not (artifact / model).exists():
             continue
-        with runnable(artifact / model) as path:
-            session = open_runnable(path, check.threads)
-            how = STABLE_NORM_RUNTIME if path.name != model else RUNTIME
+        session, how = open_runnable(artifact / model, check.threads)
         results = [_measured(session, model, check, i, scale, output, progress) for i in range(len(check.inputs))]
         found[model] = Parity(tuple(results), how)
         del session
@@ -231,9 +222,15 @@ def require_within(difference: Difference | Agreement, title: str, what: str) ->
         )
 
 
-def open_runnable(path: Path, threads: int) -> ort.InferenceSession:
-    """A session that gives freed memory back at once: models of several gigabytes need it."""
-    return open_session(path, SessionSettings(threads=threads, arena=False))
+def open_runnable(path: Path, threads: int) -> tuple[ort.InferenceSession, str]:
+    """A session that runs a graph as long as its parity is measured, and what it is, for the manifest.
+
+    It gives freed memory back at once: models of several gigabytes need it.
+    """
+    settings = SessionSettings(threads=threads, arena=False)
+    if path.name == MODEL:
+        return graph_sessions.open_plain(path, settings)
+    return open_session(path, settings), graph_sessions.RUNTIME
 
 
 def run(session: ort.InferenceSession, arrays: Feeds) -> list[npt.NDArray[Any]]:
@@ -241,30 +238,3 @@ def run(session: ort.InferenceSession, arrays: Feeds) -> list[npt.NDArray[Any]]:
     known = {value.name for value in session.get_inputs()}
     given: list[npt.NDArray[Any]] = session.run(None, {name: array for name, array in arrays.items() if name in known})
     return given
-
-
-def runnable(path: Path) -> contextlib.AbstractContextManager[Path]:
-    """What ONNX Runtime runs in place of the graph at ``path``, as long as its parity is measured."""
-    return with_stable_norm(path) if path.name == MODEL else contextlib.nullcontext(path)
-
-
-@contextlib.contextmanager
-def with_stable_norm(path: Path) -> Iterator[Path]:
-    """The model with its InstanceNormalization computed in a way that loses no digits, beside the file."""
-    import onnx_ir as ir
-
-    from segonnx.optimize.stable_instance_norm import StableInstanceNormPass
-
-    model = ir.load(path)
-    opset = model.graph.opset_imports[""]
-    model.graph.opset_imports[""] = max(opset, StableInstanceNormPass.min_opset)
-    if not StableInstanceNormPass()(model).modified:
-        yield path
-        return
-    opsets.lower(model, opset)
-    stable = path.with_name("stable_norm.onnx")  # beside the external data, which it shares
-    ir.save(model, stable)
-    try:
-        yield stable
-    finally:
-        stable.unlink()

@@ -17,7 +17,7 @@ from segonnx.core import files, subprocesses
 from segonnx.core.subprocesses import Progress
 from segonnx.core.synthetic_inputs import ParityInput
 from segonnx.errors import ResourceError
-from segonnx.exporters import elsewhere, manifest_entries, naming, opsets, outputs, parity_inputs, pixels, resources
+from segonnx.exporters import elsewhere, manifest_entries, naming, outputs, parity_inputs, pixels, resources
 from segonnx.exporters.assemble import Converted, assemble
 from segonnx.exporters.convert import Conversion
 from segonnx.exporters.manifest_entries import Findings
@@ -25,7 +25,7 @@ from segonnx.exporters.parity import ParityCheck, measure
 from segonnx.exporters.prepare import STATE, Preparation
 from segonnx.exporters.settings import TUNE_S, Settings, folder_name, input_shape, require_tunable
 from segonnx.exporters.steps import ModuleSteps, SpecSteps, Stage, Steps
-from segonnx.optimize import Optimize
+from segonnx.optimize import Optimize, opsets
 from segonnx.optimize.choices import Choices
 from segonnx.optimize.search import tune
 from segonnx.optimize.tuning import parse as parse_tuning

@@ -344,7 +344,7 @@ def put(unet: Path, tmp_path: Path) -> Callable[[], Converted]:
     onnx.save(model, path, save_as_external_data=True, location="model.onnx.data")
     phantom = ParityInput("phantom", (1, 3, 64, 96))
     check = ParityCheck((phantom,), catalog.find(NAME), tmp_path, threads=1)
-    (logits,) = parity.run(parity.open_runnable(path, 1), {"input": phantom.make("RGB")})
+    (logits,) = parity.run(parity.open_runnable(path, 1)[0], {"input": phantom.make("RGB")})
     np.save(check.saved("model.onnx", 0), labels_of(logits))
     converted = Converted(20, 10, Graph({"Cast": 0}, {}, ("SomePass",)), (), {})
     return lambda: outputs.put(artifact, converted, "labels", "labels", check, lambda _: None)
