@@ -60,7 +60,8 @@ def with_exact_sums(path: Path) -> bytes | None:
     if not StableInstanceNormPass()(model).modified:
         return None
     opsets.lower(model, opset)
-    return ir.to_proto(model).SerializeToString()
+    changed: bytes = ir.to_proto(model).SerializeToString()
+    return changed
 
 
 def _is_large(node: ir.Node) -> bool:

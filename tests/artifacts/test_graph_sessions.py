@@ -27,12 +27,11 @@ SHAPE = (1, 1, 64, 128, 128)
 def network() -> nn.Module:
     """A network whose norm takes values that are far from zero and near each other."""
     torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv3d(1, 4, 3, padding=1), nn.InstanceNorm3d(4, affine=True), nn.LeakyReLU(), nn.Conv3d(4, 2, 3, padding=1)
-    )
-    assert network[0].bias is not None
-    nn.init.constant_(network[0].bias, 8.0)
-    return network.eval()
+    first = nn.Conv3d(1, 4, 3, padding=1)
+    assert first.bias is not None
+    nn.init.constant_(first.bias, 8.0)
+    norm = nn.InstanceNorm3d(4, affine=True)
+    return nn.Sequential(first, norm, nn.LeakyReLU(), nn.Conv3d(4, 2, 3, padding=1)).eval()
 
 
 def _record(artifact: Path, x: np.ndarray, y: np.ndarray) -> None:
