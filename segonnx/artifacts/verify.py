@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -96,13 +96,13 @@ def verify(
     networks = compounds.members(folder, content) if manifest.is_compound(content) else {folder: content}
     differences: list[Difference | Agreement] = []
     others: list[Replayed] = []
-    weights: tuple[str, ...] = ()
+    # The checker and the runtime are C++ that reads files which may be hostile: not in this process.
+    mapped = sum(model_bytes(path / MODEL) for path in networks)
+    bound = replace(bounds or Bounds(), mapped=mapped)
+    weights = subprocesses.call(_check_graphs, networks, progress=progress, bounds=bound).value
     for path, described in networks.items():
         tolerance = _tolerance(path, described)
-        # The checker and the runtime are C++ that reads a file which may be hostile: not in this process.
-        own = replace(bounds or Bounds(), mapped=model_bytes(path / MODEL))
-        found = subprocesses.call(_check_graphs, path, described, progress=progress, bounds=own).value
-        weights = found if path == folder else ()
+        own = replace(bound, mapped=model_bytes(path / MODEL))
         if replay:
             replayed = subprocesses.call(_replay, path, described, threads, own.timeout, progress=progress, bounds=own)
             for model, difference in replayed.value.items():
@@ -122,7 +122,7 @@ def verify(
     entries = content["files"].values()
     farthest = min(differences, key=lambda one: one.label_agreement, default=None)
     size = sum(entry["bytes"] for entry in entries)
-    return Verified(content, len(entries), size, weights, farthest, file_runs.farthest(others))
+    return Verified(content, len(entries), size, weights.get(folder, ()), farthest, file_runs.farthest(others))
 
 
 def inside(folder: Path) -> list[Path]:
@@ -213,11 +213,17 @@ def _walk(folder: Path, known: set[str]) -> Iterator[str]:
                 yield name
 
 
-def _check_graphs(folder: Path, content: Manifest, progress: Progress) -> tuple[str, ...]:
-    """Check the graphs against the manifest. The result is the names of the files of the first one's weights."""
-    progress("checking the graph")
-    weights, *_ = [_check_graph(folder / model, content) for model in manifest.models(content)]
-    return weights
+def _check_graphs(networks: Mapping[Path, Manifest], progress: Progress) -> dict[Path, tuple[str, ...]]:
+    """Check the graphs of networks, in these folders, against their manifests.
+
+    Returns:
+        By folder, the names of the files of its first graph's weights.
+    """
+    found = {}
+    for folder, content in networks.items():
+        progress("checking the graph")
+        found[folder], *_ = [_check_graph(folder / model, content) for model in manifest.models(content)]
+    return found
 
 
 def _check_graph(path: Path, content: Manifest) -> tuple[str, ...]:

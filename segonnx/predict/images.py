@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import re
 import tempfile
 from collections.abc import Sequence
@@ -154,7 +155,11 @@ def stem(name: str, ending: str = "") -> str:
 
 
 def read(
-    paths: Sequence[Path], reader: str | None = None, *, reorient: bool = False, nan_as_zero: bool = False
+    paths: Sequence[str | os.PathLike[str]],
+    reader: str | None = None,
+    *,
+    reorient: bool = False,
+    nan_as_zero: bool = False,
 ) -> Image:
     """Read an image from one file per channel. A picture's file may hold several channels.
 
@@ -167,13 +172,14 @@ def read(
     Raises:
         InputError: A file can't be read, or the files differ in shape or spacing.
     """
-    name = reader or reader_of(paths[0], reorient=reorient)
+    files = [Path(path) for path in paths]
+    name = reader or reader_of(files[0], reorient=reorient)
     chosen = READERS[name]
     require(name)
     arrays: list[AnyArray] = []
     geometries: list[Any] = []
     spacing: tuple[float, ...] = ()
-    for path in paths:
+    for path in files:
         headers.require_whole(path, detached=True)
         try:
             content = chosen.read(path)
@@ -190,7 +196,7 @@ def read(
             array = np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
         if arrays and (array.shape[1:] != arrays[0].shape[1:] or not np.allclose(spacing, content.spacing)):
             raise InputError(
-                f"{path} and {paths[0]} differ in shape or spacing: {array.shape[1:]} at {content.spacing} mm, "
+                f"{path} and {files[0]} differ in shape or spacing: {array.shape[1:]} at {content.spacing} mm, "
                 f"and {arrays[0].shape[1:]} at {spacing} mm"
             )
         arrays.append(array)
@@ -216,7 +222,7 @@ def count(path: Path, reader: str) -> int:
         raise InputError(f"{path} can't be read as an image: {_last_line(error)}") from error
 
 
-def write(labels: AnyArray, like: Image, path: Path) -> None:
+def write(labels: AnyArray, like: Image, path: str | os.PathLike[str]) -> None:
     """Write a label map with the geometry of an image. A failure leaves no file.
 
     Args:
@@ -227,7 +233,7 @@ def write(labels: AnyArray, like: Image, path: Path) -> None:
     Raises:
         ResourceError: The file can't be written, or reads otherwise than it was written.
     """
-    reader = READERS[like.reader]
+    path, reader = Path(path), READERS[like.reader]
     labels = labels.astype(np.uint8 if labels.max() <= reader.widest_byte else np.uint16, copy=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ pytestmark = pytest.mark.usefixtures("steps_here")
 TASKS = ("total_mr", "body_fast", "pleural_pericard_effusion")
 """Several networks and a choice of classes; blobs; a rough network, the network's own spacing, the mean of folds.
 The other tasks are measured by ``benchmarks.against_totalsegmentator``."""
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "totalsegmentator.md"
 SHAPE, SPACING = (60, 52, 44), (1.9, 1.7, 2.6)
 ASKEW = Rotation.from_euler("xyz", (7, -11, 9), degrees=True).as_matrix()
 
@@ -316,6 +318,16 @@ def test_python_writes_the_names_of_the_classes(artifacts: Path, ct: Path, tmp_p
     names = [name for _, name, _ in folders.label_names(folders.read(tmp_path / "labels.nii.gz"))]
     assert names == ["body_trunc", "body_extremities"]
     assert artifact.memory(image.array.shape, image.spacing) > 8 * image.array.size
+
+
+def test_the_lines_of_the_page_run(artifacts: Path, ct: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (lines,) = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    (tmp_path / "artifacts").mkdir()
+    shutil.copytree(artifacts / "totalsegmentator-total_mr", tmp_path / "artifacts" / "totalsegmentator-total")
+    shutil.copy(ct, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(lines, {})
+    assert [name for _, name, _ in folders.label_names(folders.read(tmp_path / "labels.nii.gz"))] == ["liver"]
 
 
 def test_a_document_of_another_task_is_refused(artifacts: Path, tmp_path: Path) -> None:
