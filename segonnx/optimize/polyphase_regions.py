@@ -6,6 +6,7 @@ image, the components are interleaved again. A region pays if it has enough conv
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 
@@ -17,6 +18,9 @@ from segonnx.optimize.reading import group, is_operator, is_static, pads_by_rule
 MIN_INPUTS = 64
 MIN_OUTPUTS = 128
 """With fewer channels the transforms take longer than the products save; see docs/performance.md."""
+MIN_WORK = 500_000_000
+"""With fewer multiply-adds the operators of a layer take longer to start and join than its products save, where cores
+share no last cache; see docs/decisions/0141."""
 LAYERS_PER_IMAGE = 2
 """Convolutions for each image that must be interleaved again, which costs about what one convolution saves."""
 ACTIVATIONS = ("Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Clip")
@@ -112,8 +116,9 @@ def joins_channels(node: ir.Node | None) -> bool:
 def _is_layer(node: ir.Node) -> bool:
     if not (_is_convolution(node, kernel=3, stride=1) and _is_image(node.outputs[0])):
         return False
-    outputs, inputs, *_ = shape(node.inputs[1])
-    return inputs >= MIN_INPUTS and outputs >= MIN_OUTPUTS
+    outputs, inputs, *kernel = shape(node.inputs[1])
+    work = math.prod(shape(node.outputs[0])) * inputs * math.prod(kernel)
+    return inputs >= MIN_INPUTS and outputs >= MIN_OUTPUTS and work >= MIN_WORK
 
 
 def _is_pixelwise(node: ir.Node) -> bool:

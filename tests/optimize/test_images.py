@@ -24,11 +24,12 @@ STEPS = (*LAYERS, "pointwise", "by two", "pick", "transposed", "repeat", "skip",
 
 
 @pytest.fixture(scope="module", autouse=True)
-def any_channels() -> Iterator[None]:
-    """Few channels suffice."""
+def any_layer() -> Iterator[None]:
+    """Few channels of small images suffice."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(polyphase_regions, "MIN_INPUTS", 1)
         patch.setattr(polyphase_regions, "MIN_OUTPUTS", 1)
+        patch.setattr(polyphase_regions, "MIN_WORK", 1)
         yield
 
 
@@ -184,6 +185,15 @@ def test_few_channels_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     graph.conv(7)
     model = on_components(graph)
     assert operators(model) == {"Conv": 2}
+
+
+@pytest.mark.parametrize(("size", "kept"), [(16, 2), (20, 0)])
+def test_layers_of_little_work_stay(size: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = Images((1, 8, size, size))
+    graph.conv(8)
+    graph.conv(8)
+    monkeypatch.setattr(polyphase_regions, "MIN_WORK", 9 * 8 * 8 * 18 * 18)
+    assert dense(on_components(graph)) == kept
 
 
 @pytest.mark.parametrize(
