@@ -197,7 +197,7 @@ def test_what_failed_is_in_the_json_and_told_quietly(artifact: Path, tmp_path: P
 
 def test_export_tells_of_stages_passes_and_workers(tmp_path: Path) -> None:
     done = run(
-        "export", "smp:unet:tu-resnet10t", "-v", "--shape", "64,64", "-o", tmp_path, "--json", tmp_path / "e.json"
+        "export", "smp:unet:tu-regnetx_002", "-v", "--shape", "64,64", "-o", tmp_path, "--json", tmp_path / "e.json"
     )
     assert done.returncode == 0, done.stderr
     assert "segonnx.exporters.steps: convert took " in done.stderr
@@ -205,7 +205,7 @@ def test_export_tells_of_stages_passes_and_workers(tmp_path: Path) -> None:
     assert " changed the graph: " in done.stderr
     assert "segonnx.worker: process " in done.stderr
     (row,) = json.loads((tmp_path / "e.json").read_text())
-    assert row["folder"] == str(tmp_path / "smp-unet-tu-resnet10t")
+    assert row["folder"] == str(tmp_path / "smp-unet-tu-regnetx_002")
 
 
 def test_pack_and_unpack_quietly_and_into_json(exports: Path, tmp_path: Path) -> None:

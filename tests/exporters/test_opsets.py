@@ -93,10 +93,10 @@ def test_onnxruntime_1_16_runs_a_file_of_its_opset(
 
 @old
 def test_a_unet_at_opset_17_runs_in_onnxruntime_1_16_and_opencv_4_10(tmp_path: Path) -> None:
-    asked = ("smp:unet:tu-resnet10t", "--shape", "64,96", "--opset", 17, "--out", tmp_path)
+    asked = ("smp:unet:tu-regnetx_002", "--shape", "64,96", "--opset", 17, "--out", tmp_path)
     done = run("export", *asked)
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "smp-unet-tu-resnet10t"
+    folder = tmp_path / "smp-unet-tu-regnetx_002"
     given = onnx.numpy_helper.to_array(onnx.load_tensor(folder / "test_data_set_0/input_0.pb"))
     x = torch.from_numpy(given.copy())
     expected = onnx.numpy_helper.to_array(onnx.load_tensor(folder / "test_data_set_0/output_0.pb"))
