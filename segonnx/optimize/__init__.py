@@ -19,6 +19,7 @@ from segonnx.optimize.choices import Choices
 from segonnx.optimize.commute_upsampling import CommuteUpsamplingPass
 from segonnx.optimize.layers import RewrittenLayer
 from segonnx.optimize.merge_groups import MergeGroupsPass
+from segonnx.optimize.merge_pointwise import MergePointwisePass
 from segonnx.optimize.pointwise_head import PointwiseHeadPass
 from segonnx.optimize.split_concat import SplitConcatPass
 from segonnx.optimize.stable_instance_norm import StableInstanceNormPass
@@ -29,6 +30,7 @@ _LOGGER = logging.getLogger(__name__)
 
 PASSES: tuple[type[Rewrite], ...] = (
     CommuteUpsamplingPass,
+    MergePointwisePass,
     MergeGroupsPass,
     WinogradPhasesPass,
     SplitConcatPass,

@@ -26,7 +26,7 @@ ACTIVATIONS = frozenset({"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", 
 class MergeGroupsPass(Rewrite):
     """Merge the groups of 2D convolutions in twos, where a group has 8 input and 8 output channels.
 
-    requires: weights that are initializers; where the channels aren't a multiple of 16, that convolutions without
+    requires: constant weights; where the channels aren't a multiple of 16, that convolutions without
         groups make the input and alone take the output, activations between them. What doesn't match stays.
     """
 

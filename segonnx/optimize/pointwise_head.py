@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from segonnx.optimize.base import Rewrite
 from segonnx.optimize.builder import Builder
-from segonnx.optimize.reading import bias, group, is_operator, is_static, is_used_once, pads_by_rule, shape
+from segonnx.optimize.reading import bias, group, is_constant, is_operator, is_static, is_used_once, pads_by_rule, shape
 
 
 class PointwiseHeadPass(Rewrite):
@@ -38,7 +38,7 @@ def _matches(node: ir.Node) -> bool:
     if not is_operator(node, "Conv") or bias(node) is None:
         return False
     x, weight, y = node.inputs[0], node.inputs[1], node.outputs[0]
-    if weight is None or weight.shape is None or weight.const_value is None:
+    if weight is None or weight.shape is None or not is_constant(weight):
         return False
     outputs, inputs, *kernel = shape(weight)
     strides, pads = node.attributes.get_ints("strides", ()), node.attributes.get_ints("pads", ())

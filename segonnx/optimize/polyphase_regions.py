@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 import onnx_ir as ir
 
 from segonnx.optimize import reading
-from segonnx.optimize.reading import group, is_operator, is_static, pads_by_rule, repeats, shape
+from segonnx.optimize.reading import group, is_constant, is_operator, is_static, pads_by_rule, repeats, shape
 
 MIN_INPUTS = 64
 MIN_OUTPUTS = 128
@@ -156,7 +156,7 @@ def _has_weight(node: ir.Node, kernel: tuple[int, int]) -> bool:
     weight = node.inputs[1]
     return (
         weight is not None
-        and weight.const_value is not None
+        and is_constant(weight)
         and weight.shape is not None
         and tuple(weight.shape[2:]) == kernel
         and weight.dtype == ir.DataType.FLOAT

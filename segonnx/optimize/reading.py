@@ -19,6 +19,14 @@ def is_static(value: ir.Value | None) -> bool:
     return value is not None and value.shape is not None and all(isinstance(size, int) for size in value.shape)
 
 
+def is_constant(value: ir.Value | None) -> bool:
+    """Whether the value is an initializer, or made of such alone, which a runtime computes when it loads the graph."""
+    if value is None or value.const_value is not None:
+        return value is not None
+    node = value.producer()
+    return node is not None and all(given is None or is_constant(given) for given in node.inputs)
+
+
 def is_operator(node: ir.Node | None, *operators: str) -> bool:
     """Whether the node is one of these operators of ONNX's own domain."""
     return node is not None and node.domain == "" and node.op_type in operators
@@ -45,11 +53,22 @@ def pads_by_rule(node: ir.Node) -> bool:
 
 
 def is_convolution2d(node: ir.Node | None) -> bool:
-    """Whether the node is a convolution of images whose weight is an initializer."""
+    """Whether the node is a convolution of images whose weight is constant."""
     if node is None or not is_operator(node, "Conv"):
         return False
     weight = node.inputs[1]
-    return weight is not None and weight.const_value is not None and weight.shape is not None and len(weight.shape) == 4
+    return weight is not None and is_constant(weight) and weight.shape is not None and len(weight.shape) == 4
+
+
+def is_pointwise(node: ir.Node) -> bool:
+    """Whether the node is a convolution that sums over the channels of each voxel alone."""
+    if not is_operator(node, "Conv"):
+        return False
+    weight = node.inputs[1]
+    if weight is None or weight.shape is None or any(size != 1 for size in weight.shape[2:]):
+        return False
+    strides, pads = node.attributes.get_ints("strides", ()), node.attributes.get_ints("pads", ())
+    return all(stride == 1 for stride in strides) and not any(pads) and not pads_by_rule(node)
 
 
 def joins_channels(node: ir.Node | None, *, rank: int) -> bool:

@@ -21,7 +21,7 @@ BLOCK = 16
 class SplitConcatPass(Rewrite):
     """Replace 2D convolutions of concatenated channels by sums of convolutions.
 
-    requires: weights that are initializers; a concatenation that nothing else takes, of parts of whole
+    requires: constant weights; a concatenation that nothing else takes, of parts of whole
         blocks of channels, some but not all from transposed convolutions. What doesn't match stays.
     """
 

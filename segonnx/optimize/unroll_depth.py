@@ -22,7 +22,7 @@ from segonnx.optimize.choices import DEPTH_CHUNKS, Choices
 from segonnx.optimize.depth_rules import BINARY, RULES, Rule
 from segonnx.optimize.group_norm import GroupNorm
 from segonnx.optimize.layers import Layer, RewrittenLayer
-from segonnx.optimize.reading import bias, group, is_static, pads_by_rule, shape
+from segonnx.optimize.reading import bias, group, is_constant, is_static, pads_by_rule, shape
 from segonnx.optimize.slices import Volume
 from segonnx.optimize.volumes import Volumes
 
@@ -42,8 +42,8 @@ MOST_SLICES = 512
 class UnrollDepthPass(Rewrite):
     """Replace 3D convolutions, and what stands between them, by 2D operators on depth slices.
 
-    requires: float32 values of static shape (1, C, D, H, W); weights that are initializers, and of at most
-        ``LARGE_WEIGHT`` if all together have more than ``MAX_BYTES``. What isn't so stays.
+    requires: float32 values of static shape (1, C, D, H, W); constant weights, of at most
+        ``LARGE_WEIGHT`` bytes if all together have more than ``MAX_BYTES``. What isn't so stays.
 
     Args:
         algorithms: names of those of layers, by the layer's text. The default is taken for others, and where the
@@ -217,7 +217,9 @@ def _ends(node: ir.Node) -> bool:
 def _read(node: ir.Node, max_bytes: int, *, transposed: bool) -> Convolution | None:
     """The node's convolution; None where no algorithm makes its kind, or its weight is larger than allowed."""
     weight = node.inputs[1]
-    if weight is None or weight.const_value is None or weight.shape is None or weight.const_value.nbytes > max_bytes:
+    if weight is None or weight.dtype is None or not is_constant(weight) or not is_static(weight):
+        return None
+    if weight.dtype.itemsize * math.prod(shape(weight)) > max_bytes:
         return None
     conv = Convolution(
         weight,

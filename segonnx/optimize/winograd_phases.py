@@ -32,7 +32,7 @@ from segonnx.optimize.reading import bias, shape
 class WinogradPhasesPass(Rewrite):
     """Replace 3x3 convolutions of images, and what stands between them, by pointwise ones on polyphase components.
 
-    requires: float32 images of static, even sizes; weights that are initializers; enough channels and work, and
+    requires: float32 images of static, even sizes; constant weights; enough channels and work, and
         enough convolutions for each image that must be interleaved again, see ``polyphase_regions``. What isn't so
         stays.
     """

@@ -16,7 +16,6 @@ from onnx import numpy_helper
 from segonnx.optimize import unroll_depth
 from segonnx.optimize.algorithms import winograd4
 from segonnx.optimize.choices import Choices
-from segonnx.optimize.commute_upsampling import CommuteUpsamplingPass
 from segonnx.optimize.pointwise_head import PointwiseHeadPass
 from segonnx.optimize.unroll_depth import UnrollDepthPass
 from segonnx.optimize.volumes import chunks_of
@@ -504,37 +503,6 @@ def test_the_transforms_of_winograd_are_exact() -> None:
     found = out_of @ ((into @ window) * (taps @ kernel) / scale)
     assert np.allclose(found, np.convolve(window, kernel[::-1], "valid"), atol=1e-12)
     assert np.allclose(out_of @ winograd4.bias_factors(), 1)
-
-
-@few
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.sampled_from([2, 3]), st.booleans())
-def test_upsampling_commutes_with_pointwise_convolutions(
-    batch: int, inputs: int, outputs: int, axes: int, bias: bool
-) -> None:
-    graph = Graph([batch, inputs, *[3, 4, 5][:axes]])
-    graph.weights.append(numpy_helper.from_array(np.array([1, 1, *[2, 3, 2][:axes]], np.float32), "scales"))
-    graph.add("Resize", "x", "", "scales", mode="nearest", nearest_mode="floor")
-    weights = [graph.weight(outputs, inputs, *[1] * axes)] + ([graph.weight(outputs)] if bias else [])
-    graph.add("Conv", graph.last, *weights)
-    model = check(graph, CommuteUpsamplingPass(), 1e-6)
-    assert [node.op_type for node in model.graph] == ["Conv", "Resize"]
-
-
-def test_making_an_image_smaller_does_not_commute() -> None:
-    graph = Graph([1, 2, 4, 4])
-    graph.weights.append(numpy_helper.from_array(np.array([1, 1, 0.5, 0.5], np.float32), "scales"))
-    graph.add("Conv", graph.add("Resize", "x", "", "scales", mode="nearest"), graph.weight(2, 2, 1, 1))
-    model = check(graph, CommuteUpsamplingPass(), 0)
-    assert [node.op_type for node in model.graph] == ["Resize", "Conv"]
-
-
-def test_upsampling_that_others_use_stays() -> None:
-    graph = Graph([1, 2, 4, 4])
-    graph.weights.append(numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales"))
-    large = graph.add("Resize", "x", "", "scales", mode="nearest")
-    graph.add("Add", graph.add("Conv", large, graph.weight(2, 2, 1, 1)), large)
-    model = check(graph, CommuteUpsamplingPass(), 0)
-    assert [node.op_type for node in model.graph] == ["Resize", "Conv", "Add"]
 
 
 @few
