@@ -45,15 +45,22 @@ def _nnunet(
     from torch import nn
 
     modules = {"plain": unet.PlainConvUNet, "residual": unet.ResidualEncoderUNet}
-    stages = len(kernels)
+    stages, axes = len(kernels), len(shape) - 2
+    most, conv, norm = (512, nn.Conv2d, nn.InstanceNorm2d) if axes == 2 else (320, nn.Conv3d, nn.InstanceNorm3d)
     network = modules[kind](
-        input_channels=1, n_stages=stages, features_per_stage=[min(32 * 2**i, 320) for i in range(stages)],
-        conv_op=nn.Conv3d, kernel_sizes=kernels, strides=strides, n_conv_per_stage_decoder=more.pop("decoder"),
-        num_classes=3, conv_bias=True, norm_op=nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True},
+        input_channels=1, n_stages=stages, features_per_stage=[min(32 * 2**i, most) for i in range(stages)],
+        conv_op=conv, kernel_sizes=kernels, strides=strides, n_conv_per_stage_decoder=more.pop("decoder"),
+        num_classes=3, conv_bias=True, norm_op=norm, norm_op_kwargs={"eps": 1e-5, "affine": True},
         nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True}, deep_supervision=False, **more,
     )  # fmt: skip
     network.decoder.seg_layers = network.decoder.seg_layers[-1:]  # the others are for training
     return network, shape
+
+
+def _plain_2d() -> Built:
+    """nnU-Net's plans for images, those of slices of 320x256 pixels."""
+    more = {"n_conv_per_stage": [2] * 7, "decoder": [2] * 6}
+    return _nnunet("plain", (1, 1, 320, 256), [[3, 3]] * 7, [[1, 1], *[[2, 2]] * 6], **more)
 
 
 def _anisotropic() -> Built:
@@ -96,6 +103,7 @@ def _smp(name: str, encoder: str) -> Callable[[], Built]:
 
 NETWORKS: dict[str, Callable[[], Built]] = {
     "deepbet": _deepbet,
+    "nnunet-2d": _plain_2d,
     "nnunet-anisotropic": _anisotropic,
     "nnunet-resenc-l": _resenc_l,
     "mednext-s": _mednext,
