@@ -67,7 +67,8 @@ def parity(artifacts: Path) -> str:
         "|---|---|---|---|---|",
     ]
     for manifest in sorted(manifests, key=lambda manifest: manifest["parameters"]["count"]):
-        rows = [(f"{found['kind']} {'x'.join(map(str, found['shape']))}", found) for found in manifest["parity"]["inputs"]]
+        inputs = manifest["parity"]["inputs"]
+        rows = [(f"{found['kind']} {'x'.join(map(str, found['shape']))}", found) for found in inputs]
         if "cpu_graph" in manifest:
             rows.append(("the worst of them, rewritten graph", manifest["cpu_graph"]["parity"]))
         for what, found in rows:
