@@ -68,6 +68,7 @@ def _remove_idle(graph: ir.Graph) -> bool:
 
 
 def _is_idle(resize: ir.Node) -> bool:
+    """Whether a Resize gives what it takes, to other nodes than the graph's output."""
     x, y = resize.inputs[0], resize.outputs[0]
     if not is_static(x) or not is_static(y) or y.is_graph_output() or not _takes_means(resize):
         return False
@@ -77,6 +78,7 @@ def _is_idle(resize: ir.Node) -> bool:
 
 
 def _takes_means(resize: ir.Node) -> bool:
+    """Whether every voxel that a Resize gives is a mean of voxels."""
     return resize.attributes.get_string("coordinate_transformation_mode", "half_pixel") in MEANS
 
 

@@ -28,8 +28,8 @@ share no last cache. See docs/decisions/0142."""
 class MergePointwisePass(Rewrite):
     """Replace a pointwise layer, and the pointwise convolution that alone uses its result, by one convolution.
 
-    requires: constant weights; sizes that are known; one layer that multiplies at
-        most half of what the two do. What doesn't match stays.
+    requires: constant weights; sizes that are known; one layer that multiplies at most half of what the two do. What
+        doesn't match stays.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -105,8 +105,8 @@ def _linear_of_tokens(y: ir.Value | None) -> _Layer | None:
         return None
     back, (product, there, flatten) = nodes[1], nodes[-3:]
     x, weight, tokens = flatten.inputs[0], product.inputs[1], flatten.outputs[0]
-    offset = next((value for value in nodes[2].inputs if value is not None and is_constant(value)), None)
-    offset = offset if nodes[2] is not product else None
+    added = nodes[2].inputs if nodes[2] is not product else ()
+    offset = next((value for value in added if value is not None and is_constant(value)), None)
     if x is None or weight is None or not is_constant(weight):
         return None
     if not all(map(is_static, (x, weight, y, tokens, *([offset] if offset else [])))) or len(shape(weight)) != 2:
@@ -122,7 +122,7 @@ def _linear_of_tokens(y: ir.Value | None) -> _Layer | None:
 
 
 def _saves(first: _Layer, conv: ir.Node) -> bool:
-    """Whether one layer multiplies so much less for each voxel than the two."""
+    """Whether one layer multiplies as much less for each voxel than the two as ``LEAST_SAVED`` asks."""
     outputs, between = shape(conv.inputs[1])[:2]
     inputs = shape(first.x)[1]
     return LEAST_SAVED * inputs * outputs <= between * (inputs + outputs)
