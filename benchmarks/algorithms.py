@@ -1,10 +1,10 @@
-"""Which algorithms of a 3D convolution a network needs, and what polyphase components gain in 2D.
+"""Which algorithms of a 3D convolution a network needs, and what rows gain in 2D.
 
     python -m benchmarks.algorithms NAME... [--rounds N] [--artifacts FOLDER] [--together N] [--seed N]
 
 Each NAME is an artifact: `segonnx export NAME` makes it. Its plain graph, `model.onnx`, is rewritten here. The default
 choice of algorithms is timed against each algorithm alone, against each pair of them, and against itself without one of
-them; in 2D, against all rewrites but `WinogradPhasesPass`. What an algorithm can't make, another that is left makes.
+them; in 2D, against all rewrites but `UnrollRowsPass`. What an algorithm can't make, another that is left makes.
 The graphs are timed in one process, in random order in each round. A time is the median of the rounds' ratios to the
 default, with the interval of a bench. The default races a copy of itself, too: what comes out there is noise. Nothing
 else may run meanwhile. It prints a table in Markdown.
@@ -44,8 +44,8 @@ DEFAULT = "default"
 def variants(rewritten: optimize.Rewritten) -> dict[str, Choices]:
     """The choices to compare with the default, by name; graphs that would be the same have one name."""
     found = {f"{DEFAULT}, again": Choices()}
-    if "WinogradPhasesPass" in rewritten.passes:
-        found["without `WinogradPhasesPass`"] = Choices(without=("WinogradPhasesPass",))
+    if "UnrollRowsPass" in rewritten.passes:
+        found["without `UnrollRowsPass`"] = Choices(without=("UnrollRowsPass",))
     if not rewritten.layers:
         return found
     used = [name for name in ALGORITHMS if any(layer.algorithm == name for layer in rewritten.layers.values())]

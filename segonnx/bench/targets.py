@@ -30,7 +30,9 @@ MakeNetwork = Callable[[ModelSpec, int], TorchNetwork]
 
 def derives(rewrites: Sequence[str]) -> bool:
     """Whether a runtime computes other weights from an artifact's: what Winograd's algorithms multiply by."""
-    return not {"UnrollDepthPass", "WinogradPhasesPass"}.isdisjoint(rewrites)
+    return not {"UnrollDepthPass", "UnrollRowsPass", "WinogradPhasesPass"}.isdisjoint(
+        rewrites
+    )  # the last is of earlier artifacts
 
 
 def from_artifact(

@@ -24,7 +24,7 @@ from segonnx.optimize.pointwise_head import PointwiseHeadPass
 from segonnx.optimize.split_concat import SplitConcatPass
 from segonnx.optimize.stable_instance_norm import StableInstanceNormPass
 from segonnx.optimize.unroll_depth import UnrollDepthPass
-from segonnx.optimize.winograd_phases import WinogradPhasesPass
+from segonnx.optimize.unroll_rows import UnrollRowsPass
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ PASSES: tuple[type[Rewrite], ...] = (
     CommuteUpsamplingPass,
     MergePointwisePass,
     MergeGroupsPass,
-    WinogradPhasesPass,
+    UnrollRowsPass,
     SplitConcatPass,
     UnrollDepthPass,
     PointwiseHeadPass,

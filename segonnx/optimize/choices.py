@@ -19,7 +19,7 @@ class Choices:
         without: names of the rewrites that are left out.
         algorithms: names of the algorithms of 3D convolutions, by the text of their ``layers.Layer``. The other
             convolutions get the default.
-        depth_chunks: how many chunks the depth of a volume is divided into.
+        depth_chunks: how many chunks the depth of a volume is divided into, and how many parts an image on rows.
         max_weight_growth: how many times the bytes of the published weights the derived ones may take, all rewritten
             convolutions together; None sets no bound.
         blocks: of the processors that are to run the graph.

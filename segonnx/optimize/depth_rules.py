@@ -203,7 +203,7 @@ def normalized(
     """
     rows, columns, first = (build.integers(axis) for axis in (3, 2, 0))
     channels = source.channels
-    short = source.height * source.width <= SHORT
+    short = source.rows * source.width <= SHORT
     plane = build.integers(2, 3)
 
     def over_slice(value: ir.Value, operator: str = "ReduceMean") -> ir.Value:
@@ -220,7 +220,7 @@ def normalized(
     centred, means, squares = [], [], []
     for value in source.values:
         mean = over_slice(value)
-        if source.chunks > 1:  # they share the weights below
+        if source.batch > 1:  # they share the weights below
             mean = build("ReduceMean", mean, first)
         centre = build("Sub", value, mean)
         centred.append(centre)
@@ -229,7 +229,7 @@ def normalized(
     all_means = build.concat(means, 0)
     off = build("Sub", all_means, over_groups(build("ReduceMean", all_means, first)))
     mean_square = over_groups(build("ReduceMean", build.concat(squares, 0), first))
-    within = build("Mul", mean_square, build.number(1 / (source.width * (source.height if short else 1))))
+    within = build("Mul", mean_square, build.number(1 / (source.width * (source.rows if short else 1))))
     between = over_groups(build("ReduceMean", build("Mul", off, off), first))
     variance = build("Add", build("Add", within, between), build.number(epsilon))
     factor = build("Div", factors, build("Sqrt", variance))

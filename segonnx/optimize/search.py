@@ -98,7 +98,7 @@ class Search:
             if name in changed:
                 challenger = replace(current, without=(*current.without, name))
                 current, session = self._challenge(current, session, challenger, f"leaving out {name}")
-        if "UnrollDepthPass" not in changed or "UnrollDepthPass" in current.without:
+        if {"UnrollDepthPass", "UnrollRowsPass"}.isdisjoint(set(changed) - set(current.without)):
             return current
         for count in DEPTH_CHUNKS:
             challenger = replace(current, depth_chunks=count)

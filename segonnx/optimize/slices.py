@@ -36,6 +36,7 @@ class Slices:
         width: W.
         chunks: L.
         halo: what lies before the first value and after the last, by its index, where chunks meet.
+        images: B, where the slices are the rows of an image (see ``rows``): each value is (B, C, L / B, W), and H is 1.
     """
 
     values: tuple[ir.Value, ...]
@@ -44,6 +45,7 @@ class Slices:
     width: int
     chunks: int = 1
     halo: Mapping[int, ir.Value] = field(default_factory=dict)
+    images: int | None = None
 
     @property
     def count(self) -> int:
@@ -54,6 +56,16 @@ class Slices:
     def depth(self) -> int:
         """D."""
         return self.count * self.chunks
+
+    @property
+    def batch(self) -> int:
+        """First size of each value."""
+        return self.chunks if self.images is None else self.images
+
+    @property
+    def rows(self) -> int:
+        """Height of each value."""
+        return self.height * self.chunks // self.batch
 
     @property
     def alike(self) -> int:
@@ -71,8 +83,8 @@ class Slices:
         return replace(self, values=tuple(values), halo={}, **sizes)
 
     def zeros(self, build: Builder) -> ir.Value:
-        """A value (L, C, H, W) of zeros."""
-        return build.filled(0.0, self.chunks, self.channels, self.height, self.width)
+        """A value of zeros."""
+        return build.filled(0.0, self.batch, self.channels, self.rows, self.width)
 
 
 Volume = Sequence[Slices]

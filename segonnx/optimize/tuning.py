@@ -19,6 +19,8 @@ from segonnx.optimize import OPTIONAL
 from segonnx.optimize.algorithms import ALGORITHMS, EARLIER
 from segonnx.optimize.choices import Choices
 
+GONE = ("WinogradPhasesPass",)
+"""Rewrites of earlier versions, which earlier tunings leave out."""
 MAX_FILE_BYTES = 16 * 2**20
 
 Tuning = dict[str, Any]
@@ -45,7 +47,7 @@ def parse(tuning: Mapping[str, Any], where: str) -> Choices:
     Raises:
         InputError: it names a rewrite or an algorithm that this version doesn't have.
     """
-    without = tuning["without"]
+    without = [name for name in tuning["without"] if name not in GONE]
     now = {text: EARLIER.get(name, name) for text, name in tuning["forms"].items()}
     chosen = {text: name for text, name in now.items() if name is not None}
     if unknown := [name for name in without if name not in OPTIONAL]:
@@ -99,7 +101,7 @@ def cache_file(baseline: Path, x: Array, max_weight_growth: float | None, thread
     def add(what: object) -> None:
         digest.update(repr(what).encode())
 
-    add((__version__, hardware.versions(["onnxruntime"]), hardware.describe()["cpu"], hardware.cpu_flags()))
+    add((__version__, OPTIONAL, hardware.versions(["onnxruntime"]), hardware.describe()["cpu"], hardware.cpu_flags()))
     add((x.shape, hashlib.sha256(x.tobytes()).hexdigest(), max_weight_growth, threads, seconds))
     for node in ir.load(baseline).graph:
         add((node.op_type, sorted((name, str(attribute.value)) for name, attribute in node.attributes.items())))

@@ -7,7 +7,8 @@ upsampling, so no operator lays them out anew. An operator without a rule gets i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from types import MappingProxyType
 from typing import Self
 
@@ -80,22 +81,25 @@ class UnrollDepthPass(Rewrite):
         max_bytes = LARGE_WEIGHT if total > MAX_BYTES else total
         chosen = self._algorithms
         if self._max_weight_growth is not None:
-            trial = _Unrolling(model.clone().graph, chosen, self._depth_chunks, max_bytes)
+            trial = self._unrolling(model.clone().graph, chosen, max_bytes)
             trial.run()
             chosen = algorithms.bounded(trial.layers, self._max_weight_growth)
         if self._least_work and self._adds_idle_nodes(model, max_bytes):
             return ir.passes.PassResult(model, modified=False)
-        unrolling = _Unrolling(model.graph, chosen, self._depth_chunks, max_bytes)
+        unrolling = self._unrolling(model.graph, chosen, max_bytes)
         modified = unrolling.run()
         self.layers = unrolling.layers
         return ir.passes.PassResult(model, modified)
+
+    def _unrolling(self, graph: ir.Graph, chosen: Mapping[str, str], max_bytes: int) -> Unrolling:
+        return Unrolling(graph, Volumes(graph, self._depth_chunks), chosen, max_bytes)
 
     def _adds_idle_nodes(self, model: ir.Model, max_bytes: int) -> bool:
         """Whether what a node takes by itself is more than what it saves, for all nodes together."""
         if len(model.graph) * MOST_SLICES * self._least_work < _multiply_adds(model.graph):
             return False
         clone = model.clone().graph
-        trial = _Unrolling(clone, self._algorithms, self._depth_chunks, max_bytes)
+        trial = self._unrolling(clone, self._algorithms, max_bytes)
         trial.run()
         added = len(clone) - len(model.graph)
         return sum(layer.multiply_adds for layer in trial.layers.values()) < self._least_work * added
@@ -111,22 +115,34 @@ def _multiply_adds(graph: ir.Graph) -> int:
     return total
 
 
-class _Unrolling:
+class Unrolling:
     """One run over a graph.
 
     Args:
         graph: is rewritten.
+        volumes: its values that exist as slices.
         chosen: names of the algorithms of layers, by the layer's text.
-        chunks: that volumes are divided into.
         max_bytes: convolutions whose weights have more stay.
+        default: gives the name of the algorithm of any other layer, of those that can make it.
+        nodes: that are rewritten, where others aren't.
     """
 
-    def __init__(self, graph: ir.Graph, chosen: Mapping[str, str], chunks: int, max_bytes: int) -> None:
+    def __init__(
+        self,
+        graph: ir.Graph,
+        volumes: Volumes,
+        chosen: Mapping[str, str],
+        max_bytes: int,
+        default: Callable[[Convolution, Sequence[str]], str] = algorithms.default,
+        nodes: AbstractSet[ir.Node] | None = None,
+    ) -> None:
         self.layers: dict[str, RewrittenLayer] = {}
         self._graph = graph
         self._chosen = chosen
         self._max_bytes = max_bytes
-        self._volumes = Volumes(graph, chunks)
+        self._volumes = volumes
+        self._default = default
+        self._nodes = nodes
 
     def run(self) -> bool:
         """Rewrite the graph; whether anything changed."""
@@ -143,7 +159,7 @@ class _Unrolling:
                 norm = waiting[node]
                 volume = None if norm is None else depth_rules.group_norm(self._volumes, build, norm)
             else:
-                rule = rules.get(node.op_type) if node.domain == "" else None
+                rule = rules.get(node.op_type) if self._is_mine(node) else None
                 volume = rule(self._volumes, build, node) if rule is not None and _is_volume(node) else None
                 if volume is None:
                     self._volumes.stack_inputs(node)
@@ -156,6 +172,9 @@ class _Unrolling:
         for node in reversed(replaced):
             self._graph.remove(node, safe=True)
         return bool(replaced)
+
+    def _is_mine(self, node: ir.Node) -> bool:
+        return node.domain == "" and (self._nodes is None or node in self._nodes)
 
     def _convolution(self, volumes: Volumes, build: Builder, node: ir.Node) -> Volume | None:
         """A convolution, by the algorithm of its layer."""
@@ -186,7 +205,7 @@ class _Unrolling:
         possible = algorithms.possible(conv, sources)
         name = self._chosen.get(str(layer), "")
         if name not in possible:
-            name = algorithms.default(conv, possible)
+            name = self._default(conv, possible)
         self.layers[str(layer)] = RewrittenLayer(layer, 1, possible, name)
         return name
 

@@ -53,8 +53,7 @@ class Volumes:
     def get(self, build: Builder, value: ir.Value) -> Volume:
         """The slices of a value, made from the whole where there are none yet."""
         if value not in self._sliced:
-            _, channels, *sizes = shape(value)
-            self.put(build, value, [slices.unstack(build, value, channels, *sizes)])
+            self.put(build, value, [self._unstacked(build, value)])
             self._stacked[value] = value
         return self._sliced[value]
 
@@ -70,7 +69,7 @@ class Volumes:
     def whole(self, build: Builder, value: ir.Value) -> ir.Value:
         """The value (1, C, D, H, W) of slices."""
         if value not in self._stacked:
-            whole = build.concat([slices.stack(build, part) for part in self._sliced[value]], 1)
+            whole = build.concat([self._whole(build, part) for part in self._sliced[value]], 1)
             whole.shape, whole.type = value.shape, value.type
             self._stacked[value] = whole
         return self._stacked[value]
@@ -130,11 +129,25 @@ class Volumes:
                 whole.name, value.name = value.name, None
                 self._graph.outputs[index] = whole
 
+    def _unstacked(self, build: Builder, value: ir.Value) -> Slices:
+        """The slices of a whole value."""
+        _, channels, *sizes = shape(value)
+        return slices.unstack(build, value, channels, *sizes)
+
+    def _whole(self, build: Builder, source: Slices) -> ir.Value:
+        """The value (1, C, D, H, W) of some channels' slices."""
+        return slices.stack(build, source)
+
     def _divided(self, build: Builder, source: Slices) -> Slices:
+        """Slices as they travel."""
         return slices.divide(build, source, chunks_of(source.depth, self._chunks))
 
     def _halo(self, build: Builder, source: Slices, index: int, outside: Outside) -> ir.Value:
         key = (source.values, index, outside)
         if key not in self._halos:
-            self._halos[key] = slices.halo(build, source, index, outside)
+            self._halos[key] = self._beyond(build, source, index, outside)
         return self._halos[key]
+
+    def _beyond(self, build: Builder, source: Slices, index: int, outside: Outside) -> ir.Value:
+        """What lies at an index outside of a chunk."""
+        return slices.halo(build, source, index, outside)

@@ -315,6 +315,7 @@ def test_openvino_on_a_graph_for_onnx_runtime_is_warned_of(tmp_path: Path) -> No
     ("rewrites", "expected"),
     [
         (["UnrollDepthPass", "PointwiseHeadPass"], True),
+        (["UnrollRowsPass", "PointwiseHeadPass"], True),
         (["WinogradPhasesPass", "PointwiseHeadPass"], True),
         (["PointwiseHeadPass"], False),
         ([], False),

@@ -33,9 +33,9 @@ def test_each_graph_is_compared_once() -> None:
     assert found["winograd alone"] == Choices(algorithms={FIRST[0]: "winograd"})
 
 
-def test_images_are_compared_with_and_without_polyphase_components() -> None:
-    found = variants(Rewritten(("WinogradPhasesPass",), {}))
-    assert list(found) == ["default, again", "without `WinogradPhasesPass`"]
+def test_images_are_compared_with_and_without_rows() -> None:
+    found = variants(Rewritten(("UnrollRowsPass",), {}))
+    assert list(found) == ["default, again", "without `UnrollRowsPass`"]
 
 
 def test_a_row_has_the_ratio_of_the_rounds() -> None:

@@ -40,23 +40,24 @@ def _build(build: Builder, conv: Convolution, sources: Sequence[Slices]) -> list
     bias = None
     if conv.bias is not None:
         bias = build.concat([build("Mul", conv.bias, build.number(factor)) for factor in bias_factors()], 0)
-    chunks = sources[0].chunks
+    batch = sources[0].batch
     into, out_of = _matrix(build, input_transform()), _matrix(build, output_transform())
     zeros = [source.zeros(build) for source in sources]
     values: list[ir.Value] = []
     depth, height, width = conv.sizes(sources[0])
+    height = height * sources[0].chunks // batch
     whole = depth - depth % 4
     for start in range(0, whole, 4):
         total: ir.Value | None = None
         for source, weight, zero in zip(sources, weights, zeros, strict=True):
             window = build.concat([source.get(start + i) or zero for i in range(-1, 5)], 1)
-            rows = build.reshape(window, chunks, 6, source.channels * source.height * source.width)
-            x = build.reshape(build("MatMul", into, rows), chunks, 6 * source.channels, source.height, source.width)
+            rows = build.reshape(window, batch, 6, source.channels * source.rows * source.width)
+            x = build.reshape(build("MatMul", into, rows), batch, 6 * source.channels, source.rows, source.width)
             y = conv.conv2d(build, x, weight, bias if total is None else None, groups=6)
             total = y if total is None else build("Add", y, total)
         assert total is not None
-        y = build("MatMul", out_of, build.reshape(total, chunks, 6, conv.outputs * height * width))
-        values += build.split(build.reshape(y, chunks, 4 * conv.outputs, height, width), [conv.outputs] * 4, 1)
+        y = build("MatMul", out_of, build.reshape(total, batch, 6, conv.outputs * height * width))
+        values += build.split(build.reshape(y, batch, 4 * conv.outputs, height, width), [conv.outputs] * 4, 1)
     return values + [conv.sum_of_taps(build, sources, kernels, index) for index in range(whole, depth)]
 
 
