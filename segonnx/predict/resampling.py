@@ -106,16 +106,15 @@ def _interpolation(how: Resampling, old: int, new: int, apart: bool | None) -> L
     """The interpolation along one axis; ``apart``: None if no axis is, or whether this one is."""
     if isinstance(how, InterpolationModes):
         mode = how.mode_together if apart is None else how.mode_z if apart else how.mode
-        return LinearInterpolation.torch(_ONE_AXIS.get(mode, mode), old, new)
+        within = (
+            {"linear": "bilinear"}.get(mode, mode) if apart is False else mode
+        )  # two axes have a kernel of their own
+        return LinearInterpolation.torch(within, old, new)
     if apart:
         return LinearInterpolation.between(old, new, nearest=how.order_z == 0)
     if how.order == 0 and old != new:
         return LinearInterpolation.of(_zoomed(np.arange(old), (new,), 0).astype(np.int64))
     return LinearInterpolation.between(old, new)
-
-
-_ONE_AXIS = {"bilinear": "linear", "trilinear": "linear", "bicubic": "cubic"}
-"""PyTorch's names of modes, by what they are along one axis."""
 
 
 @dataclass(frozen=True)
