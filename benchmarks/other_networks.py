@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,36 +153,52 @@ def make(root: Path, names: list[str]) -> None:
 
 
 def time(root: Path, names: list[str]) -> None:
-    """Bench each artifact that has no result yet, the stock graph and OpenVINO by turns; the result in ROOT."""
-    backends = [part for name in (OURS, BASELINE, PEER) for part in ("--backend", name)]
+    """Bench each artifact that has no result yet; the result in ROOT."""
     for name in names:
         kept, artifact = root / f"{name}.json", root / name
-        if not artifact.exists() or (kept.exists() and kept.stat().st_mtime > artifact.stat().st_mtime):
-            continue
-        command = [
-            sys.executable, "-m", "segonnx", "bench", "--artifact", artifact, *backends, "--processes", "1",
-            "--rounds", ROUNDS, "--no-roofline", "-q", "--json", kept,
-        ]  # fmt: skip
-        subprocess.run([*map(str, command)], check=True, cwd=docs.ROOT)
+        if artifact.exists() and not (kept.exists() and kept.stat().st_mtime > artifact.stat().st_mtime):
+            bench(artifact, kept)
+
+
+def bench(artifact: Path, kept: Path, environment: Mapping[str, str] | None = None) -> None:
+    """Bench an artifact, the stock graph and OpenVINO on that, by turns.
+
+    Args:
+        artifact: its folder.
+        kept: the result's file. One whose logits differ has a row, too.
+        environment: of the bench's process; None is this one's.
+
+    Raises:
+        SystemExit: there is no result.
+    """
+    backends = [part for name in (OURS, BASELINE, PEER) for part in ("--backend", name)]
+    command = [
+        sys.executable, "-m", "segonnx", "bench", "--artifact", artifact, *backends, "--processes", "1",
+        "--rounds", ROUNDS, "--no-roofline", "-q", "--json", kept,
+    ]  # fmt: skip
+    before = kept.stat().st_mtime if kept.exists() else None
+    subprocess.run([*map(str, command)], check=False, env=environment, cwd=docs.ROOT)
+    if not kept.exists() or kept.stat().st_mtime == before:
+        raise SystemExit(f"{artifact} wasn't benched")
+
+
+def cells(name: str, found: result.Result) -> list[str]:
+    """Name, input, milliseconds, and how many times as fast as the stock graph and as OpenVINO on it."""
+    row = next(row for row in found.rows if row.backend == OURS)
+    made = [name, "x".join(map(str, row.input_shape)), f"{1e3 * (row.median_s or 0):.1f}"]
+    for other in (BASELINE, PEER):
+        known = ratio(found, row, other)
+        peer = next(each for each in found.rows if each.backend == other)
+        interval = "" if known is None or known[1] is None else f" ({known[1][0]:.2f}-{known[1][1]:.2f})"
+        wrong = "" if peer.status == result.OK else " †"
+        made.append("-" if known is None else f"{known[0]:.2f}x{interval}{wrong}")
+    return made
 
 
 def table(root: Path) -> str:
     """What was measured, as markdown."""
-    lines = []
-    for name in NETWORKS:
-        path = root / f"{name}.json"
-        if not path.exists():
-            continue
-        found = result.read(path)
-        row = next(row for row in found.rows if row.backend == OURS)
-        cells = [name, "x".join(map(str, row.input_shape)), f"{1e3 * (row.median_s or 0):.1f}"]
-        for other in (BASELINE, PEER):
-            known = ratio(found, row, other)
-            peer = next(each for each in found.rows if each.backend == other)
-            interval = "" if known is None or known[1] is None else f" ({known[1][0]:.2f}-{known[1][1]:.2f})"
-            wrong = "" if peer.status == result.OK else " †"
-            cells.append("-" if known is None else f"{known[0]:.2f}x{interval}{wrong}")
-        lines.append(f"| {' | '.join(cells)} |")
+    known = [(name, root / f"{name}.json") for name in NETWORKS]
+    lines = [f"| {' | '.join(cells(name, result.read(path)))} |" for name, path in known if path.exists()]
     head = ["| network | input | ms | the stock graph | OpenVINO, stock graph |", "|---|---|---|---|---|"]
     return "\n".join([f"{docs.machine()}:", "", *head, *lines, ""])
 
