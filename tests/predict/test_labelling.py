@@ -95,7 +95,7 @@ def test_labels_are_those_of_all_logits_at_once(
     rule = _rule(loaded, 8, regions=regions, features=features)
     channels = _channels(rule.channels, smooth)
     apart = [LinearInterpolation.between(OLD[0], NEW[0], nearest=True), *_linear(OLD[1:], NEW[1:])]
-    cubic = [LinearInterpolation.torch("cubic", before, after) for before, after in zip(OLD, NEW, strict=True)]
+    cubic = [LinearInterpolation.torch("bicubic", before, after) for before, after in zip(OLD, NEW, strict=True)]
     for every in (
         _linear(OLD, NEW),
         apart,
