@@ -27,12 +27,13 @@ from segonnx.sources.catalog import ModelSpec
 MakeNetwork = Callable[[ModelSpec, int], TorchNetwork]
 """Gives a spec's network with the random weights of a seed, for runtimes that run PyTorch."""
 
+DERIVING = frozenset({"UnrollDepthPass", "UnrollRowsPass", "WinogradPhasesPass"})
+"""Rewrites with Winograd's algorithms; the last is of earlier artifacts."""
+
 
 def derives(rewrites: Sequence[str]) -> bool:
     """Whether a runtime computes other weights from an artifact's: what Winograd's algorithms multiply by."""
-    return not {"UnrollDepthPass", "UnrollRowsPass", "WinogradPhasesPass"}.isdisjoint(
-        rewrites
-    )  # the last is of earlier artifacts
+    return not DERIVING.isdisjoint(rewrites)
 
 
 def from_artifact(

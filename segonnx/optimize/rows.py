@@ -52,8 +52,6 @@ class Rows(Volumes):
         return build.reshape(image, 1, source.channels, source.depth, 1, source.width)
 
     def _divided(self, build: Builder, source: Slices) -> Slices:
-        if source.depth % COUNT:
-            return source  # one number for each channel
         parts = self._parts_of(source.depth)
         if parts < source.batch:
             source = self._in_parts(build, source, 0, 2)

@@ -252,8 +252,6 @@ def test_weights_are_pytorchs_to_the_last_digit(mode: str, size: list[int]) -> N
 
 @pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "linear", "area"])
 def test_interpolation_of_long_axes_takes_the_voxels_that_torch_takes(mode: str) -> None:
-    import torch
-
     rng = np.random.default_rng(0)
     for old, new in [*rng.integers(1, 700, (60, 2)), (512, 1024), (1024, 512), (7, 700), (700, 7)]:
         x = rng.standard_normal((1, 1, int(old))).astype(np.float32)
