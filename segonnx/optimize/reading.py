@@ -21,10 +21,27 @@ def is_static(value: ir.Value | None) -> bool:
 
 def is_constant(value: ir.Value | None) -> bool:
     """Whether the value is an initializer, or made of such alone, which a runtime computes when it loads the graph."""
-    if value is None or value.const_value is not None:
-        return value is not None
-    node = value.producer()
-    return node is not None and all(given is None or is_constant(given) for given in node.inputs)
+    seen, left = {value}, [value]
+    while left:
+        one = left.pop()
+        if one is None:
+            return False
+        if one.const_value is not None:
+            continue
+        node = one.producer()
+        if node is None or _has_bodies(node):
+            return False
+        given = [source for source in node.inputs if source is not None and source not in seen]
+        seen.update(given)
+        left += reversed(given)  # what a network computes with is the first input of most operators
+    return True
+
+
+def _has_bodies(node: ir.Node) -> bool:
+    """Whether the node runs graphs of its own, which may take values that aren't among its inputs."""
+    return any(
+        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()
+    )
 
 
 def is_operator(node: ir.Node | None, *operators: str) -> bool:

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from segonnx.optimize import row_regions
+from segonnx.optimize import PASSES, row_regions
+from segonnx.optimize.base import Rewrite
 from segonnx.optimize.builder import Builder
+from segonnx.optimize.choices import Choices
 from segonnx.optimize.merge_groups import MergeGroupsPass
 from segonnx.optimize.reading import shape
 from segonnx.optimize.split_concat import SplitConcatPass
@@ -407,3 +409,16 @@ def test_open_sizes_are_split_too() -> None:
 def test_other_convolutions_of_concatenations_stay(channels: list[int], joined: str, elsewhere: bool) -> None:
     graph = skips(channels, joined, elsewhere=elsewhere)
     assert not SplitConcatPass()(graph.model()).modified
+
+
+@pytest.mark.parametrize("rewrite", PASSES)
+def test_masks_whose_constants_meet_again_and_again_keep_no_rewrite(rewrite: type[Rewrite]) -> None:
+    """As Swin's networks have them: 2^60 ways lead from the mask to its first constant."""
+    graph = Graph((1, 16, 32, 32))
+    mask = graph.weight(1, 16, 1, 1)
+    for _ in range(60):
+        mask = graph.add("Max", mask, mask)
+    graph.add("Conv", "x", graph.add("Mul", graph.weight(16, 16, 3, 3), mask), pads=[1] * 4)
+    graph.add("Relu", graph.add("Add", graph.last, mask))
+    graph.add("Conv", graph.last, graph.weight(16, 16, 3, 3), pads=[1] * 4)
+    check(graph, rewrite.with_choices(Choices()))
