@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import TYPE_CHECKING
 
 from segonnx.errors import InputError
@@ -77,22 +78,25 @@ def needed(module: nn.Module, call: Call) -> set[str] | None:
     from torch import nn
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    named = dict(module.named_parameters())
+    named, mode = dict(module.named_parameters()), FakeTensorMode(allow_non_fake_inputs=True)
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    disabled, logger.disabled = logger.disabled, True  # it writes what is raised to stderr, too
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.enable_grad():
-            fakes = {
-                name: nn.Parameter(mode.from_tensor(one.detach()), one.is_floating_point())
-                for name, one in named.items()
-            }
-            known: dict[int, object] = {id(named[name]): fake for name, fake in fakes.items()}
-            known |= {id(buffer): mode.from_tensor(buffer) for buffer in module.buffers()}
-            # A copy: what a forward keeps on its module mustn't stay there without numbers.
-            twin = copy.deepcopy(module, known)
-            by_place, by_keyword = call.sorted(tuple(mode.from_tensor(tensor.detach()) for tensor in call.tensors))
+        fakes = {
+            name: nn.Parameter(mode.from_tensor(one.detach()), one.is_floating_point()) for name, one in named.items()
+        }
+        known: dict[int, object] = {id(named[name]): fake for name, fake in fakes.items()}
+        known |= {id(buffer): mode.from_tensor(buffer) for buffer in module.buffers()}
+        # A copy: what a forward keeps on its module mustn't stay there without numbers.
+        twin = copy.deepcopy(module, known)
+        by_place, by_keyword = call.sorted(tuple(mode.from_tensor(tensor.detach()) for tensor in call.tensors))
+        with mode, torch.enable_grad():
             answer = twin(*by_place, **by_keyword)
-            found = _leaves(answer if isinstance(answer, tuple) else (answer,))
+        found = _leaves(answer if isinstance(answer, tuple) else (answer,))
     except Exception:  # noqa: BLE001 (what a stranger's code raises on tensors without numbers)
         return None
+    finally:
+        logger.disabled = disabled
     return {name for name, fake in fakes.items() if id(fake) in found} if found else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from torch import nn
 import segonnx
 from segonnx.artifacts.verify import verify
 from segonnx.errors import ConversionError, InputError, ParityError, SegonnxError
+from segonnx.exporters import module_checks
+from segonnx.exporters.module_inputs import Call
 from tests.conftest import ROOT, run
 
 pytestmark = pytest.mark.usefixtures("steps_here")
@@ -116,6 +119,24 @@ def test_parameters_that_are_not_used_need_a_reason(tmp_path: Path) -> None:
         segonnx.export(module, X, tmp_path / "deep")
     done = segonnx.export(module, X, tmp_path / "deep", unused={r"deep_head\..*": "for training"})
     assert done.manifest["parameters"]["unused_reasons"] == {"for training": 6}
+
+
+def test_tensors_in_a_list_hide_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As MONAI's DynUNet keeps them: they are copied, and torch has nothing to say of it."""
+    module = Given(lambda y: y)
+    vars(module)["heads"] = [torch.zeros(1)] * 2
+    module.deep_head = nn.Conv2d(2, 2, 1)
+    with pytest.raises(InputError, match=r"never runs deep_head"):
+        segonnx.export(module, X, tmp_path / "kept")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_torch_says_of_tensors_without_numbers_stays_unsaid(capfd: pytest.CaptureFixture[str]) -> None:
+    """Which parameters are needed can't be told of a module that copies tensors on its way; it is exported without."""
+    offset = torch.zeros(1)
+    module = Given(lambda y: y + copy.deepcopy(offset))
+    assert module_checks.needed(module, Call((X,), (None,))) is None
+    assert capfd.readouterr() == ("", "")
 
 
 SCRIPT = """
