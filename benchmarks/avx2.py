@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks import docs
-from benchmarks.other_networks import bench, cells
+from benchmarks.other_networks import HEAD, bench, cells
 from segonnx.artifacts.layout import MANIFEST
 from segonnx.bench import result
 
@@ -95,8 +95,7 @@ def table(root: Path) -> str:
     """What was measured, as markdown."""
     found = [result.read(path) for path in sorted(root.glob("*.json"))]
     lines = [f"| {' | '.join(cells(each.rows[0].model, each))} |" for each in found]
-    head = ["| network | input | ms | the stock graph | OpenVINO, stock graph |", "|---|---|---|---|---|"]
-    return "\n".join([f"{docs.machine()}, with AVX-512 switched off in both runtimes:", "", *head, *lines, ""])
+    return "\n".join([f"{docs.machine()}, with AVX-512 switched off in both runtimes:", "", *HEAD, *lines, ""])
 
 
 def main(command: str, folder: str, *artifacts: str) -> None:

@@ -29,6 +29,11 @@ BLOCK_VERSION = 1
 PAGE = docs.ROOT / "docs" / "performance.md"
 PEER = "openvino-stock"
 ROUNDS = 7
+HEAD = (
+    "| network | input | ms | the stock graph | OpenVINO, stock graph |",
+    "|---|---|---|---|---|",
+)
+"""The titles of ``cells``."""
 Built = tuple["nn.Module", tuple[int, ...]]
 """A network, and the shape of its input (N, C, spatial...)."""
 
@@ -199,8 +204,7 @@ def table(root: Path) -> str:
     """What was measured, as markdown."""
     known = [(name, root / f"{name}.json") for name in NETWORKS]
     lines = [f"| {' | '.join(cells(name, result.read(path)))} |" for name, path in known if path.exists()]
-    head = ["| network | input | ms | the stock graph | OpenVINO, stock graph |", "|---|---|---|---|---|"]
-    return "\n".join([f"{docs.machine()}:", "", *head, *lines, ""])
+    return "\n".join([f"{docs.machine()}:", "", *HEAD, *lines, ""])
 
 
 def main(command: str, folder: str, *names: str) -> None:

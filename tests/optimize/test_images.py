@@ -412,7 +412,7 @@ def test_other_convolutions_of_concatenations_stay(channels: list[int], joined: 
 
 
 @pytest.mark.parametrize("rewrite", PASSES)
-def test_masks_whose_constants_meet_again_and_again_keep_no_rewrite(rewrite: type[Rewrite]) -> None:
+def test_no_rewrite_walks_every_way_to_a_constant(rewrite: type[Rewrite]) -> None:
     """As Swin's networks have them: 2^60 ways lead from the mask to its first constant."""
     graph = Graph((1, 16, 32, 32))
     mask = graph.weight(1, 16, 1, 1)
